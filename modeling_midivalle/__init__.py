@@ -1,0 +1,34 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""PreTrainedModel classes of MIDI-VALLE: ids and codes in, codes and audio out. Importing registers Auto classes."""
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration_midivalle import MidiValleARConfig, MidiValleConfig, MidiValleNARConfig
+from .configuration_piano_encodec import PianoEncodecConfig
+from .modeling_midivalle import MidiValleForConditionalGeneration
+from .modeling_midivalle_ar import MidiValleARModel
+from .modeling_midivalle_nar import MidiValleNARModel
+from .modeling_piano_encodec import PianoEncodecModel
+
+for _config, _model in (
+    (PianoEncodecConfig, PianoEncodecModel),
+    (MidiValleARConfig, MidiValleARModel),
+    (MidiValleNARConfig, MidiValleNARModel),
+    (MidiValleConfig, MidiValleForConditionalGeneration),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    _config.register_for_auto_class("AutoConfig")
+    _model.register_for_auto_class("AutoModel")
+
+
+__all__ = [
+    "MidiValleARConfig",
+    "MidiValleARModel",
+    "MidiValleConfig",
+    "MidiValleForConditionalGeneration",
+    "MidiValleNARConfig",
+    "MidiValleNARModel",
+    "PianoEncodecConfig",
+    "PianoEncodecModel",
+]

@@ -1,0 +1,65 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Render a pool of audio once, for machines that cannot render and train at the same time.
+
+    python -m scripts.render_pool --midi-root PACK/midi --piano PIANO.tar ... --hours 5 --output runs/pool.npy
+
+Writes int16 (excerpts, samples) at 32 kHz, 230 MB an hour; `scripts.train_codec --audio` crops it.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from scripts.pianos import SAMPLING_RATE
+from scripts.rendered_audio import RenderedCrops
+from scripts.rooms import ROOMS
+
+EXCERPT_S = 12.0
+_source = None
+
+
+def _open(args: argparse.Namespace) -> None:
+    global _source  # one per process: its pianos stay in memory
+    _source = RenderedCrops(args.midi_root, args.split, args.piano, args.room or list(ROOMS))
+
+
+def _excerpt(task: tuple[int, int]) -> tuple[int, np.ndarray]:
+    seed, index = task
+    wave, _, _ = _source.excerpt(np.random.default_rng([seed, index]), EXCERPT_S)
+    return index, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
+    parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
+    parser.add_argument("--room", action="append", help=f"rooms to use: {', '.join(ROOMS)} (default: all)")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--hours", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--output", required=True, help=".npy file")
+    args = parser.parse_args(argv)
+    count = max(round(args.hours * 3600 / EXCERPT_S), 1)
+    shape = (count, round(EXCERPT_S * SAMPLING_RATE))
+    temporary = f"{args.output}.tmp"
+    try:
+        pool = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int16, shape=shape)
+        with multiprocessing.get_context("spawn").Pool(args.processes, _open, (args,)) as workers:
+            tasks = ((args.seed, i) for i in range(count))
+            for index, wave in tqdm(workers.imap_unordered(_excerpt, tasks, chunksize=4), total=count, unit="excerpt"):
+                pool[index] = wave
+        pool.flush()
+        os.replace(temporary, args.output)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Tiny models built in memory, with weights of realistic scale: near-zero ones would hide wrong masks and scales."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than cores make it 10 times slower
+
+import pytest
+import torch
+
+from modeling_midivalle import (
+    MidiValleARConfig,
+    MidiValleARModel,
+    MidiValleConfig,
+    MidiValleForConditionalGeneration,
+    MidiValleNARConfig,
+    MidiValleNARModel,
+)
+
+torch.set_num_threads(1)
+
+PUBLISHED_TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
+
+
+def lively(model, seed=0):
+    """Every weight plus N(0, 0.15): attention, norms and biases all matter."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def _decoder(config_class, model_class):
+    def make(preset="tiny", seed=0, **overrides):
+        torch.manual_seed(seed)
+        fields = PUBLISHED_TINY | {"dropout": 0.0, "attention_dropout": 0.0, "embedding_dropout": 0.0}
+        fields = overrides if preset == "tiny" else fields | overrides
+        return lively(model_class(config_class.from_preset(preset, **fields)), seed)
+
+    return make
+
+
+@pytest.fixture
+def make_ar():
+    """`make_ar("tiny" | "published", **overrides)` -> a tiny AR in eval mode."""
+    return _decoder(MidiValleARConfig, MidiValleARModel)
+
+
+@pytest.fixture
+def make_nar():
+    """`make_nar("tiny" | "published", **overrides)` -> a tiny NAR in eval mode."""
+    return _decoder(MidiValleNARConfig, MidiValleNARModel)
+
+
+@pytest.fixture
+def make_model():
+    """`make_model("tiny" | "published")` -> a tiny codec + AR + NAR in eval mode, with filled codebooks."""
+
+    def make(preset="tiny", seed=0):
+        torch.manual_seed(seed)
+        config = MidiValleConfig.from_preset("tiny")
+        if preset == "published":
+            config = MidiValleConfig(
+                codec_config=config.codec_config.to_dict(),
+                ar_config=MidiValleARConfig.from_preset("published", **PUBLISHED_TINY).to_dict(),
+                nar_config=MidiValleNARConfig.from_preset("published", **PUBLISHED_TINY).to_dict(),
+                share_midi_embeddings=True,
+            )
+        model = MidiValleForConditionalGeneration(config)
+        lively(model.ar, seed), lively(model.nar, seed + 1)
+        for layer in model.codec.quantizer.layers:
+            layer.codebook.embed.normal_(std=0.3)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_rows():
+    """`make_rows(seed, notes, seconds, held=0)` -> MIDI rows `(notes + held + 2, 6)`, by onset, with BOS and EOS."""
+
+    def make(seed=0, notes=12, seconds=2.0, held=0):
+        g = torch.Generator().manual_seed(seed)
+        ticks = torch.randint(0, int(seconds * 192), (notes,), generator=g).sort().values
+        ioi = ticks.diff(prepend=ticks[:1]).clamp(max=383) + 388
+        age = 388 - torch.randint(1, 385, (held,), generator=g)
+        ticks, ioi = torch.cat([torch.zeros(held, dtype=torch.long), ticks]), torch.cat([age, ioi])
+        pitch, velocity = (
+            torch.randint(4, 92, (held + notes,), generator=g),
+            torch.randint(4, 68, (held + notes,), generator=g),
+        )
+        duration = torch.randint(10, 300, (held + notes,), generator=g)
+        rows = torch.stack([pitch, velocity, duration, ioi, ticks % 384 + 4, ticks // 384 + 4], -1)
+        return torch.cat([torch.full((1, 6), 1), rows, torch.full((1, 6), 2)])
+
+    return make
+
+
+@pytest.fixture
+def make_batch(make_rows):
+    """`make_batch(lengths, prompts)` -> right-padded `codes (B, 4, T)`, `mask`, `midi_ids`, `midi_mask`, `prompts`."""
+
+    def make(lengths=(40, 33), prompts=(12, 7), seed=0):
+        g = torch.Generator().manual_seed(seed)
+        rows = [make_rows(seed + b, notes=10 + 3 * b, seconds=max(lengths) / 50, held=b) for b in range(len(lengths))]
+        midi_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        midi_mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(r), dtype=torch.long) for r in rows], True)
+        lengths = torch.tensor(lengths)
+        mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        codes = torch.randint(0, 2048, (len(lengths), 4, mask.shape[1]), generator=g) * mask[:, None]
+        return codes, mask, midi_ids, midi_mask, torch.tensor(prompts)
+
+    return make

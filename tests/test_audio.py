@@ -1,0 +1,158 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Audio files: what goes in comes out, and what cannot be used is refused in one sentence."""
+
+import io
+import os
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+
+from processing.audio_midivalle import FULL_SCALE, AudioError, read_audio, to_mono_32k, write_audio
+
+
+def tone(seconds=0.5, rate=32_000, channels=1, hz=440.0, level=0.5):
+    """A sine of `hz`, `(samples, channels)` float32."""
+    wave = level * np.sin(2 * np.pi * hz * np.arange(round(seconds * rate)) / rate)
+    return np.repeat(wave[:, None], channels, 1).astype(np.float32)
+
+
+def encoded(wave, rate=32_000, container="WAV", subtype="PCM_16"):
+    """The bytes of an audio file."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, subtype, format=container)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("container", "subtype", "step"),
+    [
+        ("WAV", "PCM_U8", 2**-7),
+        ("WAV", "PCM_16", 2**-15),
+        ("WAV", "PCM_24", 2**-23),
+        ("WAV", "FLOAT", 0),
+        ("WAVEX", "DOUBLE", 0),
+        ("RF64", "PCM_32", 2**-24),
+        ("FLAC", "PCM_S8", 2**-7),
+        ("FLAC", "PCM_16", 2**-15),
+    ],
+)
+def test_reads_what_was_written(container, subtype, step, tmp_path):
+    wave = tone(channels=2)
+    data = encoded(wave, 44_100, container, subtype)
+    (tmp_path / "a.wav").write_bytes(data)
+    for source in (data, tmp_path / "a.wav", str(tmp_path / "a.wav")):
+        found, rate = read_audio(source)
+        assert (found.shape, found.dtype, rate) == (wave.shape, np.float32, 44_100)
+        assert np.abs(found - wave).max() <= step
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 192_000])
+def test_resampling_keeps_pitch_level_and_length(rate):
+    """Two channels of 440 Hz at 0.5 become one of the same, away from the ends; the length follows the rate."""
+    found = to_mono_32k(tone(1.0, rate, channels=2), rate)
+    assert found.shape == (32_000,) and found.dtype == np.float32
+    assert np.abs(found - tone(1.0)[:, 0])[1000:-1000].max() < 2e-3
+    assert to_mono_32k(np.stack([np.ones(9), np.zeros(9)], 1), 32_000).tolist() == [0.5] * 9
+
+
+@pytest.mark.parametrize(("ending", "subtype"), [(".wav", "PCM_16"), (".flac", "PCM_24"), (".WAV", "PCM_24")])
+def test_writes_atomically_and_never_clips(ending, subtype, tmp_path):
+    path = tmp_path / f"out{ending}"
+    path.write_bytes(b"old")
+    assert write_audio(path, tone(level=0.5), 32_000, subtype) == 1.0
+    found, rate = read_audio(path)
+    assert rate == 32_000 and np.abs(found - tone()).max() <= 2**-15
+    gain = write_audio(path, tone(level=2.0), 32_000, subtype)
+    assert gain == pytest.approx(FULL_SCALE / 2, rel=1e-3)
+    assert np.abs(read_audio(path)[0] - tone(level=2.0) * gain).max() <= 2**-14
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "out.wav"
+    write_audio(path, tone())
+    old = path.read_bytes()
+
+    def full_disk(file, *args, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(soundfile, "write", full_disk)
+    with pytest.raises(AudioError, match=r"out\.wav: cannot be written .*No space left"):
+        write_audio(path, tone(hz=220))
+    assert path.read_bytes() == old and os.listdir(tmp_path) == ["out.wav"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out.mp3", r"must end in \.wav or \.flac"), ("no/out.wav", "does not exist"), ("dir.wav", "is a folder")],
+)
+def test_refuses_outputs(name, message, tmp_path):
+    (tmp_path / "dir.wav").mkdir()
+    with pytest.raises(AudioError, match=message):
+        write_audio(tmp_path / name, tone())
+
+
+def test_refuses_to_write_what_is_not_sound(tmp_path):
+    with pytest.raises(AudioError, match="not finite"):
+        write_audio(tmp_path / "out.wav", np.array([0.0, np.nan]))
+    assert not os.listdir(tmp_path)
+
+
+def patched(data, position, value, kind="<I"):
+    return data[:position] + struct.pack(kind, value) + data[position + struct.calcsize(kind) :]
+
+
+FLAC = encoded(tone(2.0) * np.random.default_rng(0).uniform(0, 1, (64_000, 1)), container="FLAC")
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"not audio at all", "not audio"),
+    "Ogg": (encoded(tone(), container="OGG", subtype="VORBIS"), "is an Ogg file; convert it to WAV or FLAC"),
+    "MIDI": (b"MThd" + bytes(20), "is a MIDI file"),
+    "header only": (b"RIFF" + bytes(8), "damaged WAV"),
+    "ADPCM": (encoded(tone(), subtype="IMA_ADPCM"), "IMA_ADPCM is not supported"),
+    "mu-law": (encoded(tone(), subtype="ULAW"), "ULAW is not supported"),
+    "no samples": (encoded(tone(0)), "no samples"),
+    "NaN": (encoded(np.full((100, 1), np.nan), subtype="FLOAT"), "not finite"),
+    "infinity": (encoded(np.full((100, 1), np.inf), subtype="DOUBLE"), "not finite"),
+    "1 Hz": (patched(encoded(tone()), 24, 1), "1 Hz is outside"),
+    "9 channels": (encoded(tone(channels=9)), "9 channels"),
+    "cut FLAC": (FLAC[: len(FLAC) // 2], "damaged FLAC|cut short"),
+    "huge FLAC": (patched(FLAC, 22, 0xFFFFFFFF), "too many|damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_refuses_bad_files_by_name(case, tmp_path):
+    data, message = BAD[case]
+    (tmp_path / "prompt.wav").write_bytes(data)
+    with pytest.raises(AudioError, match=f"^prompt.wav: .*({message})"):
+        read_audio(tmp_path / "prompt.wav")
+
+
+def test_refuses_what_is_not_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")  # must not block
+    for path in (tmp_path / "pipe.wav", tmp_path):
+        with pytest.raises(AudioError, match="not a regular file"):
+            read_audio(path)
+    with pytest.raises(AudioError, match="missing.wav: cannot be read"):
+        read_audio(tmp_path / "missing.wav")
+    with pytest.raises(AudioError, match="cannot be read"):
+        read_audio("a\0.wav")
+
+
+@pytest.mark.parametrize("container", ["WAV", "FLAC"])
+def test_damaged_bytes_raise_nothing_else(container):
+    """300 files with a few changed bytes each: audio or AudioError, quickly."""
+    rng, data = np.random.default_rng(1), encoded(tone(0.05), container=container)
+    for _ in range(300):
+        changed = bytearray(data)
+        for position in rng.integers(0, min(len(data), 120), 3):
+            changed[position] = rng.integers(256)
+        try:
+            wave, rate = read_audio(bytes(changed))
+        except AudioError:
+            continue
+        assert np.isfinite(wave).all() and wave.size and rate >= 8000

@@ -1,0 +1,84 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The keys' state at each frame: written out by hand, against a plain loop, and the same for one frame as for many."""
+
+import math
+
+import pytest
+import torch
+
+from modeling_midivalle.modeling_midivalle_frame_notes import FrameNotes, read_notes
+
+
+def features(rows, first, width):
+    """`(width, 5, 88)`: strike, place, sounding, age, release."""
+    module = FrameNotes(88, 4, [0])
+    notes = read_notes(rows[None], torch.ones(1, len(rows)))
+    strikes, tones = module.key_states(notes, torch.tensor([[first]]), width)
+    return torch.cat([strikes, tones], -1)[0].view(width, 5, 88)
+
+
+def loop_features(rows, first, width):
+    """The definition, note by note, frame by frame, in seconds."""
+    out = torch.zeros(width, 5, 88)
+    for w in range(width):
+        start, end = (first + w) / 50, (first + w + 1) / 50
+        state = {}
+        for pitch, velocity, duration, ioi, position, bar in rows.tolist():
+            onset = ((bar - 4) * 384 + position - 4) / 192
+            if pitch >= 4 and onset < end - 1e-9:
+                age = max(388 - ioi, 0) / 192
+                state[pitch - 4] = (onset - age, onset + (duration - 3) / 192, (2 * (velocity - 4) + 1) / 127)
+        for key, (strike, release, velocity) in state.items():
+            late = (strike - start) * 50
+            sounding = min(max((release - start) * 50, 0), 1)
+            out[w, 0, key] = velocity * max(0, 1 - abs(late))
+            out[w, 1, key] = max(late, 0) if late > -1e-9 else 0
+            out[w, 2, key] = velocity * sounding
+            out[w, 3, key] = math.exp(min(strike - start, 0) / 0.5) if sounding > 1e-6 else 0
+            out[w, 4, key] = math.exp(-(end - release) / 0.1) if end > release + 1e-9 else 0
+    return out
+
+
+def test_by_hand():
+    # key 60 (row 39): struck at tick 12 = 0.0625 s = frame 3 + 1/8, full velocity, for 12 ticks = 3.125 frames
+    rows = torch.tensor([[39 + 4, 67, 3 + 12, 388, 4 + 12, 4]])
+    got = features(rows, 0, 12)[:, :, 39]
+    assert got[2].tolist() == [0, 0, 0, 0, 0]  # not yet
+    torch.testing.assert_close(got[3], torch.tensor([7 / 8, 1 / 8, 1, 1, 0]))
+    torch.testing.assert_close(got[4], torch.tensor([1 / 8, 0, 1, math.exp(-(7 / 8) * 0.02 / 0.5), 0]))
+    torch.testing.assert_close(got[6, [0, 2]], torch.tensor([0, 0.25]))  # it ends a quarter into frame 6
+    torch.testing.assert_close(got[6, 4], torch.tensor(math.exp(-0.75 * 0.02 / 0.1)))
+
+
+def test_held_note_sounds_but_is_not_struck():
+    rows = torch.tensor([[39 + 4, 67, 3 + 96, 388 - 96, 4, 4]])  # at frame 0 it is 0.5 s old
+    got = features(rows, 0, 3)[:, :, 39]
+    torch.testing.assert_close(got[0], torch.tensor([0, 0, 1, math.exp(-1), 0]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_the_plain_loop(make_rows, seed):
+    rows = make_rows(seed, notes=60, seconds=1.5, held=4)
+    rows[1:-1, 0] = 4 + rows[1:-1, 0] % 7  # few keys: many re-strikes
+    torch.testing.assert_close(features(rows, -1, 60), loop_features(rows, -1, 60), atol=1e-5, rtol=0)
+
+
+def test_frames_one_by_one_equal_all_at_once(make_rows):
+    module = FrameNotes(88, 6, [-1, 0, 1, 2])
+    rows = torch.stack([make_rows(1, notes=40, seconds=1.0, held=2), make_rows(2, notes=40, seconds=1.0, held=2)])
+    notes = read_notes(rows, torch.ones(rows.shape[:2]))
+    frames = torch.stack([torch.arange(50), torch.arange(50).clamp(min=3) - 3])  # a left-padded row: 0, 0, 0, 0, 1, ..
+    full = module(notes, frames)
+    steps = [module(notes, frames[:, t : t + 1]) for t in range(50)]
+    torch.testing.assert_close(torch.cat(steps, 1), full)
+
+
+def test_padded_rows_and_special_rows_are_silent(make_rows):
+    rows = make_rows(3, notes=5, seconds=0.5)
+    padded = torch.cat([torch.zeros(2, 6, dtype=torch.long), rows])
+    mask = torch.tensor([[0] * 2 + [1] * len(rows)])
+    module = FrameNotes(88, 4, [0, 1])
+    frames = torch.arange(25)[None]
+    expected = module(read_notes(rows[None, 1:-1], torch.ones(1, 5)), frames)
+    torch.testing.assert_close(module(read_notes(padded[None], mask), frames), expected)
+    assert not module(read_notes(rows[None], torch.zeros(1, 7)), frames).any()

@@ -1,0 +1,246 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Generation: cached = uncached, batch = alone, seeds, exact lengths, sampling, refusals."""
+
+import pytest
+import torch
+
+from modeling_midivalle.generation_midivalle import Sampler, draw_uniform, join_codes
+
+VARIANTS = pytest.mark.parametrize("preset", ["tiny", "published"])
+
+
+@pytest.fixture
+def song(make_batch):
+    """Two rows: MIDI `(2, N, 6)` with mask, prompt codes of 9 and 4 frames, 21 and 30 frames to generate."""
+    codes, _, midi_ids, midi_mask, _ = make_batch((34, 34), (9, 4))
+    lengths = torch.tensor([9, 4])
+    return {
+        "input_ids": midi_ids,
+        "attention_mask": midi_mask,
+        "prompt_codes": codes[..., :9] * (torch.arange(9) < lengths[:, None])[:, None],
+        "prompt_lengths": lengths,
+        "target_frames": torch.tensor([21, 30]),
+    }
+
+
+def row(song, b):
+    """Row `b` alone, without padding."""
+    keep, P = song["attention_mask"][b].bool(), int(song["prompt_lengths"][b])
+    return {
+        "input_ids": song["input_ids"][b : b + 1, keep],
+        "prompt_codes": song["prompt_codes"][b : b + 1, :, :P],
+        "target_frames": int(song["target_frames"][b]),
+    }
+
+
+def by_definition(model, song, ar_sampler=Sampler(False), nar_sampler=Sampler(False), uniform=None):
+    """The whole sequence anew for each frame, then each stage."""
+    ids, prompt, frames = song["input_ids"], song["prompt_codes"], song["target_frames"]
+    P = torch.tensor([prompt.shape[-1]])
+    audio = prompt[:, 0]
+    if model.ar.config.use_target_bos:
+        audio = torch.cat([audio, torch.tensor([[2049]])], 1)
+    first = len(audio[0])
+    for t in range(frames):
+        logits = model.ar(audio, ids, prompt_lengths=P, use_cache=False).logits[:, -1, :2048]
+        audio = torch.cat([audio, ar_sampler(logits, None if uniform is None else uniform[:, 0, t])[:, None]], 1)
+    codes = torch.cat([prompt, torch.zeros(1, 4, frames, dtype=torch.long)], -1)
+    codes[:, 0, P:] = audio[:, first:]
+    for stage in (1, 2, 3):
+        logits = model.nar(codes, ids, prompt_lengths=P, stage=stage).logits[:, P:]
+        codes[:, stage, P:] = nar_sampler(logits, None if uniform is None else uniform[:, stage])
+    return codes[..., P:]
+
+
+@VARIANTS
+@torch.no_grad()
+def test_cached_greedy_equals_the_definition(make_model, song, preset):
+    model = make_model(preset)
+    for b in range(2):
+        alone = row(song, b)
+        codes = model.generate_codes(**alone, do_sample=False)
+        assert torch.equal(codes, by_definition(model, alone))
+        assert len(codes.unique()) > 10  # a constant answer would prove little
+
+
+@torch.no_grad()
+def test_sampling_equals_the_definition(make_model, song):
+    model, alone = make_model(), row(song, 0)
+    uniform = draw_uniform(torch.tensor([21]), 4, 9, 21)
+    samplers = Sampler(True, 1.3, 40, 0.9), Sampler(True, 0.8)
+    codes = model.generate_codes(**alone, seed=9, temperature=1.3, top_k=40, top_p=0.9, nar_temperature=0.8)
+    assert torch.equal(codes, by_definition(model, alone, *samplers, uniform))
+
+
+@VARIANTS
+@pytest.mark.parametrize("cache", [None, "static"])
+@torch.no_grad()
+def test_the_mixin_agrees(make_model, song, preset, cache):
+    """`ar.generate` of GenerationMixin, left-padded and batched, gives the same codebook 0."""
+    model = make_model(preset)
+    ids = torch.zeros(2, 9, dtype=torch.long)
+    ids[0], ids[1, 5:] = song["prompt_codes"][0, 0], song["prompt_codes"][1, 0, :4]
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :5] = 0
+    if model.ar.config.use_target_bos:
+        ids = torch.cat([ids, torch.full((2, 1), 2049)], 1)
+        mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    out = model.ar.generate(
+        ids,
+        attention_mask=mask,
+        midi_ids=song["input_ids"],
+        midi_attention_mask=song["attention_mask"],
+        prompt_lengths=song["prompt_lengths"],
+        max_new_tokens=21,
+        do_sample=False,
+        suppress_tokens=[i for i in (2048, 2049) if i < model.ar.config.vocab_size],
+        cache_implementation=cache,
+        disable_compile=True,
+    )
+    ours = model.generate_codes(**(song | {"target_frames": 21}), do_sample=False)
+    assert torch.equal(out[:, ids.shape[1] :], ours[:, 0])
+
+
+@VARIANTS
+@pytest.mark.parametrize("sampling", [{"do_sample": False}, {"do_sample": True, "nar_temperature": 0.7, "seed": 11}])
+def test_batch_equals_alone(make_model, song, preset, sampling):
+    """Unequal MIDI, prompts and targets: every row as if it were alone, codes and audio."""
+    model = make_model(preset)
+    both = model.generate(**song, **sampling, return_dict_in_generate=True)
+    assert both.audio_values.shape == (2, 1, 30 * 640)
+    for b, frames in enumerate((21, 30)):
+        alone = model.generate(**row(song, b), **sampling, return_dict_in_generate=True)
+        assert torch.equal(both.audio_codes[b, :, :frames], alone.audio_codes[0])
+        torch.testing.assert_close(both.audio_values[b, :, : frames * 640], alone.audio_values[0], atol=1e-5, rtol=0)
+    assert not both.audio_codes[0, :, 21:].any() and not both.audio_values[0, :, 21 * 640 :].any()
+
+
+def test_left_padded_midi_equals_right_padded(make_model, song):
+    model = make_model()
+    right = model.generate_codes(**song, do_sample=False)
+    shift = (song["attention_mask"] == 0).sum(1)
+    left = dict(song)
+    for name in ("input_ids", "attention_mask"):
+        left[name] = torch.stack([r.roll(int(s), 0) for r, s in zip(song[name], shift, strict=True)])
+    assert int(shift.max()) > 0 and torch.equal(model.generate_codes(**left, do_sample=False), right)
+
+
+def test_seed_repeats_exactly(make_model, song):
+    model = make_model()
+    torch.manual_seed(1)
+    first = model.generate(**song, seed=5, temperature=1.0)
+    torch.manual_seed(2)
+    assert torch.equal(model.generate(**song, seed=5, temperature=1.0), first)
+    assert not torch.equal(model.generate(**song, seed=6, temperature=1.0), first)
+    seeds = model.generate_codes(**song, seed=[5, 6])
+    assert torch.equal(seeds[0], model.generate_codes(**song, seed=5)[0])
+    assert torch.equal(seeds[1], model.generate_codes(**song, seed=6)[1])
+    torch.manual_seed(3)
+    free = model.generate_codes(**song)
+    torch.manual_seed(3)
+    assert torch.equal(model.generate_codes(**song), free)  # without a seed, torch's own generator counts
+
+
+def test_generation_config_is_the_default_and_is_saved(make_model, song, tmp_path):
+    model = make_model()
+    model.generation_config.update(do_sample=True, temperature=0.5, top_k=7, top_p=0.8)
+    expected = model.generate_codes(**song, seed=1, do_sample=True, temperature=0.5, top_k=7, top_p=0.8)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again.generate_codes(**song, seed=1), expected)
+
+
+def test_audio_prompt_equals_its_codes(make_model, song):
+    model = make_model()
+    wave = torch.randn(2, 1, 9 * 640, generator=torch.Generator().manual_seed(0))
+    padding_mask = torch.ones(2, 9 * 640, dtype=torch.long)
+    padding_mask[1, 4 * 640 - 100 :] = 0  # a broken last frame counts as one
+    codes = model.codec.encode_codes(wave, padding_mask)
+    midi = {k: song[k] for k in ("input_ids", "attention_mask", "target_frames")}
+    from_audio = model.generate(**midi, input_values=wave, padding_mask=padding_mask, do_sample=False)
+    expected = model.generate(**midi, prompt_codes=codes, prompt_lengths=torch.tensor([9, 4]), do_sample=False)
+    assert torch.equal(from_audio, expected)
+
+
+def test_length_follows_the_midi(make_model):
+    """Without target_frames: to the end of the last sounding note, which need not be the last row."""
+    rows = [[1] * 6, [50, 40, 3 + 192, 388, 4, 4], [55, 40, 3 + 10, 388 + 96, 4 + 96, 4], [2] * 6]
+    out = make_model().generate(torch.tensor([rows]), seed=0)
+    assert out.shape == (1, 1, 50 * 640)
+    prompt = torch.zeros(1, 4, 20, dtype=torch.long)
+    assert make_model().generate(torch.tensor([rows]), prompt_codes=prompt, seed=0).shape == (1, 1, 30 * 640)
+
+
+def test_eos_and_bos_are_never_chosen(make_model, song):
+    model = make_model()
+    with torch.no_grad():
+        model.ar.lm_head.weight[2048:] = 50 * model.ar.lm_head.weight[2048:].sign()
+    codes = model.generate_codes(**song, seed=0, temperature=5.0, top_k=0, top_p=1.0)
+    assert 0 <= int(codes.min()) and int(codes.max()) < 2048
+
+
+def test_nan_raises(make_model, song):
+    model = make_model()
+    with torch.no_grad():
+        model.ar.model.layers[1].linear2.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        model.generate(**song)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": torch.full((1, 3, 6), 20)}, r"input_ids\[0, 0\]: bar id 20 .* at most 32 s"),
+        ({"input_ids": torch.zeros(1, 3, 5, dtype=torch.long)}, r"must be \(B, N, 6\)"),
+        ({"input_values": torch.zeros(1, 1, 640)}, "not both"),
+        ({"prompt_codes": torch.zeros(1, 3, 5, dtype=torch.long)}, "prompt_codes must be"),
+        ({"prompt_lengths": torch.tensor([99])}, "prompt_lengths must be"),
+        ({"target_frames": 0}, "target_frames must be"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"seed": [1, 2, 3]}, "one for each of the 1 rows"),
+    ],
+)
+def test_wrong_input_is_refused(make_model, song, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().generate(**(row(song, 0) | change))
+
+
+def test_the_published_model_needs_a_prompt(make_model, song):
+    midi = {k: song[k] for k in ("input_ids", "attention_mask", "target_frames")}
+    assert make_model().generate_codes(**midi, seed=0).shape == (2, 4, 30)
+    with pytest.raises(ValueError, match="needs a prompt"):
+        make_model("published").generate_codes(**midi)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def test_sampler_follows_the_distribution():
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    uniform = (torch.arange(2000) + 0.5) / 2000
+
+    def shares(**fields):
+        codes = Sampler(True, **fields)(logits.expand(2000, 4), uniform)
+        return (codes.bincount(minlength=4) / 2000).tolist()
+
+    assert shares() == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=2e-3)
+    assert shares(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=2e-3)
+    assert shares(top_p=0.71) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=2e-3)
+    assert shares(top_p=0.69) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=2e-3)
+    assert shares(top_k=1) == shares(top_p=1e-6) == [0, 1, 0, 0]
+    squared = torch.tensor([0.1, 0.4, 0.2, 0.3]) ** 2
+    assert shares(temperature=0.5) == pytest.approx((squared / squared.sum()).tolist(), abs=2e-3)
+
+
+def test_uniform_numbers_of_a_row_do_not_depend_on_the_batch():
+    both = draw_uniform(torch.tensor([7, 40]), 4, 3, 40)
+    assert torch.equal(both[:1, :, :7], draw_uniform(torch.tensor([7]), 4, 3, 7))
+    assert torch.equal(both[1:], draw_uniform(torch.tensor([40]), 4, 3, 40))
+
+
+def test_join_codes_by_hand():
+    prompt, target = torch.tensor([[[1, 2, 3]], [[4, 0, 0]]]), torch.tensor([[[7, 8]], [[9, 9]]])
+    joined, mask = join_codes(prompt, torch.tensor([3, 1]), target, torch.tensor([1, 2]))
+    assert joined[:, 0].tolist() == [[1, 2, 3, 7], [4, 9, 9, 0]]
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]

@@ -1,0 +1,362 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""One time axis for prompt and target; windows lose no note and repeat none; wrong inputs get one sentence."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from symusic import ControlChange, Note, Score, Tempo, Track
+from transformers import AutoProcessor, AutoTokenizer, EncodecFeatureExtractor
+
+from processing import AudioError, MidiValleProcessor, ProcessorError, plan_windows, write_audio
+from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, Performance
+from tokenization.midi_midivalle import to_ticks
+
+RATE = 32_000
+
+
+@pytest.fixture
+def processor():
+    return MidiValleProcessor(EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE), MidiValleTokenizer())
+
+
+def midi(*notes, pedal=()):
+    """Bytes of a MIDI file at 480 ticks a second: notes (onset s, duration s, pitch), pedal (s, value)."""
+    score, track = Score(480), Track()
+    score.tempos.append(Tempo(0, 60))
+    for onset, duration, pitch in notes:
+        track.notes.append(Note(round(onset * 480), round(duration * 480), pitch, 80))
+    for time, value in pedal:
+        track.controls.append(ControlChange(round(time * 480), 64, value))
+    score.tracks.append(track)
+    return score.dumps_midi()
+
+
+def performance(*notes, name="piece.mid"):
+    """Loaded notes (onset s, duration s, pitch)."""
+    array = np.array([(onset, duration, pitch, 80) for onset, duration, pitch in notes], NOTE_DTYPE)
+    return Performance(np.sort(array, order=("onset", "pitch", "duration")), name, {})
+
+
+def noise(seconds, rate=RATE, level=0.1):
+    return (level * np.random.default_rng(0).standard_normal(round(seconds * rate))).astype(np.float32)
+
+
+def random_performance(seed, seconds, density):
+    """About `density` notes a second, some of them long, on a time scale of its own (never on the tick grid)."""
+    rng = np.random.default_rng(seed)
+    count = max(1, round(seconds * density))
+    onsets = np.sort(rng.uniform(0, seconds, count)) * rng.uniform(0.99, 1)
+    durations = np.minimum(rng.exponential(1.5, count), 12.0) + 0.005
+    return performance(*zip(onsets, durations, rng.integers(21, 109, count), strict=True))
+
+
+def onset_ticks(rows):
+    return (rows[:, 5] - 4) * 384 + rows[:, 4] - 4
+
+
+# --- one window
+
+
+def test_target_begins_where_the_prompts_audio_ends(processor):
+    """By hand: 2.3 s of prompt audio are trimmed to 2 s = bar 1; the prompt's note is clipped there."""
+    inputs = processor(
+        midi=midi((0.25, 1.0, 60)), prompt_midi=midi((1.0, 3.0, 48), (2.1, 1.0, 50)), prompt_audio=noise(2.3),
+        sampling_rate=RATE,
+    )  # fmt: skip
+    assert inputs["input_ids"].tolist() == [
+        [
+            [1] * 6,
+            [
+                48 - 21 + 4,
+                44,
+                192 - 1 + 4,
+                388,
+                192 + 4,
+                0 + 4,
+            ],  # to the end of the prompt; the note at 2.1 s is not heard
+            [60 - 21 + 4, 44, 192 - 1 + 4, 388 + 240, 48 + 4, 1 + 4],
+            [2] * 6,
+        ]
+    ]
+    assert inputs["input_values"].shape == (1, 1, 64_000) and inputs["padding_mask"].sum() == 64_000
+    assert inputs["prompt_lengths"].tolist() == [100] and inputs["target_frames"].tolist() == [63]  # 1.25 s
+    assert {key: value.dtype for key, value in inputs.items() if key != "input_values"} == dict.fromkeys(
+        ("input_ids", "attention_mask", "prompt_lengths", "target_frames"), torch.int64
+    ) | {"padding_mask": inputs["padding_mask"].dtype}
+    assert torch.equal(inputs["input_values"][0, 0], torch.from_numpy(noise(2.3)[:64_000]))
+
+
+def test_without_prompt(processor):
+    inputs = processor(midi=midi((0.5, 1.0, 60)), return_tensors="np")
+    assert set(inputs) == {"input_ids", "attention_mask", "prompt_lengths", "target_frames"}
+    assert inputs["prompt_lengths"].tolist() == [0] and inputs["target_frames"].tolist() == [75]
+    assert onset_ticks(inputs["input_ids"][0, 1:-1]).tolist() == [96]
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("form", ["mono", "samples first", "channels first", "int16", "tensor", "wav", "flac bytes"])
+def test_any_rate_and_form_of_audio(processor, rate, form, tmp_path):
+    wave = 0.3 * np.sin(2 * np.pi * 220 * np.arange(3 * rate) / rate)
+    audio, sampling_rate = wave, rate
+    if form == "samples first":
+        audio = np.stack([wave, wave], 1)
+    elif form == "channels first":
+        audio = np.stack([wave, wave])
+    elif form == "int16":
+        audio = (wave * 32767).astype(np.int16)
+    elif form == "tensor":
+        audio = torch.from_numpy(wave)
+    elif form in ("wav", "flac bytes"):
+        audio, sampling_rate = tmp_path / ("p.wav" if form == "wav" else "p.flac"), None
+        write_audio(audio, wave, rate)
+        audio = audio.read_bytes() if "bytes" in form else str(audio)
+    prompt = processor.prepare_prompt(midi((0, 1, 60)), audio, sampling_rate)
+    assert prompt.wave.shape == (96_000,) and prompt.frames == 150 and prompt.wave.dtype == np.float32
+    expected = 0.3 * np.sin(2 * np.pi * 220 * np.arange(96_000) / RATE)
+    assert np.abs(prompt.wave - expected)[500:-500].max() < 2e-3  # the level is kept
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"), [(1.0, 1.0), (1.49, 1.0), (2.9995, 3.0), (6.0, 6.0), (7.99, 7.5), (25.0, 8.0)]
+)
+def test_prompts_are_trimmed_to_the_grid(processor, seconds, kept):
+    """Half a millisecond short of the grid does not cost half a second; a long prompt keeps its beginning."""
+    prompt = processor.prepare_prompt(midi((0, 1, 60)), noise(seconds), RATE)
+    assert (prompt.seconds, prompt.frames, len(prompt.wave)) == (kept, kept * 50, kept * RATE)
+    length = min(len(prompt.wave), round(seconds * RATE))
+    assert np.array_equal(prompt.wave[:length], noise(seconds)[:length])
+
+
+def test_batch_equals_single(processor):
+    """Different lengths of MIDI, prompt and target: each row holds what it holds alone, padded on the right."""
+    prompts = [noise(1.2), noise(3.1, 44_100)]
+    arguments = [
+        {"midi": midi((0, 1, 60)), "prompt_midi": midi((0, 1, 40)), "prompt_audio": prompts[0], "sampling_rate": RATE},
+        {"midi": midi((0, 1, 60), (1, 2, 62)), "prompt_midi": midi((0.5, 1, 41), (1, 1, 42)),
+         "prompt_audio": prompts[1], "sampling_rate": 44_100, "start": 0.5, "end": 7.0},
+    ]  # fmt: skip
+    keys = ("midi", "prompt_midi", "prompt_audio", "sampling_rate", "start", "end")
+    batch = processor(**{key: [item.get(key) for item in arguments] for key in keys})
+    assert batch["input_values"].shape == (2, 1, 96_000) and batch["target_frames"].tolist() == [50, 325]
+    for i, item in enumerate(arguments):
+        single = processor(**item)
+        rows, samples = single["input_ids"].shape[1], single["input_values"].shape[2]
+        assert torch.equal(batch["input_ids"][i, :rows], single["input_ids"][0])
+        assert batch["attention_mask"][i].tolist() == [1] * rows + [0] * (batch["input_ids"].shape[1] - rows)
+        assert torch.equal(batch["input_values"][i, :, :samples], single["input_values"][0])
+        assert batch["padding_mask"][i].tolist() == [1] * samples + [0] * (96_000 - samples)
+        assert batch["prompt_lengths"][i] == single["prompt_lengths"][0]
+
+
+def test_one_prompt_serves_a_batch(processor):
+    batch = processor([midi((0, 1, 60)), midi((0, 1, 61))], midi((0, 1, 40)), noise(2), RATE, end=[1.0, 2.5])
+    assert batch["input_values"].shape == (2, 1, 64_000) and batch["target_frames"].tolist() == [50, 125]
+
+
+def test_sustain_is_the_tokenizers_unless_given(processor):
+    pedalled = midi((0, 0.5, 60), pedal=((0.2, 127), (2.0, 0)))
+    assert processor(pedalled)["target_frames"].tolist() == [100]
+    assert processor(pedalled, sustain="ignore")["target_frames"].tolist() == [25]
+    processor.tokenizer.sustain = "ignore"
+    assert processor(pedalled)["target_frames"].tolist() == [25]
+
+
+def test_a_span_cut_out_anywhere(processor):
+    """start is time zero, also off the grid; what sounds there is held, what sounds at the end is clipped."""
+    piece = performance((0.2, 2.0, 50), (1.0, 0.2, 60), (3.0, 9.0, 70), (4.0, 1.0, 72))
+    span = processor.load(piece, start=1.3, end=3.75)
+    assert span.name == "piece.mid" and span.end == pytest.approx(2.45)
+    assert span.notes["pitch"].tolist() == [50, 70] and span.notes["onset"] == pytest.approx([-1.1, 1.7])
+    rows = processor.window_inputs(span, 0.0, span.end)["input_ids"][0, 1:-1]
+    assert rows[:, 3].tolist() == [388 - round(1.1 * 192), 388]  # held since 1.1 s; the first struck note
+    assert onset_ticks(rows).tolist() == [0, round(1.7 * 192)]
+    assert (rows[:, 2] - 3).tolist() == [round(0.9 * 192), round(0.75 * 192)]
+    assert torch.equal(processor(piece, start=1.3, end=3.75)["input_ids"][0, 1:-1], rows)
+
+
+# --- windows
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_windows_lose_no_note_and_repeat_none(processor, seed):
+    """Every strike once, at its tick, as long as its window lets it; every note across a cut held once, right age."""
+    piece = random_performance(seed, seconds=[3, 21, 47, 95][seed % 4], density=[0.3, 2, 12][seed % 3])
+    windows = processor.windows(piece, ring_out=[0.0, 2.0, 7.3][seed % 3])
+    prompt = processor.prepare_prompt(midi((0, 1, 60)), noise(3.0), RATE)
+    onset, duration = to_ticks(piece.notes["onset"]), np.maximum(to_ticks(piece.notes["duration"]), 1)
+    struck, held, frames = [], [], 0
+    for start, end in windows:
+        inputs = processor.window_inputs(piece, start, end, prompt, return_tensors="np")
+        rows = inputs["input_ids"][0, 2:-1]  # without BOS and the prompt's note
+        ticks = onset_ticks(rows) - 3 * 192 + round(start * 192)
+        is_held = rows[:, 3] < 388
+        struck += [(tick, row[0] + 17) for tick, row in zip(ticks[~is_held], rows[~is_held], strict=True)]
+        held += [
+            (tick, row[0] + 17, row[2] - 3, row[3]) for tick, row in zip(ticks[is_held], rows[is_held], strict=True)
+        ]
+        frames += int(inputs["target_frames"][0])
+    assert sorted(struck) == sorted(
+        zip(np.minimum(onset, math.ceil(windows[-1][1] * 192 - 1e-6) - 1), piece.notes["pitch"], strict=True)
+    )
+    expected = [
+        (cut, pitch, min(tick + length - cut, right - cut, 1152), 388 - min(cut - tick, 384))
+        for (start, end), cut, right in ((w, round(w[0] * 192), math.ceil(w[1] * 192 - 1e-6)) for w in windows)
+        for tick, length, pitch in zip(onset, duration, piece.notes["pitch"], strict=True)
+        if tick < cut < tick + length
+    ]
+    assert sorted(held) == sorted(expected)
+    assert frames == math.ceil((piece.end + [0.0, 2.0, 7.3][seed % 3]) * 50 - 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("ring_out", [0.0, 2.0, 10.0])
+def test_windows_cover_the_piece(seed, ring_out):
+    """On the grid, without gap, at most 20 s, at least 15 s (from 45 s on it is possible); the ring-out is not cut."""
+    piece = random_performance(seed, seconds=[4, 19, 33, 200][seed % 4], density=3)
+    total = piece.end + ring_out
+    windows = plan_windows(piece.notes, total, 20.0)
+    assert windows[0][0] == 0 and windows[-1][1] == total
+    assert all(left[1] == right[0] for left, right in zip(windows, windows[1:], strict=False))
+    assert all(start % 0.5 == 0 for start, _ in windows) and all(start < piece.end for start, _ in windows)
+    assert all(0 < end - start <= 20 + 1e-9 for start, end in windows)
+    assert total < 45 or all(end - start >= 15 for start, end in windows)
+
+
+def test_cuts_fall_where_the_music_is_thin():
+    """Chords of ten notes in every second but at 17.5 s, where nothing sounds: there is the cut."""
+    notes = [(second + 0.1, 0.95, 40 + k) for second in range(34) if second != 17 for k in range(10)]
+    notes = performance(*notes).notes
+    assert plan_windows(notes, 36.0, 20.0) == [(0.0, 17.5), (17.5, 36.0)]
+
+
+def test_a_strike_on_the_last_cut_is_not_repeated(processor):
+    """The last note rounds up onto a grid point behind its own end: still in one window only."""
+    piece = performance(*[(t, 0.4, 60) for t in np.arange(0, 19.5, 0.5)], (19.999, 0.0005, 61))
+    windows = [(0.0, 15.0), (15.0, piece.end + 2)]
+    assert processor.windows(piece, ring_out=2.0)[-1][0] < piece.end
+    rows = np.concatenate([processor.window_inputs(piece, *w, return_tensors="np")["input_ids"][0] for w in windows])
+    assert (rows[:, 0] == 61 - 17).sum() == 1
+
+
+def test_a_long_piece_is_planned_quickly():
+    """An hour with 36,000 notes within a few seconds, and leading silence is covered too."""
+    piece = random_performance(0, 3600, 10)
+    piece.notes["onset"] += 100
+    windows = plan_windows(piece.notes, piece.end + 2, 20.0)
+    assert windows[0][0] == 0 and 180 < len(windows) < 250
+
+
+def test_notes_left_out_are_reported(processor, caplog):
+    processor.tokenizer.mark_held = False
+    processor.window_inputs(performance((0, 30, 60), (16, 1, 62)), 15.0, 20.0)
+    assert "1 notes that sound at 15.0 s are left out" in caplog.text
+
+
+# --- refusals
+
+
+PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_rate": RATE}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"prompt_audio": np.zeros(64_000)}, ProcessorError, "silence"),
+        ({"prompt_audio": noise(0.2)}, ProcessorError, "lasts 0.20 s; a prompt needs at least 1.0 s"),
+        ({"prompt_midi": None}, ProcessorError, "needs its audio and its MIDI: only the audio is given, add the MIDI"),
+        ({"prompt_audio": None}, ProcessorError, "only the MIDI is given, add the audio"),
+        ({"prompt_midi": midi((2.5, 1, 60))}, ProcessorError, "no note begins in the 2.0 s"),
+        ({"prompt_midi": b"text"}, MidiError, "not a MIDI file"),
+        ({"prompt_audio": b"text"}, AudioError, "prompt audio: is not audio"),
+        ({"prompt_audio": "missing.wav"}, AudioError, "missing.wav: cannot be read"),
+        ({"sampling_rate": None}, ProcessorError, "give its sampling_rate"),
+        ({"sampling_rate": 100}, AudioError, "100 Hz is outside"),
+        ({"prompt_audio": np.full(64_000, np.nan)}, AudioError, "not finite"),
+        ({"prompt_audio": np.zeros((2, 2, 9))}, ProcessorError, "has shape"),
+        ({"prompt_audio": np.zeros(64_000, bool)}, ProcessorError, "type bool"),
+        ({"prompt_audio": np.zeros(0)}, AudioError, "no samples"),
+        ({"midi": None}, ProcessorError, "midi is missing"),
+        ({"midi": []}, ProcessorError, "empty list"),
+        ({"midi": midi()}, MidiError, "no notes"),
+        ({"midi": midi((0, 45, 60))}, ProcessorError, "45.000 s of target; one call makes up to 20.0 s"),
+        ({"start": 3.0}, ProcessorError, "no note sounds between 3.0 and inf"),
+        ({"start": -1.0}, ProcessorError, "give 0 <= start < end"),
+        ({"start": math.nan}, ProcessorError, "give 0 <= start < end"),
+        ({"start": 0.5, "end": 0.25}, ProcessorError, "-0.250 s of target"),
+        ({"sustain": "half"}, MidiError, "sustain is 'half'"),
+        ({"midi": [midi((0, 1, 60))] * 2, "end": [1.0]}, ProcessorError, "2 MIDI inputs beside a list of 1"),
+        (
+            {"midi": [midi((0, 1, 60))] * 2, "prompt_midi": [midi((0, 1, 60)), None], "prompt_audio": [noise(2), None]},
+            ProcessorError,
+            "only some items",
+        ),
+    ],
+)
+def test_refusals(processor, arguments, error, message):
+    with pytest.raises(error, match=message) as caught:
+        processor(**({"midi": midi((0, 1, 60))} | PROMPT | arguments))
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ring_out", [-1, 10.5, math.nan])
+def test_impossible_ring_outs_and_limits(processor, ring_out):
+    with pytest.raises(ProcessorError, match="ring-out"):
+        processor.windows(performance((0, 1, 60)), ring_out)
+    with pytest.raises(ValueError, match="at most 32"):
+        MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 13.0, 20.0)
+
+
+# --- saved folders
+
+
+def test_saved_and_loaded(processor, tmp_path):
+    AutoTokenizer.register("midivalle", MidiValleTokenizer, exist_ok=True)
+    processor.max_prompt_seconds, processor.tokenizer.sustain = 4.0, "ignore"
+    processor.tokenizer.init_kwargs["sustain"] = "ignore"
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    assert type(again) is MidiValleProcessor and type(again.tokenizer) is MidiValleTokenizer
+    assert (again.max_prompt_seconds, again.max_window_seconds, again.tokenizer.sustain) == (4.0, 20.0, "ignore")
+    assert again.feature_extractor.sampling_rate == RATE
+    assert json.loads((tmp_path / "processor_config.json").read_text())["max_window_seconds"] == 20.0
+    for key, value in processor(midi=midi((0, 1, 60)), **PROMPT).items():
+        assert torch.equal(again(midi=midi((0, 1, 60)), **PROMPT)[key], value), key
+
+
+REMOTE = """
+import sys, numpy as np
+from transformers import AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert not [m for m in sys.modules if m.split(".")[0] in ("modeling_midivalle", "tokenization", "processing")]
+wave = np.random.default_rng(0).standard_normal(44100).astype("f4") * 0.1
+inputs = processor("piece.mid", prompt_midi="piece.mid", prompt_audio=wave, sampling_rate=44100, return_tensors="np")
+piece = processor.load("piece.mid")
+print(inputs["input_ids"].tolist(), inputs["input_values"].shape, processor.windows(piece))
+"""
+
+
+def test_a_process_without_the_repository(processor, tmp_path):
+    """The code travels with the saved processor and reads MIDI, pedal and all."""
+    processor.save_pretrained(tmp_path / "hub")
+    data = midi((0, 0.5, 60), (0.5, 1, 64), pedal=((0.1, 127), (3.0, 0)))
+    (tmp_path / "piece.mid").write_bytes(data)
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", REMOTE, str(tmp_path / "hub")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = processor(data, data, noise(1.0), RATE)["input_ids"].tolist()
+    assert done.stdout.strip() == f"{rows} (1, 1, 32000) [(0.0, 5.0)]"
+
+
+def test_a_loaded_performance_is_taken_as_it_is(processor):
+    loaded = processor.load(midi((0, 1, 60)))
+    assert dataclasses.is_dataclass(loaded) and processor.load(loaded) is loaded
+    assert torch.equal(processor(loaded)["input_ids"], processor(midi((0, 1, 60)))["input_ids"])
