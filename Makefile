@@ -10,7 +10,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed-$(TORCH)
-DEMO := space/examples/bach_prelude_c.mid
+DEMO := space/examples/chopin_prelude_op28_no7.mid
 
 .PHONY: help install install-eval demo test test-slow style quality
 help:  ## list the targets

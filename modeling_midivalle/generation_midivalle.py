@@ -334,11 +334,21 @@ class MidiValleGenerationMixin(GenerationMixin):
             samples = (
                 torch.full((B,), input_values.shape[-1]) if padding_mask is None else padding_mask.reshape(B, -1).sum(1)
             )
-            prompt_lengths = -(-samples // self.config.hop_length)
+            frames = -(-samples // self.config.hop_length)
+            if prompt_lengths is not None and prompt_lengths.tolist() != frames.tolist():
+                raise ValueError(
+                    f"prompt_lengths {prompt_lengths.tolist()} are not the audio's frames {frames.tolist()}"
+                )
+            prompt_lengths = frames
         if prompt_codes is None:
             prompt_codes = input_ids.new_zeros(B, K, 0)
         if prompt_codes.ndim != 3 or prompt_codes.shape[:2] != (B, K):
             raise ValueError(f"prompt_codes must be ({B}, {K}, P), got {tuple(prompt_codes.shape)}")
+        if (
+            prompt_codes.numel()
+            and not 0 <= int(prompt_codes.min()) <= int(prompt_codes.max()) < self.config.ar_config.codebook_size
+        ):
+            raise ValueError(f"prompt_codes must lie in [0, {self.config.ar_config.codebook_size})")
         if prompt_lengths is None:
             prompt_lengths = torch.full((B,), prompt_codes.shape[-1])
         prompt_lengths = prompt_lengths.to(input_ids.device)

@@ -61,8 +61,9 @@ class PianoEncodecModel(EncodecModel):
             raise ValueError(
                 f"audio_codes must be (B, K, T) with K <= {self.config.num_quantizers}, got {tuple(audio_codes.shape)}"
             )
-        if audio_codes.numel() and not 0 <= int(audio_codes.min()) <= int(audio_codes.max()) < self.config.codebook_size:
-            raise ValueError(f"audio_codes must lie in [0, {self.config.codebook_size})")
+        size = self.config.codebook_size
+        if audio_codes.numel() and not 0 <= int(audio_codes.min()) <= int(audio_codes.max()) < size:
+            raise ValueError(f"audio_codes must lie in [0, {size})")
         if not audio_codes.shape[-1]:
             return torch.zeros(len(audio_codes), 1, 0, device=audio_codes.device)
         latent = self.quantizer.decode(audio_codes.transpose(0, 1))

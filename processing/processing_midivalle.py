@@ -8,7 +8,6 @@ The target's time zero is the end of the prompt's *audio*, on the frame grid. Pr
 import dataclasses
 import math
 import os
-import sys
 
 import numpy as np
 from transformers import BatchFeature
@@ -154,9 +153,7 @@ class MidiValleProcessor(ProcessorMixin):
             `ValueError`: `MidiError` for an unusable file, `ProcessorError` for a span without notes.
         """
         if not dataclasses.is_dataclass(midi):
-            # the packages never import one another; the reader is taken from where the given tokenizer lives
-            reader = sys.modules[type(self.tokenizer).__module__]
-            midi = reader.load_performance(midi, sustain=sustain or self.tokenizer.sustain)
+            midi = self.tokenizer.load_performance(midi, sustain)
             if midi.warning:
                 logger.warning(midi.warning)
         if start is None and end is None:

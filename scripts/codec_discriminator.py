@@ -17,9 +17,7 @@ class STFTDiscriminator(nn.Module):
         layers = [weight_norm(nn.Conv2d(2, channels, (3, 9), padding=(1, 4)))]
         for dilation in (1, 2, 4):
             padding = (dilation, 4)
-            layers.append(
-                weight_norm(nn.Conv2d(channels, channels, (3, 9), (1, 2), padding, dilation=(dilation, 1)))
-            )
+            layers.append(weight_norm(nn.Conv2d(channels, channels, (3, 9), (1, 2), padding, dilation=(dilation, 1))))
         layers.append(weight_norm(nn.Conv2d(channels, channels, 3, padding=1)))
         self.layers = nn.ModuleList(layers)
         self.head = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))

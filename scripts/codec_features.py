@@ -5,12 +5,15 @@ An autoencoder trained from nothing spends its first days on finding out that sp
 from the first step: the decoder learns to speak it, the encoder to produce it, each alone and at its own pace.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.audio_utils import mel_filter_bank
 
 SAMPLING_RATE, HOP = 32_000, 640
+LOWEST_HZ, HIGHEST_HZ = 27.5, 14_000.0
 KNEE = 1e-3  # magnitudes well below are linear (noise stays small), above logarithmic (soft partials count)
 
 
@@ -26,9 +29,9 @@ class SpectralFeatures(nn.Module):
 
     def __init__(self, hidden_size: int, windows=(4096, 1024), bands=(144, 48), weights=(1.0, 0.8)):
         super().__init__()
-        self.windows, self.weights = windows, weights
+        self.windows, self.weights, self.long_bands = windows, weights, bands[0]
         for n, count in zip(windows, bands, strict=True):
-            bank = mel_filter_bank(n // 2 + 1, count, 27.5, 14_000, SAMPLING_RATE, norm=None, mel_scale="htk")
+            bank = mel_filter_bank(n // 2 + 1, count, LOWEST_HZ, HIGHEST_HZ, SAMPLING_RATE, norm=None, mel_scale="htk")
             bank = bank / bank.sum(0, keepdims=True).clip(1e-3)
             if n == max(windows):
                 bank = _semitone_bank(n, count)
@@ -53,6 +56,10 @@ class SpectralFeatures(nn.Module):
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         return ((self.bands(wave) - self.mean) @ self.basis).transpose(1, 2)
 
+    def band_places(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """Where `frequencies` (Hz) lie on the axis of the long window's bands, as fractional indices."""
+        return torch.log(frequencies / LOWEST_HZ) / math.log(HIGHEST_HZ / LOWEST_HZ) * (self.long_bands - 1)
+
     @torch.no_grad()
     def fit(self, bands: torch.Tensor) -> float:
         """Principal axes of `bands` (N, F), scaled to unit mean variance; returns the share of variance kept."""
@@ -67,8 +74,8 @@ class SpectralFeatures(nn.Module):
 def _semitone_bank(n: int, count: int) -> torch.Tensor:
     """(n // 2 + 1, count) triangles on a log-frequency axis from 27.5 Hz to 14 kHz, at least two bins wide."""
     frequencies = torch.linspace(0, SAMPLING_RATE / 2, n // 2 + 1)
-    centres = 27.5 * (14_000 / 27.5) ** (torch.arange(count) / (count - 1))
-    spacing = centres * ((14_000 / 27.5) ** (1 / (count - 1)) - 1)
+    centres = LOWEST_HZ * (HIGHEST_HZ / LOWEST_HZ) ** (torch.arange(count) / (count - 1))
+    spacing = centres * ((HIGHEST_HZ / LOWEST_HZ) ** (1 / (count - 1)) - 1)
     width = torch.maximum(spacing, torch.tensor(2.0 * SAMPLING_RATE / n))
     bank = (1 - (frequencies[:, None] - centres).abs() / width).clamp_min(0)
     return bank / bank.sum(0, keepdim=True).clamp_min(1e-3)

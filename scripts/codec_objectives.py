@@ -6,11 +6,16 @@ import torch
 from modeling_midivalle import PianoEncodecModel
 from scripts.codec_features import SpectralFeatures
 from scripts.codec_losses import SpectralLoss
+from scripts.codec_oscillators import PITCHES, sing, synthesis_basis
 from scripts.codec_quantizer import quantize_train
 
 
 class Objective(torch.nn.Module):
-    """A part of the codec and what it is trained for. `forward(wave (B, samples), updates)` gives losses by name."""
+    """A part of the codec and what it is trained for.
+
+    `forward(batch, updates)` takes `input_values (B, samples)` and perhaps `audio_codes (B, K, T)`; it returns losses by
+    name and, if there is one, the output wave (B, samples). `updates` collects what `ema_update` needs.
+    """
 
     def __init__(self, codec: PianoEncodecModel, bf16: bool):
         super().__init__()
@@ -42,42 +47,60 @@ class EncoderObjective(Objective):
         self.features = features
         self.codec.decoder.requires_grad_(False)
 
-    def forward(self, wave, updates=None):
+    def forward(self, batch, updates=None):
+        wave = batch["input_values"]
         latent, target = self.encode(wave), self.features(wave)
         return {"regression": (latent - target).square().mean()}, None
 
 
 class DecoderObjective(Objective):
-    """The decoder learns to speak quantised latents: of the features, or of a trained encoder."""
+    """The decoder learns to speak the codes: for `sing_steps` only its oscillators' gates, through exact synthesis (an
+    eighth of the work), then all of it."""
 
-    def __init__(self, codec, bf16: bool, features: SpectralFeatures | None):
+    def __init__(self, codec, bf16: bool, sing_steps: int):
         super().__init__(codec, bf16)
-        self.features, self.spectral = features, SpectralLoss()
-        self.codec.encoder.requires_grad_(False)
+        self.spectral, self.sing_steps = SpectralLoss(), sing_steps
+        hop, rate = codec.config.hop_length, codec.config.sampling_rate
+        self.register_buffer("basis", synthesis_basis(hop, rate), persistent=False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
+        codec.encoder.requires_grad_(False)
+        for name, parameter in codec.decoder.layers[1].lstm.named_parameters():
+            parameter.requires_grad_(not name.endswith("l0"))  # the oscillators stay in tune
+        for parameter in codec.decoder.layers[0].conv.parameters():  # and nothing is added to them
+            parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.arange(2 * PITCHES), 0.0))
 
-    def forward(self, wave, updates=None):
+    def forward(self, batch, updates=None):
+        wave, codes = batch["input_values"], batch.get("audio_codes")
         with torch.no_grad():
-            latent = self.features(wave) if self.features is not None else self.encode(wave)
-            latent, _, _ = quantize_train(self.codec.quantizer, latent)
-        output = self.decode(latent)[:, : wave.shape[1]]
+            if codes is None:
+                latent = quantize_train(self.codec.quantizer, self.encode(wave))[0]
+            else:
+                latent = self.codec.quantizer.decode(codes.transpose(0, 1))
+        first, lstm, *rest = self.codec.decoder.layers
+        hidden = lstm(first(latent))
+        if self.step < self.sing_steps:
+            return self.spectral(sing(hidden, self.basis, self.codec.config.hop_length), wave), None
+        output = self._speak(rest, hidden)
         return self.spectral(output, wave), output
+
+    def _speak(self, layers, hidden: torch.Tensor) -> torch.Tensor:
+        *layers, activation, last = layers
+        return last(activation(self._run(layers, hidden)))[:, 0]  # in bf16 the wave itself would hiss at -50 dB
 
 
 class WholeObjective(Objective):
     """Encoder, quantiser and decoder together, for fine-tuning a codec that already speaks."""
 
-    def __init__(self, codec, bf16: bool, features: None = None):
+    def __init__(self, codec, bf16: bool):
         super().__init__(codec, bf16)
         self.spectral = SpectralLoss()
 
-    def forward(self, wave, updates=None):
+    def forward(self, batch, updates=None):
+        wave = batch["input_values"]
         latent, _, commitment = quantize_train(self.codec.quantizer, self.encode(wave), updates)
         output = self.decode(latent)[:, : wave.shape[1]]
         waveform = ((output - wave).abs().mean(1) / (wave.abs().mean(1) + 0.01)).mean()
         return self.spectral(output, wave) | {"commitment": commitment, "waveform": waveform}, output
-
-
-OBJECTIVES = {"encoder": EncoderObjective, "decoder": DecoderObjective, "whole": WholeObjective}
 
 
 def is_narrow_and_strided(layer: torch.nn.Module) -> bool:
@@ -88,31 +111,33 @@ def is_narrow_and_strided(layer: torch.nn.Module) -> bool:
 
 
 @torch.no_grad()
-def start_balanced(codec: PianoEncodecModel, wave: torch.Tensor, latent: torch.Tensor) -> None:
-    """Scale every convolution so that its output has unit variance on real audio.
+def start_balanced(layers, x: torch.Tensor, deviation: float, last_deviation: float) -> None:
+    """Draw every convolution of a SEANet stack anew and scale it on real input, so that its output has a set deviation.
 
     The usual random starts let the signal fade against the biases on its way through 16 layers: the encoder's latent
     then carries next to nothing, and training stays with the mean spectrum for hours.
 
     Args:
-        wave (`torch.Tensor` of shape `(B, samples)`): for the encoder, and the level of the decoder's output.
-        latent (`torch.Tensor` of shape `(B, D, T)`): for the decoder.
+        layers (`nn.ModuleList`): run one after the other.
+        x (`torch.Tensor`): real input of the first.
+        deviation: of each convolution's output; well below 1 the ELUs are nearly linear.
+        last_deviation: of the last layer's output.
     """
-    last = codec.decoder.layers[-1].conv
+    last = layers[-1].conv
 
     def rescale(module, _inputs, output):
-        scale = (float(wave.std()) if module is last else 1.0) / (output.std() + 1e-8)
+        scale = (last_deviation if module is last else deviation) / (output.std() + 1e-8)
         module.weight = module.weight * scale  # through weight norm's right inverse
         return output * scale
 
     handles = []
-    for conv in [m for m in codec.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.ConvTranspose1d)]:
+    for conv in [m for m in layers.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.ConvTranspose1d)]:
         weight = torch.empty_like(conv.weight)
         torch.nn.init.kaiming_normal_(weight, nonlinearity="linear")
         conv.weight = weight
         conv.bias.zero_()
         handles.append(conv.register_forward_hook(rescale))
-    codec.encoder(wave[:, None])
-    codec.decoder(latent)
+    for layer in layers:
+        x = layer(x)
     for handle in handles:
         handle.remove()

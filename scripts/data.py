@@ -34,7 +34,8 @@ def shard_files(folder: str | Path, split: str) -> list[str]:
         raise DataError(f"{folder}: no {split}-*.parquet; make it with scripts.prepare_dataset")
     expected = int(files[0].removesuffix(".parquet").split("-of-")[-1])
     if len(files) != expected:
-        raise DataError(f"{folder}: {len(files)} of {expected} shards of {split}; finish it with scripts.prepare_dataset")
+        there = f"{len(files)} of {expected} shards of {split}"
+        raise DataError(f"{folder}: {there}; finish it with scripts.prepare_dataset")
     return files
 
 
@@ -72,30 +73,46 @@ class TrainingStream:
     """
 
     def __init__(
-        self, files, tokenizer, batch_size, prompt_seconds=(1.0, 6.0), no_prompt_share=0.05, seed=0, rank=0, world_size=1
+        self,
+        files: list[Path],
+        tokenizer,
+        batch_size: int,
+        prompt_seconds: tuple[float, float] = (1.0, 6.0),
+        no_prompt_share: float = 0.05,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ):
         self.info = dataset_info(files)
         self.files, self.tokenizer, self.batch_size = files, tokenizer, batch_size
-        high = min(prompt_seconds[1], self.info["prompt_seconds"])
-        self.prompt_steps = (round(prompt_seconds[0] * STEPS_PER_SECOND), round(high * STEPS_PER_SECOND))
+        low, high = (min(seconds, self.info["prompt_seconds"]) for seconds in prompt_seconds)
+        self.prompt_steps = (round(low * STEPS_PER_SECOND), round(high * STEPS_PER_SECOND))
         self.no_prompt_share, self.seed, self.rank, self.world_size = no_prompt_share, seed, rank, world_size
         self.epoch, self.position = 0, 0  # position: batches given in this epoch, over all ranks
 
     def state_dict(self) -> dict[str, int]:
+        """The place in the stream: the next batch to give."""
         return {"epoch": self.epoch, "position": self.position, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a `state_dict`."""
         self.epoch, self.position, self.seed = state["epoch"], state["position"], state["seed"]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches; the position moves on before a batch is handed over."""
         while True:
-            start = self.position
+            start, number, mine = self.position, -1, None
             for number, rows in enumerate(self._batches(self.epoch)):
-                if number < start or number % self.world_size != self.rank:
-                    continue
-                self.position = number - self.rank + self.world_size
-                yield self.collate(rows, np.random.default_rng([self.seed, self.epoch, number]))
+                if number % self.world_size == self.rank:
+                    mine = (number, rows)
+                # only when every rank has one: the ranks stay in the same epoch
+                if number % self.world_size == self.world_size - 1 and number >= start:
+                    self.position = number + 1
+                    yield self.collate(mine[1], np.random.default_rng([self.seed, self.epoch, mine[0]]))
+            if number + 1 < self.world_size:
+                raise DataError(
+                    f"{Path(self.files[0]).parent}: too few items for {self.world_size} batches of {self.batch_size}"
+                )
             self.epoch, self.position = self.epoch + 1, 0
 
     def collate(self, rows: list[dict], rng: np.random.Generator) -> dict[str, torch.Tensor]:

@@ -49,7 +49,9 @@ def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> np.ndarray:
     return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]
 
 
-def synthesise(model, tokenizer, excerpt: Excerpt, seconds: tuple[float, float], seed: int, sampling: dict) -> np.ndarray:
+def synthesise(
+    model, tokenizer, excerpt: Excerpt, seconds: tuple[float, float], seed: int, sampling: dict
+) -> np.ndarray:
     """The model's version of the target, from notes and prompt alone. `seconds`: of prompt and target."""
     segments = [(excerpt.prompt.notes, 0.0, seconds[0]), (excerpt.target.notes, 0.0, seconds[1])]
     ids = torch.from_numpy(tokenizer.encode_notes(segments))[None].to(model.device)
@@ -95,6 +97,7 @@ def plot(path: Path, excerpt: Excerpt, waves: dict[str, np.ndarray]) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="model folder or Hub id")
@@ -116,6 +119,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
     args = parse(argv)
     try:
         recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed)
@@ -124,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
             model = MidiValleForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
             tokenizer, codec = MidiValleTokenizer.from_pretrained(args.model), model.codec
         else:
-            model, codec = None, PianoEncodecModel.from_pretrained(args.codec, dtype=torch.float32).to(args.device).eval()
+            codec = PianoEncodecModel.from_pretrained(args.codec, dtype=torch.float32).to(args.device).eval()
+            model = None
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -145,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
             soundfile.write(output / f"{index:02d}_{system}.flac", np.clip(wave, -1, 1), SAMPLING_RATE)
         plot(output / f"{index:02d}.png", excerpt, waves)
     summary = summarise(rows)
-    (output / "results.json").write_text(json.dumps({"settings": vars(args), "summary": summary, "rows": rows}, indent=1))
+    results = {"settings": vars(args), "summary": summary, "rows": rows}
+    (output / "results.json").write_text(json.dumps(results, indent=1))
     (output / "table.md").write_text(table(summary) + "\n")
     print(table(summary))
     return 0

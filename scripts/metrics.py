@@ -38,7 +38,8 @@ def mean_interval(values, groups=None) -> tuple[float, float]:
     values = np.asarray(values, dtype=float)
     if groups is not None:
         groups = np.asarray(groups)
-        values = np.array([np.nanmean(values[groups == g]) for g in np.unique(groups) if np.isfinite(values[groups == g]).any()])
+        parts = [values[groups == g] for g in np.unique(groups)]
+        values = np.array([np.nanmean(part) for part in parts if np.isfinite(part).any()])
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan"), float("nan")

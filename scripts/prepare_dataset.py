@@ -18,6 +18,7 @@ import io
 import json
 import multiprocessing
 import os
+import queue
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+from safetensors import safe_open
 from tqdm import tqdm
 
 from scripts.pianos import SAMPLING_RATE, RenderError, load_piano
@@ -130,12 +132,16 @@ class PairedRecordings:
         rng = np.random.default_rng([self.seed, index])
         row = self.rows[rng.integers(len(self.rows))]
         notes = load_performance(self.base / row["midi"]).notes
-        wave, rate = soundfile.read(self.base / row["audio"], dtype="float32", always_2d=True)
+        try:
+            wave, rate = soundfile.read(self.base / row["audio"], dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise MidiError(f"{row['audio']}: cannot be read as audio ({error})") from error
         wave = soxr.resample(wave.mean(1), rate, SAMPLING_RATE).astype(np.float32)
         length = len(wave) / SAMPLING_RATE
         need = data.prompt_seconds + data.target_seconds
         if length < need:
-            raise MidiError(f"{row['audio']}: {length:.1f} s, but an item needs {need:.1f} s (shorten --target-seconds)")
+            what = f"{length:.1f} s, but an item needs {need:.1f} s"
+            raise MidiError(f"{row['audio']}: {what} (shorten --target-seconds)")
         start = float(rng.uniform(0, length - data.target_seconds))
         before, after = start - data.prompt_seconds, length - start - data.target_seconds - data.prompt_seconds
         if rng.random() * (max(before, 0) + max(after, 0)) < max(before, 0):
@@ -157,11 +163,16 @@ class PairedRecordings:
 
 
 def codec_hash(folder: str | Path) -> str:
-    """sha256 of a codec's weights: codes belong to it alone."""
+    """sha256 of what decides a codec's codes: encoder and codebooks. Its decoder may go on learning."""
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise RenderError(f"{folder}: holds no model.safetensors, so it is not a codec folder")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with safe_open(path, "numpy") as tensors:
+        for name in sorted(tensors.keys()):
+            if name.startswith("encoder.") or name.endswith("codebook.embed"):
+                digest.update(name.encode() + tensors.get_tensor(name).tobytes())
+    return digest.hexdigest()
 
 
 def make_item(recordings, index: int, data: DataArguments, codec) -> dict:
@@ -222,7 +233,7 @@ def _flac(wave: np.ndarray) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _work(args: argparse.Namespace, data: DataArguments, shards: "multiprocessing.Queue", done: "multiprocessing.Queue"):
+def _work(args: argparse.Namespace, data: DataArguments, shards, done):
     """One process: takes shard numbers until there are none."""
     import torch
 
@@ -250,6 +261,16 @@ def _work(args: argparse.Namespace, data: DataArguments, shards: "multiprocessin
         done.put(error)
 
 
+def _next_result(done, workers: list):
+    """What a process reports next; an error if one died without a word, which would otherwise be waited for."""
+    while True:
+        try:
+            return done.get(timeout=5)
+        except queue.Empty:
+            if any(worker.exitcode for worker in workers):
+                return RenderError("a process died (see above; out of memory?); start again, finished shards are kept")
+
+
 def _recordings(args: argparse.Namespace, data: DataArguments):
     if args.pairs:
         return PairedRecordings(args.pairs, args.seed)
@@ -261,6 +282,7 @@ def _shard_path(args: argparse.Namespace, shard: int) -> Path:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", required=True, help="folder of the codec that makes the codes")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -287,6 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
     args = parse(argv)
     data = DataArguments(args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio)
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -300,7 +323,7 @@ def main(argv: list[str] | None = None) -> int:
         worker.start()
     made = skipped = 0
     for _ in tqdm(missing, unit="shard"):
-        result = done.get()
+        result = _next_result(done, workers)
         if isinstance(result, Exception):
             for worker in workers:
                 worker.terminate()

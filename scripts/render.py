@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--model", default=DEFAULT_MODEL, help="folder or Hub id (default: %(default)s)")
     model.add_argument("--prompt", metavar="NAME", help="a bundled prompt (default: the first of the model)")
     model.add_argument("--list-prompts", action="store_true", help="list the bundled prompts and stop")
-    model.add_argument("--prompt-audio", metavar="P.wav", help="own prompt: WAV or FLAC, 1 s or longer, 3 to 8 s used")
+    model.add_argument("--prompt-audio", metavar="P.wav", help="own prompt: WAV or FLAC from 1 s; 8 s are used")
     model.add_argument("--prompt-midi", metavar="P.mid", help="the notes of --prompt-audio, in time with it")
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     music = parser.add_argument_group("music")
@@ -119,8 +119,11 @@ def render(args: argparse.Namespace) -> int:
     load_performance(args.input)  # a bad file is refused before a model is fetched or loaded
     folder = model_folder(args.model)
     processor = load_processor(folder)
-    performance = processor.load(args.input, args.sustain, args.start, args.end)
+    whole = processor.tokenizer.load_performance(args.input, args.sustain)
+    performance = processor.load(whole, start=args.start, end=args.end)
     windows = processor.windows(performance, args.ring_out)
+    if changes := describe_changes(processor.tokenizer, performance, windows):
+        print(f"render: {changes}", file=sys.stderr)
     if args.prompt_audio:
         label, files = "own prompt", (args.prompt_midi, args.prompt_audio)
     else:
@@ -138,6 +141,16 @@ def render(args: argparse.Namespace) -> int:
         f"{took:.1f} s on {model.device} ({windows[-1][1] / took:.2f}x real time){turned_down}"
     )
     return 0
+
+
+def describe_changes(tokenizer, performance, windows) -> str:
+    """One sentence on notes that were left out and durations that are clipped; empty if there are none."""
+    reports = [tokenizer.encode_notes([(performance.notes, *w)], return_report=True)[1] for w in windows]
+    clipped = sum(report["clipped_durations"] for report in reports)
+    parts = [performance.warning] if performance.warning else []
+    if clipped:
+        parts.append(f"{'' if parts else performance.name + ': '}{clipped} durations over 6 s are clipped to 6 s")
+    return "; ".join(parts)
 
 
 def generate_windows(model, processor, performance, windows, prompt, seed: int, sampling: dict) -> Iterator:
@@ -236,15 +249,14 @@ def choose_prompt(folder: Path, name: str | None) -> tuple[str, tuple[Path, Path
 
 def load_processor(folder: Path):
     """The processor of a model folder, by this repository's code."""
-    from transformers import AutoProcessor, AutoTokenizer
+    from transformers import AutoProcessor
 
+    import tokenization  # noqa: F401  registers the class
     from processing import MidiValleProcessor
-    from tokenization import MidiValleTokenizer
 
-    AutoTokenizer.register("midivalle", MidiValleTokenizer, exist_ok=True)
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RenderError(f"{folder}: no processor can be loaded ({str(error).splitlines()[0]})") from error
     if not isinstance(processor, MidiValleProcessor):
         raise RenderError(f"{folder}: holds a {type(processor).__name__}, not a MidiValleProcessor")
@@ -254,9 +266,14 @@ def load_processor(folder: Path):
 def load_model(folder: Path, device: str):
     """The model of a folder in fp32, by this repository's code; every weight must be there, and finite."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel
+    from transformers.utils import logging
 
     import modeling_midivalle  # noqa: F401  registers the classes
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it would warn of is refused below, in one sentence
 
     if device == "cuda" and not torch.cuda.is_available():
         raise RenderError("--device cuda: no GPU is available")
@@ -266,7 +283,7 @@ def load_model(folder: Path, device: str):
         model, report = AutoModel.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except OSError as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise RenderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
     if model.config.model_type != "midivalle":
         raise RenderError(f"{folder}: holds a {model.config.model_type} model, not midivalle")

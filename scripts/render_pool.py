@@ -34,6 +34,7 @@ def _excerpt(task: tuple[int, int]) -> tuple[int, np.ndarray]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")

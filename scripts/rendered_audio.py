@@ -138,20 +138,35 @@ class RenderedCrops(IterableDataset):
 
 
 class StoredCrops(IterableDataset):
-    """Endless random crops of rendered pools: `.npy` files of int16 (excerpts, samples); yields `input_values` only."""
+    """Endless random crops of rendered pools: `.npy` files of int16 (excerpts, samples).
+
+    Yields `input_values (samples,)`; where `POOL.codes.npy` (excerpts, K, frames) lies beside every pool, crops start
+    on a frame and `audio_codes (K, frames)` is given too.
+    """
 
     def __init__(self, paths, crop_seconds: float, seed: int = 0):
-        self.paths, self.crop, self.seed = list(paths), round(crop_seconds * SAMPLING_RATE), seed
+        self.paths, self.frames, self.seed = list(paths), round(crop_seconds * SAMPLING_RATE) // HOP, seed
 
     def __iter__(self):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         pools = [np.load(path, mmap_mode="r") for path in self.paths]
+        names = [codes_path(path) for path in self.paths]
+        codes = [np.load(name, mmap_mode="r") for name in names] if all(n.is_file() for n in names) else None
         while True:
-            pool = pools[rng.integers(len(pools))]
-            excerpt = pool[rng.integers(len(pool))]
-            start = int(rng.integers(len(excerpt) - self.crop + 1))
-            yield {"input_values": excerpt[start : start + self.crop].astype(np.float32) / 32767}
+            p = int(rng.integers(len(pools)))
+            e = int(rng.integers(len(pools[p])))
+            frame = int(rng.integers(pools[p].shape[1] // HOP - self.frames + 1))
+            wave = pools[p][e, frame * HOP : (frame + self.frames) * HOP].astype(np.float32) / 32767
+            item = {"input_values": wave}
+            if codes is not None:
+                item["audio_codes"] = codes[p][e, :, frame : frame + self.frames].astype(np.int64)
+            yield item
+
+
+def codes_path(pool: str | Path) -> Path:
+    """Where the codes of a pool lie."""
+    return Path(pool).with_suffix(".codes.npy")
 
 
 def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:
@@ -166,9 +181,7 @@ def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.
 
 def _manifest_file(root: Path, row: dict) -> MidiFile:
     archive = None if (root / row["path"]).is_file() else f"{row['path'].split('/')[0]}.tar.xz"
-    return MidiFile(
-        row["path"], archive, row["split"], float(row["duration_s"]), row["composition_id"], row["licence"]
-    )
+    return MidiFile(row["path"], archive, row["split"], float(row["duration_s"]), row["composition_id"], row["licence"])
 
 
 @lru_cache(maxsize=8)

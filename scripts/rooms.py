@@ -81,7 +81,8 @@ class Room:
         early *= 10 ** ((spec.wet_db - 3) / 20) / np.sqrt((early**2).sum())
         t = np.arange(n) / SAMPLING_RATE
         tail = np.zeros(n)
-        for low, high, share in ((20, 250, 1.15), (250, 2000, 1.0), (2000, 6000, 0.75), (6000, 15_500, spec.high_decay)):
+        bands = ((20, 250, 1.15), (250, 2000, 1.0), (2000, 6000, 0.75), (6000, 15_500, spec.high_decay))
+        for low, high, share in bands:
             band = butter(2, (low, high), "bandpass", fs=SAMPLING_RATE, output="sos")
             tail += sosfilt(band, rng.standard_normal(n)) * 10 ** (-3 * t / (self.rt60 * share))
         tail *= np.clip(t / 0.022, 0, 1) * np.where(t < 0.012, 0.2, 1.0)

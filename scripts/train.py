@@ -1,7 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Train one decoder, AR or NAR, on the shards of `scripts.prepare_dataset`.
 
-    accelerate launch -m scripts.train --config recipes/starter.yaml --part ar --data DATA --codec CODEC --output-dir RUN
+    accelerate launch -m scripts.train --config recipes/starter.yaml --part ar \
+        --data DATA --codec CODEC --output-dir RUN
 
 Writes `log.jsonl`, whole checkpoints `step_N` and the averaged weights as a `from_pretrained` folder `model`. Started
 again, it continues from the newest checkpoint.
@@ -160,8 +161,10 @@ class Run:
         temporary.mkdir(parents=True)
         tensors = {f"model.{k}": v for k, v in self.core.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        save_file({k: v.detach().clone().contiguous().cpu() for k, v in tensors.items()}, temporary / "tensors.safetensors")
-        torch.save({"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}, temporary / "rest.pt")
+        tensors = {k: v.detach().clone().contiguous().cpu() for k, v in tensors.items()}
+        save_file(tensors, temporary / "tensors.safetensors")
+        rest = {"optimizer": self.optimizer.state_dict(), "generator": self.generator.get_state()}
+        torch.save(rest, temporary / "rest.pt")
         state = {"step": self.step, "frames": self.frames, "seconds": self.seconds, "stream": self.stream.state_dict()}
         (temporary / "state.json").write_text(json.dumps(state))
         shutil.rmtree(target, ignore_errors=True)
@@ -235,6 +238,7 @@ class Run:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/starter.yaml")
     parser.add_argument("--part", required=True, choices=sorted(PARTS), help="which decoder")
@@ -248,11 +252,13 @@ def main(argv: list[str] | None = None) -> int:
         files = shard_files(args.data, "train")
         found, wanted = dataset_info(files)["codec_sha256"], codec_hash(args.codec)
         if found != wanted:
-            raise DataError(f"{args.data} was encoded by codec {found[:12]}, but {args.codec} is {wanted[:12]}: encode anew")
+            made = f"{args.data} was encoded by codec {found[:12]}"
+            raise DataError(f"{made}, but {args.codec} is {wanted[:12]}: encode anew")
         tokenizer = MidiValleTokenizer()
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         layout = {"prompt_seconds": recipe.prompt_seconds, "no_prompt_share": recipe.no_prompt_share}
-        stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout, seed=recipe.seed, rank=rank, world_size=world)
+        layout |= {"seed": recipe.seed, "rank": rank, "world_size": world}
+        stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
         held_out = TrainingStream(shard_files(args.data, "validation"), tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,18 +1,17 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Train the Piano-Encodec: from nothing, part by part, or fine-tune any Hugging Face EnCodec of 32 kHz.
 
-    python -m scripts.train_codec features --config recipes/codec_starter.yaml --output-dir runs/codec/features [audio]
-    python -m scripts.train_codec encoder  --config ... --features runs/codec/features --output-dir runs/codec/encoder
-    python -m scripts.train_codec decoder  --config ... --features runs/codec/features --output-dir runs/codec/decoder
-    python -m scripts.train_codec assemble --config ... --encoder runs/codec/encoder/codec \
-        --decoder runs/codec/decoder/codec --output-dir runs/codec/whole
-    python -m scripts.train_codec decoder  --config ... --codec runs/codec/whole --output-dir runs/codec/tuned
-    python -m scripts.train_codec whole    --config ... --codec FOLDER_OR_HUB_ID --output-dir runs/codec/finetuned
+    python -m scripts.train_codec features  --config RECIPE --output-dir runs/codec/features [audio]
+    python -m scripts.train_codec encoder   --config RECIPE --features runs/codec/features --output-dir runs/codec/encoder
+    python -m scripts.train_codec codebooks --config RECIPE --codec runs/codec/encoder/codec --output-dir runs/codec/codes
+    python -m scripts.train_codec decoder   --config RECIPE --features runs/codec/features --codec runs/codec/codes \\
+        --output-dir runs/codec/decoder
+    python -m scripts.train_codec whole     --config RECIPE --codec FOLDER_OR_HUB_ID --output-dir runs/codec/finetuned
 
 [audio] is `--midi-root PACK/midi --piano PIANO.tar ...` (rendered while it is needed) or `--audio POOL.npy ...`.
-`features` fits the latent's axes and the residual codebooks; encoder and decoder learn them side by side; `assemble`
-fits the codebooks anew to what the encoder really produces. From then on the codes are fixed, whatever the decoder
-still learns. A run continues from its newest checkpoint.
+`features` fits the latent's axes; the encoder learns to produce them; `codebooks` fits the residual stack to what it
+does produce, and from then on the codes are fixed, whatever the decoder still learns. `whole` fine-tunes all of any
+32 kHz EnCodec. A run continues from its newest checkpoint.
 """
 
 import argparse
@@ -33,7 +32,8 @@ from torch.utils.data import DataLoader
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts.codec_discriminator import MultiScaleSTFTDiscriminator, discriminator_loss, generator_losses
 from scripts.codec_features import SpectralFeatures
-from scripts.codec_objectives import OBJECTIVES, start_balanced
+from scripts.codec_objectives import DecoderObjective, EncoderObjective, WholeObjective, start_balanced
+from scripts.codec_oscillators import start_oscillators, start_synthesis
 from scripts.codec_quantizer import ema_update, kmeans_start
 from scripts.rendered_audio import RenderedCrops, StoredCrops
 from scripts.rooms import ROOMS
@@ -53,7 +53,8 @@ class CodecRecipe:
     crop_seconds: float = 2.0
     batch_size: int = 6
     steps: int = 20_000
-    kmeans_vectors: int = 100_000
+    sing_steps: int = 600  # of the decoder: gates alone, through exact synthesis
+    kmeans_vectors: int = 60_000
     learning_rate: float = 1e-3
     discriminator_learning_rate: float = 3e-4
     warmup_steps: int = 100
@@ -115,19 +116,19 @@ def save_checkpoint(folder: Path, step: int, tensors: dict, optimizers: list, ex
 
 
 class Run:
-    """One training run of one part: `encoder`, `decoder` or `whole`."""
+    """One training run of one objective."""
 
-    def __init__(self, part: str, recipe: CodecRecipe, codec, features, dataset, output: Path, workers: int):
-        self.part, self.recipe, self.output = part, recipe, output
+    def __init__(self, objective, recipe: CodecRecipe, dataset, output: Path, workers: int):
+        self.recipe, self.output, codec = recipe, output, objective.codec
+        self.moves_codebooks = isinstance(objective, WholeObjective)
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False)  # ema_update itself keeps codebooks equal
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
         torch.manual_seed(recipe.seed)
         self.codec, self.device = codec, self.accelerator.device
-        objective = OBJECTIVES[part](codec, recipe.bf16, features)
         trained = [p for p in objective.parameters() if p.requires_grad]
         optimizers = [torch.optim.Adam(trained, recipe.learning_rate, recipe.betas)]
         self.discriminator = None
-        if recipe.adversarial_from is not None and part != "encoder":
+        if recipe.adversarial_from is not None and not isinstance(objective, EncoderObjective):
             self.discriminator = MultiScaleSTFTDiscriminator()
             rate = recipe.discriminator_learning_rate
             optimizers.append(torch.optim.Adam(self.discriminator.parameters(), rate, (0.5, 0.9)))
@@ -144,13 +145,13 @@ class Run:
         """Run to the last step, or for `stop_after` seconds of wall time."""
         began, logged, totals = time.time(), time.time(), {}
         while self.step < self.recipe.steps and not (stop_after and time.time() - began > stop_after):
-            for name, value in self._train_step(next(self.loader)["input_values"].to(self.device)).items():
+            for name, value in self._train_step(next(self.loader)).items():
                 totals[name] = totals.get(name, 0.0) + float(torch.as_tensor(value).detach())
             self.step += 1
-            if self.step % 100 == 0:
+            if self.step % 50 == 0:
                 now = time.time()
                 self.seconds, logged = self.seconds + now - logged, now
-                self._log({k: v / 100 for k, v in totals.items()})
+                self._log({k: v / 50 for k, v in totals.items()})
                 totals = {}
             if self.step % self.recipe.save_steps == 0:
                 self.save()
@@ -165,17 +166,20 @@ class Run:
         if self.discriminator is not None:
             state = self.accelerator.unwrap_model(self.discriminator).state_dict()
             tensors |= {f"discriminator.{k}": v for k, v in state.items()}
-        save_checkpoint(self.output, self.step, tensors, self.optimizers, {"seconds": self.seconds, "part": self.part})
+        save_checkpoint(self.output, self.step, tensors, self.optimizers, {"seconds": self.seconds})
         export_codec(self.average, self.codec.config, self.output / "codec")
 
-    def _train_step(self, wave: torch.Tensor) -> dict[str, torch.Tensor]:
-        recipe = self.recipe
+    def _train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        recipe, batch = self.recipe, {k: v.to(self.device) for k, v in batch.items()}
+        wave, core = batch["input_values"], self.accelerator.unwrap_model(self.objective)
+        if isinstance(core, DecoderObjective):
+            core.step.fill_(self.step)
         share = warmup_cosine(self.step, recipe.warmup_steps, recipe.steps, recipe.final_learning_rate_share)
         for optimizer, rate in zip(self.optimizers, (recipe.learning_rate, recipe.discriminator_learning_rate)):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
-        updates = [] if self.part == "whole" else None
-        losses, output = self.objective(wave, updates)
+        updates = [] if self.moves_codebooks else None
+        losses, output = self.objective(batch, updates)
         adversarial = self.discriminator is not None and self.step >= recipe.adversarial_from
         if adversarial:
             losses |= generator_losses(self.discriminator, output, wave)
@@ -265,11 +269,28 @@ def fit_codebooks(codec, vectors: torch.Tensor, step_vectors: int, recipe: Codec
     print(f"codebooks leave {[round(v, 4) for v in left]} of the variance")
 
 
+def objective_of(args: argparse.Namespace, recipe: CodecRecipe, codec, data):
+    """The objective of the asked part; parts that begin from nothing get their start here."""
+    if args.part == "whole":
+        return WholeObjective(codec, recipe.bf16)
+    features = load_features(args.features, codec.config.hidden_size)
+    if args.part == "encoder":
+        wave = next(iter(DataLoader(data, 4)))["input_values"]
+        start_balanced(codec.encoder.layers, wave[:, None], 1.0, float(features(wave).std()))
+        return EncoderObjective(codec, recipe.bf16, features)
+    if not args.go_on:
+        wave = next(iter(DataLoader(data, 16)))["input_values"]
+        with torch.no_grad():
+            latent = codec.encoder(wave[:, None])
+            start_oscillators(codec, features, latent)
+            start_synthesis(codec)
+    return DecoderObjective(codec, recipe.bf16, 0 if args.go_on else recipe.sing_steps)
+
+
 @torch.no_grad()
-def assemble(recipe: CodecRecipe, encoder: str, decoder: str, dataset, workers: int, output: Path) -> None:
-    """One codec of a trained encoder and decoder; codebooks are fitted to the encoder at shipped precision."""
+def freeze_codes(recipe: CodecRecipe, encoder: str, dataset, workers: int, output: Path) -> None:
+    """Fit the codebooks to a trained encoder at shipped precision. From here on the codes stay what they are."""
     codec = PianoEncodecModel.from_pretrained(encoder, dtype=torch.float32)
-    codec.decoder.load_state_dict(PianoEncodecModel.from_pretrained(decoder, dtype=torch.float32).decoder.state_dict())
     loader = iter(DataLoader(dataset, recipe.batch_size, num_workers=workers))
     vectors, step = collect(
         loader, lambda w: codec.encoder(w[:, None]).transpose(1, 2).flatten(0, 1), recipe.kmeans_vectors
@@ -287,15 +308,14 @@ def load_features(folder: str, hidden_size: int) -> SpectralFeatures:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("features", "encoder", "decoder", "assemble", "whole"))
+    parser.add_argument("part", choices=("features", "encoder", "codebooks", "decoder", "whole"))
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/codec_*.yaml")
     parser.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
     parser.add_argument("--piano", action="append", default=[], help="piano tar or folder, or FONT.sf2[:PROGRAM]")
     parser.add_argument("--audio", nargs="*", default=[], help="rendered pools (scripts.render_pool), instead")
     parser.add_argument("--features", help="output of `features`")
     parser.add_argument("--codec", help="codec folder to go on from")
-    parser.add_argument("--encoder", help="for assemble: folder with the trained encoder")
-    parser.add_argument("--decoder", help="for assemble: folder with the trained decoder")
+    parser.add_argument("--go-on", action="store_true", help="decoder: keep that of --codec, go on from audio")
     parser.add_argument("--output-dir", required=True, help="checkpoints, log.jsonl and the codec go here")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare audio")
     parser.add_argument("--stop-after", type=float, help="seconds of wall time after which to save and stop")
@@ -312,18 +332,14 @@ def main(argv: list[str] | None = None) -> int:
             parser.error("give audio: --midi-root and --piano, or --audio")
         if args.part == "features":
             fit_features(recipe, data, args.workers, output)
-        elif args.part == "assemble":
-            assemble(recipe, args.encoder, args.decoder, data, args.workers, output)
+        elif args.part == "codebooks":
+            freeze_codes(recipe, args.codec, data, args.workers, output)
         else:
             start = args.codec or args.features
-            if start is None:
+            if start is None or (args.part in ("encoder", "decoder") and args.features is None):
                 parser.error(f"{args.part} needs --codec or --features")
             codec = PianoEncodecModel.from_pretrained(start, dtype=torch.float32)
-            features = None if args.codec else load_features(args.features, codec.config.hidden_size)
-            if features is not None:
-                wave = next(iter(DataLoader(data, 4)))["input_values"]
-                start_balanced(codec, wave, features(wave))
-            Run(args.part, recipe, codec, features, data, output, args.workers).train(args.stop_after)
+            Run(objective_of(args, recipe, codec, data), recipe, data, output, args.workers).train(args.stop_after)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

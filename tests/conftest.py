@@ -5,8 +5,13 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than cores make it 10 times slower
 
+import csv
+
+import numpy as np
 import pytest
+import soundfile
 import torch
+from symusic import Note, Score, Track
 
 from modeling_midivalle import (
     MidiValleARConfig,
@@ -15,6 +20,8 @@ from modeling_midivalle import (
     MidiValleForConditionalGeneration,
     MidiValleNARConfig,
     MidiValleNARModel,
+    PianoEncodecConfig,
+    PianoEncodecModel,
 )
 
 torch.set_num_threads(1)
@@ -112,3 +119,80 @@ def make_batch(make_rows):
         return codes, mask, midi_ids, midi_mask, torch.tensor(prompts)
 
     return make
+
+
+def _write_piano(folder, keys=(36, 48, 60, 72, 84), layers=((1, 127, -6.0),), seconds=2.0, decay=1.0):
+    """A sampled piano of decaying sines, one a key and layer (lovel, hivel, recorded level in dB), all of peak 0.5.
+
+    Layer i sounds i + 1 times the key's frequency, so that a spectrum tells which sample was chosen.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, time = [], np.arange(round(seconds * 32_000)) / 32_000
+    for i, (low, high, level) in enumerate(layers):
+        for j, key in enumerate(keys):
+            frequency = (i + 1) * 440 * 2 ** ((key - 69) / 12)
+            wave = 0.5 * np.sin(2 * np.pi * frequency * time) * np.exp(-time / decay)
+            soundfile.write(folder / f"{key:03d}_{high:03d}.wav", wave, 32_000, subtype="FLOAT")
+            first = 0 if j == 0 else (keys[j - 1] + key) // 2 + 1
+            last = 127 if j == len(keys) - 1 else (key + keys[j + 1]) // 2
+            rows.append((f"{key:03d}_{high:03d}.wav", key, first, last, low, high, level, level, seconds))
+    with open(folder / "index.csv", "w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow("file key lokey hikey lovel hivel onset_db peak_db seconds".split())
+        table.writerows(rows)
+    return folder
+
+
+def _write_midi(path, seed=0, seconds=6.0, density=8):
+    """A MIDI file of random notes, `density` a second, some of them long."""
+    rng = np.random.default_rng(seed)
+    score = Score(480, ttype="second")
+    track = Track(ttype="second")
+    for onset in np.sort(rng.uniform(0, seconds, round(seconds * density))):
+        duration = rng.uniform(0.1, 1.5)
+        track.notes.append(Note(onset, duration, int(rng.integers(36, 85)), int(rng.integers(30, 120)), ttype="second"))
+    score.tracks.append(track)
+    score.to("tick").dump_midi(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_piano():
+    """`write_piano(folder, keys, layers, seconds, decay)` -> the folder of a sampled piano of sines."""
+    return _write_piano
+
+
+@pytest.fixture(scope="session")
+def write_midi():
+    """`write_midi(path, seed, seconds, density)` -> the path of a MIDI file of random notes."""
+    return _write_midi
+
+
+@pytest.fixture(scope="session")
+def tiny_pack(tmp_path_factory):
+    """A folder with `midi/` (two files), `piano/` (sines) and `codec/` (tiny, filled codebooks)."""
+    folder = tmp_path_factory.mktemp("pack")
+    (folder / "midi").mkdir()
+    for seed in range(2):
+        _write_midi(folder / "midi" / f"{seed}.mid", seed)
+    _write_piano(folder / "piano")
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16, num_lstm_layers=1))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_(std=0.3)
+    codec.save_pretrained(folder / "codec")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_pack, tmp_path_factory):
+    """Shards of `scripts.prepare_dataset` of `tiny_pack`: 8 training and 2 validation items of 1 s after 1 s."""
+    from scripts import prepare_dataset
+
+    folder = tmp_path_factory.mktemp("data")
+    for split, items in (("train", "8"), ("validation", "2")):
+        arguments = ["--codec", str(tiny_pack / "codec"), "--midi-root", str(tiny_pack / "midi"), "--split", split]
+        arguments += ["--piano", str(tiny_pack / "piano"), "--room", "dry_close", "--room", "studio"]
+        arguments += ["--items", items, "--shard-items", "3", "--prompt-seconds", "1", "--target-seconds", "1"]
+        assert prepare_dataset.main([*arguments, "--processes", "1", "--output-dir", str(folder)]) == 0
+    return folder

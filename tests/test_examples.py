@@ -81,7 +81,7 @@ def test_prompts_are_rendered_whole(tmp_path):
     for name in LICENCES:
         folder = tmp_path / name
         folder.mkdir()
-        t = np.arange(32_000) / 32_000
+        t = np.arange(8_000) / 32_000
         soundfile.write(folder / "a.wav", 0.9 * np.sin(2 * np.pi * 440 * t) * np.exp(-3 * t), 32_000)
         header = "file,key,lokey,hikey,lovel,hivel,onset_db,peak_db,seconds"
         (folder / "index.csv").write_text(f"{header}\na.wav,69,21,108,1,127,-20,0,1.0\n")

@@ -33,7 +33,10 @@ def row(song, b):
     }
 
 
-def by_definition(model, song, ar_sampler=Sampler(False), nar_sampler=Sampler(False), uniform=None):
+GREEDY = Sampler(False)
+
+
+def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=None):
     """The whole sequence anew for each frame, then each stage."""
     ids, prompt, frames = song["input_ids"], song["prompt_codes"], song["target_frames"]
     P = torch.tensor([prompt.shape[-1]])
@@ -194,6 +197,7 @@ def test_nan_raises(make_model, song):
         ({"input_ids": torch.zeros(1, 3, 5, dtype=torch.long)}, r"must be \(B, N, 6\)"),
         ({"input_values": torch.zeros(1, 1, 640)}, "not both"),
         ({"prompt_codes": torch.zeros(1, 3, 5, dtype=torch.long)}, "prompt_codes must be"),
+        ({"prompt_codes": torch.full((1, 4, 5), 2048)}, r"prompt_codes must lie in \[0, 2048\)"),
         ({"prompt_lengths": torch.tensor([99])}, "prompt_lengths must be"),
         ({"target_frames": 0}, "target_frames must be"),
         ({"temperature": 0.0}, "temperature must be positive"),

@@ -56,9 +56,8 @@ def test_midi_clock_and_segments(make_ar):
 def test_one_clock_for_midi_and_audio(make_ar, make_batch, monkeypatch):
     """Rotary positions: onsets of the rows in 1/4800 s, then for each input the frame that it predicts."""
     seen = []
-    monkeypatch.setattr(
-        modeling_midivalle_ar, "rotary_angles", lambda config, clock: seen.append(clock) or rotary_angles(config, clock)
-    )
+    spy = lambda config, clock: seen.append(clock) or rotary_angles(config, clock)  # noqa: E731
+    monkeypatch.setattr(modeling_midivalle_ar, "rotary_angles", spy)
     ar = make_ar()
     inputs = training_inputs(ar, make_batch((5,), (2,)))
     ar(**inputs)

@@ -51,9 +51,8 @@ def test_no_gradient_from_codebooks_at_or_above_the_stage(make_nar, make_batch, 
 def test_one_clock_for_midi_and_audio(make_nar, make_batch, monkeypatch):
     """Rotary positions: onsets of the rows in 1/4800 s, then each frame's own time."""
     seen, angles = [], modeling_midivalle_nar.rotary_angles
-    monkeypatch.setattr(
-        modeling_midivalle_nar, "rotary_angles", lambda config, clock: seen.append(clock) or angles(config, clock)
-    )
+    spy = lambda config, clock: seen.append(clock) or angles(config, clock)  # noqa: E731
+    monkeypatch.setattr(modeling_midivalle_nar, "rotary_angles", spy)
     inputs = nar_inputs(make_batch((4,), (2,)), 1)
     make_nar()(**inputs)
     onsets = [0 if r[0] < 4 else ((r[5] - 4) * 384 + r[4] - 4) * 25 for r in inputs["midi_ids"][0].tolist()]

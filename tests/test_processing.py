@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from symusic import ControlChange, Note, Score, Tempo, Track
-from transformers import AutoProcessor, AutoTokenizer, EncodecFeatureExtractor
+from transformers import AutoProcessor, EncodecFeatureExtractor
 
 from processing import AudioError, MidiValleProcessor, ProcessorError, plan_windows, write_audio
 from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, Performance
@@ -178,7 +178,9 @@ def test_a_span_cut_out_anywhere(processor):
     assert rows[:, 3].tolist() == [388 - round(1.1 * 192), 388]  # held since 1.1 s; the first struck note
     assert onset_ticks(rows).tolist() == [0, round(1.7 * 192)]
     assert (rows[:, 2] - 3).tolist() == [round(0.9 * 192), round(0.75 * 192)]
-    assert torch.equal(processor(piece, start=1.3, end=3.75)["input_ids"][0, 1:-1], rows)
+    alone = processor(piece, start=1.3, end=3.75)
+    assert torch.equal(alone["input_ids"][0, 1:-1, [0, 1, 3, 4, 5]], rows[:, [0, 1, 3, 4, 5]])
+    assert alone["target_frames"].tolist() == [123]
 
 
 # --- windows
@@ -195,6 +197,8 @@ def test_windows_lose_no_note_and_repeat_none(processor, seed):
     for start, end in windows:
         inputs = processor.window_inputs(piece, start, end, prompt, return_tensors="np")
         rows = inputs["input_ids"][0, 2:-1]  # without BOS and the prompt's note
+        same = processor(piece, start=start, end=end, return_tensors="np")["input_ids"][0, 1:-1]
+        assert np.array_equal(same[:, [0, 1, 2]], rows[:, [0, 1, 2]])  # a call is a window too
         ticks = onset_ticks(rows) - 3 * 192 + round(start * 192)
         is_held = rows[:, 3] < 388
         struck += [(tick, row[0] + 17) for tick, row in zip(ticks[~is_held], rows[~is_held], strict=True)]
@@ -317,7 +321,6 @@ def test_impossible_ring_outs_and_limits(processor, ring_out):
 
 
 def test_saved_and_loaded(processor, tmp_path):
-    AutoTokenizer.register("midivalle", MidiValleTokenizer, exist_ok=True)
     processor.max_prompt_seconds, processor.tokenizer.sustain = 4.0, "ignore"
     processor.tokenizer.init_kwargs["sustain"] = "ignore"
     processor.save_pretrained(tmp_path)

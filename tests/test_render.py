@@ -3,14 +3,18 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from symusic import Note, Score, Tempo, Track
 from transformers import EncodecFeatureExtractor
 
@@ -18,7 +22,7 @@ from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneratio
 from processing import MidiValleProcessor, read_audio, write_audio
 from scripts import plots, render
 from scripts.stream_decoding import decode_stream
-from tokenization import MidiValleTokenizer
+from tokenization import MidiValleTokenizer, load_performance
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 32_000
@@ -26,13 +30,13 @@ RATE = 32_000
 
 def save_midi(path, *notes, tempos=((0, 120),)):
     """Notes of (onset s, duration s, pitch); tempos of (s, bpm) that change nothing but the ticks."""
-    score, track = Score("second"), Track()
+    score, track = Score(480, ttype="second"), Track(ttype="second")
     for time, tempo in tempos:
         score.tempos.append(Tempo(time, tempo, ttype="second"))
     for onset, duration, pitch in notes:
         track.notes.append(Note(onset, duration, pitch, 80, ttype="second"))
     score.tracks.append(track)
-    score.to("tick").dump_midi(path)
+    score.to("tick").dump_midi(str(path))
 
 
 def noise(seconds, level=0.1):
@@ -86,29 +90,26 @@ def test_exact_length_with_leading_silence(run):
 
 
 def render_end(path):
-    from tokenization import load_performance
-
     return load_performance(path).end
 
 
 def test_same_seed_same_file_and_choices(run):
-    save_midi("piece.mid", (0.0, 0.6, 60), tempos=((0, 70), (0.3, 140)))
+    save_midi("piece.mid", (0.0, 0.3, 60), tempos=((0, 70), (0.1, 140)))
     files = {}
     options = {
         "a.flac": (),
         "b.flac": ("--seed", 0, "--prompt", "steinway_studio"),
         "seed.flac": ("--seed", 1),
-        "prompt.flac": ("--prompt", "upright_hall"),
+        "prompt.flac": ("--prompt", "upright_hall", "--temperature", 3, "--top-k", 0, "--top-p", 1),
         "greedy.flac": ("--temperature", 0),
         "greedy_seed.flac": ("--temperature", 0, "--seed", 5),
-        "sampled.flac": ("--temperature", 3, "--top-k", 0, "--top-p", 1),
     }
     for name, arguments in options.items():
-        code, _, err = run("piece.mid", name, "--ring-out", "0.2", *arguments)
+        code, _, err = run("piece.mid", name, "--ring-out", "0.1", *arguments)
         assert code == 0, err
         files[name] = read_audio(name)[0].tobytes()
     assert files["a.flac"] == files["b.flac"] and files["greedy.flac"] == files["greedy_seed.flac"]
-    assert len(set(files.values())) == 5
+    assert len(set(files.values())) == 4
 
 
 def test_spans_and_own_prompts(run):
@@ -122,62 +123,81 @@ def test_spans_and_own_prompts(run):
     assert len(read_audio("out.wav")[0]) == RATE and "own prompt" in out
 
 
+def test_says_once_what_is_left_out_and_clipped(run):
+    """Two drum notes, a key below the piano and a note of 7 s: one line beside the file; nothing if all is rendered."""
+    save_midi("piece.mid", (0.0, 7.0, 60), (0.1, 0.2, 15))
+    score, drums = Score("piece.mid"), Track(is_drum=True, ttype="tick")
+    drums.notes.extend([Note(0, 10, 36, 80, ttype="tick"), Note(20, 10, 36, 80, ttype="tick")])
+    score.tracks.append(drums)
+    score.dump_midi("piece.mid")
+    code, _, err = run("piece.mid", "out.wav", "--ring-out", "0")
+    said = [line for line in err.splitlines() if line.startswith("render: ")]
+    keys = "outside the piano's keys 21 to 108"
+    clipped = "1 durations over 6 s are clipped to 6 s"
+    assert code == 0 and said == [f"render: piece.mid: left out notes: 2 on a drum track, 1 {keys}; {clipped}"]
+    assert err.count("left out") == 1
+    save_midi("piece.mid", (0.0, 0.4, 60))
+    code, _, err = run("piece.mid", "out.wav", "--ring-out", "0", "--force")
+    assert code == 0 and "render:" not in err
+
+
 def test_windows_are_generated_in_turn_and_joined_on_the_frame_grid(folder):
     """Two windows with the same prompt: codes of each as if it were alone, decoded as one stream."""
     processor, model = render.load_processor(folder), render.load_model(folder, "cpu")
-    save_midi(folder / "piece.mid", *[(t, 0.7, 60 + t) for t in range(4)])
+    save_midi(folder / "piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(4)])
     piece = processor.load(folder / "piece.mid")
     prompt = processor.prepare_prompt(folder / "prompts/upright_hall.mid", folder / "prompts/upright_hall.flac")
-    windows = [(0.0, 1.5), (1.5, 3.83)]
+    windows = [(0.0, 0.5), (0.5, 1.33)]
     codes = list(render.generate_windows(model, processor, piece, windows, prompt, 7, {"top_k": 5}))
-    assert [tuple(c.shape) for c in codes] == [(1, 4, 75), (1, 4, 117)]
+    assert [tuple(c.shape) for c in codes] == [(1, 4, 25), (1, 4, 42)]
     for i, window in enumerate(windows):
         inputs = processor.window_inputs(piece, *window, prompt)
         alone = model.generate(**inputs, seed=7 + i, top_k=5, return_dict_in_generate=True)
         assert torch.equal(alone.audio_codes, codes[i])
-    wave = render.to_wave(model.codec, iter(codes), 3.83)
+    wave = render.to_wave(model.codec, iter(codes), 1.33)
     whole = model.codec.decode_codes(torch.cat(codes, -1))[0, 0, : len(wave)]
-    assert len(wave) == round(3.83 * RATE)
+    assert len(wave) == round(1.33 * RATE)
     torch.testing.assert_close(torch.from_numpy(wave), whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("chunk_frames", [1, 7, 40, 150, 1500])
 @pytest.mark.parametrize(
     "overrides", [{}, {"use_causal_conv": True}, {"pad_mode": "reflect", "num_residual_layers": 2}]
 )
-def test_decoding_in_chunks_equals_decoding_at_once(chunk_frames, overrides):
+def test_decoding_in_chunks_equals_decoding_at_once(overrides):
     """The same samples whatever the chunks: no seam, not even from the LSTM, which remembers all frames before."""
     config = MidiValleConfig.from_preset("tiny").codec_config.to_dict() | overrides
     torch.manual_seed(1)
     codec = MidiValleForConditionalGeneration(MidiValleConfig.from_preset("tiny", codec_config=config)).codec.eval()
     for layer in codec.quantizer.layers:
         layer.codebook.embed.normal_()
-    codes = torch.randint(0, 2048, (1, 4, 151))
-    chunks = list(decode_stream(codec, codes, chunk_frames))
+    codes = torch.randint(0, 2048, (1, 4, 81))
     whole = codec.decode_codes(codes)[0, 0]
-    assert [len(c) for c in chunks] == [640 * min(chunk_frames, 151 - t) for t in range(0, 151, chunk_frames)]
     assert whole.abs().max() > 0.01
-    torch.testing.assert_close(torch.cat(chunks), whole, atol=1e-6, rtol=1e-4)
+    for size in (27, 40, 81, 1500):
+        chunks = list(decode_stream(codec, codes, size))
+        assert [len(chunk) for chunk in chunks] == [640 * min(size, 81 - t) for t in range(0, 81, size)]
+        torch.testing.assert_close(torch.cat(chunks), whole, atol=1e-6, rtol=1e-4)
 
 
 def test_lists_prompts(run):
     assert run("--list-prompts") == (0, "steinway_studio (default): No. 0 [CC0]\nupright_hall: No. 1 [CC0]\n", "")
 
 
+PROMPT_MIDI = ("--prompt-midi", "good.mid", "--prompt-audio")
 BAD = {
     "empty file": (("empty.mid",), "empty.mid: the file is empty"),
     "text renamed": (("text.mid",), "text.mid: not a MIDI file"),
     "no notes": (("silent.mid",), "silent.mid: holds no notes"),
     "missing file": (("missing.mid",), "missing.mid: no such file"),
     "a folder": ((".",), "not a regular file"),
-    "silent prompt": (("good.mid", "--prompt-audio", "silence.wav", "--prompt-midi", "good.mid"), "silence.wav: .* silence"),
-    "short prompt": (("good.mid", "--prompt-audio", "short.wav", "--prompt-midi", "good.mid"), "short.wav: lasts 0.20 s"),
+    "silent prompt": (("good.mid", *PROMPT_MIDI, "silence.wav"), "silence.wav: .* silence"),
+    "short prompt": (("good.mid", *PROMPT_MIDI, "short.wav"), "short.wav: lasts 0.20 s"),
     "prompt without MIDI": (("good.mid", "--prompt-audio", "noise.wav"), "add --prompt-midi"),
     "prompt without audio": (("good.mid", "--prompt-midi", "good.mid"), "add --prompt-audio"),
-    "prompt MIDI elsewhere": (("good.mid", "--prompt-audio", "noise.wav", "--prompt-midi", "late.mid"), "no note begins"),
-    "Ogg prompt": (("good.mid", "--prompt-audio", "p.ogg", "--prompt-midi", "good.mid"), "convert it to WAV or FLAC"),
-    "missing prompt": (("good.mid", "--prompt-audio", "no.wav", "--prompt-midi", "good.mid"), "no.wav: no such file"),
-    "two prompts": (("good.mid", "--prompt", "a", "--prompt-audio", "noise.wav", "--prompt-midi", "good.mid"), "not both"),
+    "prompt MIDI elsewhere": (("good.mid", "--prompt-audio", "noise.wav", "--prompt-midi", "late.mid"), "no note"),
+    "Ogg prompt": (("good.mid", *PROMPT_MIDI, "p.ogg"), "convert it to WAV or FLAC"),
+    "missing prompt": (("good.mid", *PROMPT_MIDI, "no.wav"), "no.wav: no such file"),
+    "two prompts": (("good.mid", "--prompt", "a", *PROMPT_MIDI, "noise.wav"), "not both"),
     "unknown prompt": (("good.mid", "--prompt", "harp"), "not one of steinway_studio, upright_hall"),
     "start behind the end": (("good.mid", "--start", "9"), "good.mid: no note sounds between 9.0"),
     "end before start": (("good.mid", "--start", "0.4", "--end", "0.2"), "0 <= start < end"),
@@ -210,8 +230,6 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
     code, out, err = run(source, "out.wav", *options)
     assert (code, out) == (2, "") and sorted(os.listdir()) == before
     assert err.startswith("render: ") and err.count("\n") == 1
-    import re
-
     assert re.search(message, err), err
 
 
@@ -245,23 +263,60 @@ def test_bad_models(folder, inputs, capsys, monkeypatch):
         ("nowhere", "no such folder, and not a Hub id"),
         ("./no/where", "no such folder, and not a Hub id"),
         (str(inputs), "holds no config.json"),
-        ("hollow", "hollow: no processor can be loaded|hollow: holds a"),
+        ("hollow", "hollow: no processor can be loaded"),
     ):
         assert render.main(["good.mid", "out.wav", "--model", model]) == 2
         err = capsys.readouterr().err
-        assert err.count("\n") == 1 and any(part in err for part in message.split("|")), err
+        assert err.count("\n") == 1 and message in err, err
     if not torch.cuda.is_available():
         assert render.main(["good.mid", "out.wav", "--model", str(folder), "--device", "cuda"]) == 2
         assert "no GPU" in capsys.readouterr().err
     assert not (inputs / "out.wav").exists()
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[{"name": "x"}]', '[{"name": "../x", "description": "", "piano": "", "room": "", "licence": ""}]'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"a": 1}', '[{"name": "x"}]', json.dumps([dict.fromkeys(render.NamedPrompt.__dataclass_fields__, "../x")])],
+)
 def test_bad_prompt_lists(text, tmp_path):
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "prompts.json").write_text(text)
     with pytest.raises(render.RenderError, match="prompts.json"):
         render.read_prompts(tmp_path)
+
+
+def test_damaged_weights(folder, tmp_path):
+    """A missing or a broken weight is named; transformers alone would start it anew or use it."""
+    shutil.copytree(folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    name = next(key for key in weights if key.startswith("nar.") and key.endswith("linear1.weight"))
+    save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(render.RenderError, match=f"do not fit the configuration.*{name}"):
+        render.load_model(tmp_path / "model", "cpu")
+    save_file(weights | {name: weights[name] * torch.nan}, path, {"format": "pt"})
+    with pytest.raises(render.RenderError, match=f"not finite: {name}"):
+        render.load_model(tmp_path / "model", "cpu")
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(render.RenderError, match="no model can be loaded"):
+        render.load_model(tmp_path / "model", "cpu")
+
+
+def test_hub_ids(folder, monkeypatch):
+    """Data of a Hub repository is fetched, its code is not; what the Hub says is one line."""
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name == "me/lost":
+            raise OSError("404\nlong story")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert render.model_folder("me/model") == folder
+    assert asked == [("me/model", ["*.json", "*.safetensors", "prompts/*"])]
+    with pytest.raises(render.RenderError, match=r"--model me/lost: cannot be downloaded \(404\)"):
+        render.model_folder("me/lost")
 
 
 def test_a_model_without_prompts_renders_without(tmp_path):

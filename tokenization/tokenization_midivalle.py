@@ -22,6 +22,7 @@ from .midi_midivalle import (
     SUSTAIN_MODES,
     TICKS_PER_SECOND,
     MidiError,
+    Performance,
     load_performance,
     slice_notes,
     to_ticks,
@@ -89,6 +90,24 @@ class MidiValleTokenizer(PreTrainedTokenizer):
 
     # --- MIDI -> ids
 
+    def load_performance(
+        self, midi: "str | os.PathLike | bytes | Score", sustain: str | None = None, name: str | None = None
+    ) -> Performance:
+        """Read the piano notes of a MIDI input, as `midi_midivalle.load_performance` does.
+
+        Args:
+            midi (`str`, `os.PathLike`, `bytes` or `symusic.Score`): What to read.
+            sustain (`str`, *optional*): `"extend"` or `"ignore"`; `self.sustain` by default.
+            name (`str`, *optional*): Name for messages, if not the file's own.
+
+        Returns:
+            `Performance`: sorted notes in s, and a report on what was left out.
+
+        Raises:
+            `MidiError`: an input that cannot be used.
+        """
+        return load_performance(midi, sustain=sustain or self.sustain, name=name)
+
     def __call__(
         self,
         midi,
@@ -116,7 +135,7 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         if not inputs:
             raise MidiError("an empty list of MIDI inputs; give at least one")
         for item in inputs:
-            performance = load_performance(item, sustain=self.sustain)
+            performance = self.load_performance(item)
             if performance.warning:
                 logger.warning(performance.warning)
             try:

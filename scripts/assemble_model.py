@@ -1,0 +1,188 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Put a trained codec, AR and NAR together as one folder in Hub layout: weights, configuration, code, processor.
+
+    python -m scripts.assemble_model --codec runs/codec/final --ar runs/ar/model --nar runs/nar/model \
+        --output checkpoints/starter
+
+The decoders are rounded to --dtype; the codec must be rounded to fp16 already (`scripts.train_codec` does it), since
+the decoders learned the codes of the rounded one. The folder loads in fp32. It is made beside --output, loaded again
+and compared, then moved in; other files of --output (prompts/, README.md) stay.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import EncodecFeatureExtractor
+from transformers.utils import logging
+
+from modeling_midivalle import MidiValleARModel, MidiValleForConditionalGeneration, MidiValleNARModel, PianoEncodecModel
+from processing import MidiValleProcessor
+from tokenization import MidiValleTokenizer
+
+PART_CLASSES = {"codec": PianoEncodecModel, "ar": MidiValleARModel, "nar": MidiValleNARModel}
+CODEC_TYPES = ("piano_encodec", "encodec")
+MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
+MAX_MIB = 40.0
+WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+NAMED_BUFFERS = ("embed", "cluster_size", "inited")  # of a codebook; its `embed_avg` only matters to training
+
+
+class AssembleError(ValueError):
+    """Parts that cannot be put together; the message names the part, what is wrong and what to do."""
+
+
+def load_part(name: str, folder: str | Path):
+    """The model `name` (`codec`, `ar` or `nar`) of a folder, in fp32; every weight must be there.
+
+    Raises:
+        AssembleError: no such folder, another kind of model, or missing weights.
+    """
+    model_class, folder = PART_CLASSES[name], Path(folder)
+    if not (folder / "config.json").is_file():
+        raise AssembleError(f"--{name} {folder}: holds no config.json; give the folder that the training saved")
+    config = model_class.config_class.get_config_dict(folder)[0]
+    kinds = CODEC_TYPES if name == "codec" else (model_class.config_class.model_type,)
+    if config.get("model_type") not in kinds:
+        raise AssembleError(
+            f"--{name} {folder}: holds a {config.get('model_type')} model, expected {' or '.join(kinds)}"
+        )
+    model, report = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if wrong := {key: value for key, value in report.items() if value}:
+        raise AssembleError(f"--{name} {folder}: the weights do not fit the configuration: {wrong}")
+    model.config.name_or_path = ""  # it would be saved, with the path of this machine
+    return model
+
+
+def shipped_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The precision in which tensor `name` of the whole model is stored, if the decoders are stored as `dtype`."""
+    if not name.startswith("codec."):
+        return dtype
+    codebook = ".codebook." in name and name.endswith(NAMED_BUFFERS)
+    return torch.float32 if codebook else torch.float16
+
+
+def round_weights(model: MidiValleForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The state of `model` at its shipped precision; tensors that are shared stay shared.
+
+    Raises:
+        AssembleError: rounding changes what decides the codec's codes, or leaves the range of `dtype`.
+    """
+    rounded, known = {}, {}
+    for name, value in model.state_dict().items():
+        wanted = shipped_dtype(name, dtype)
+        key = (value.data_ptr(), value.shape, wanted)
+        stored = rounded[name] = known.setdefault(key, value.detach().to(wanted).contiguous())
+        if not torch.isfinite(stored).all():
+            raise AssembleError(f"{name}: not finite in {str(wanted).removeprefix('torch.')}; choose another --dtype")
+        if name.startswith("codec.") and "codebook" not in name and not torch.equal(stored.float(), value):
+            raise AssembleError(
+                f"{name}: the codec is not rounded to fp16, so the decoders learned other codes than it would make; "
+                "export it by scripts.train_codec before the data are encoded"
+            )
+    return rounded
+
+
+def check_folder(folder: Path, rounded: dict[str, torch.Tensor]) -> None:
+    """Load the folder again and compare every tensor with `rounded`; AssembleError on a difference."""
+    model, report = MidiValleForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    state = model.state_dict()
+    different = [
+        k for k, v in rounded.items() if state[k].dtype != torch.float32 or not torch.equal(state[k], v.float())
+    ]
+    if different or any(report.values()) or state.keys() != rounded.keys():
+        raise AssembleError(f"the saved folder does not load as it was saved: {different[:3]} {report}")
+
+
+def assemble(
+    codec: str | Path, ar: str | Path, nar: str | Path, output: Path, dtype: torch.dtype, max_mib: float = MAX_MIB
+) -> dict[str, int]:
+    """Make the folder `output` of three trained parts.
+
+    Args:
+        codec, ar, nar: folders that `from_pretrained` takes.
+        output: folder; its other files stay, its old weights are replaced.
+        dtype: precision in which AR and NAR are stored.
+        max_mib: largest size of the whole folder, MiB.
+    Returns:
+        Parameters of each part by its name.
+    Raises:
+        AssembleError: parts that do not fit, or too large a folder; `output` is then as it was.
+    """
+    folders = {"codec": codec, "ar": ar, "nar": nar}
+    parts = {name: load_part(name, folder) for name, folder in folders.items()}
+    model = MidiValleForConditionalGeneration.from_sub_models(**parts)
+    rounded = round_weights(model, dtype)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        model.save_pretrained(temporary, state_dict=dict(rounded), max_shard_size=MAX_SHARD_SIZE)
+        extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=model.config.sampling_rate)
+        processor = MidiValleProcessor(extractor, MidiValleTokenizer(), max_prompt_seconds=6.0, max_window_seconds=16.0)
+        processor.save_pretrained(temporary)
+        check_folder(temporary, rounded)
+        move_in(temporary, output, max_mib)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return {name: part.num_parameters() for name, part in parts.items()}
+
+
+def move_in(source: Path, output: Path, max_mib: float) -> None:
+    """Move the files of `source` into `output`, readable by all; weights of an earlier model are replaced.
+
+    Raises:
+        AssembleError: the folder would be larger than `max_mib`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    new = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
+    old = {p.relative_to(output) for p in output.rglob("*") if p.is_file()}
+    stale = {p for p in old - new if WEIGHT_FILE.fullmatch(str(p))}
+    size = sum((source / p).stat().st_size for p in new) + sum((output / p).stat().st_size for p in old - new - stale)
+    if size > max_mib * 2**20:
+        raise AssembleError(f"{output}: {size / 2**20:.1f} MiB would be more than {max_mib} MiB; take smaller parts")
+    for path in sorted(new, key=lambda p: (p.suffix != ".safetensors", p)):  # the index only after its shards
+        (output / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).chmod(0o644)
+        os.replace(source / path, output / path)
+    for path in stale:
+        (output / path).unlink()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; 0 on success, 2 on parts that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.assemble_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--codec", required=True, help="codec folder of scripts.train_codec (RUN/codec)")
+    parser.add_argument("--ar", required=True, help="AR folder of scripts.train (RUN/model)")
+    parser.add_argument("--nar", required=True, help="NAR folder of scripts.train (RUN/model)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("checkpoints/starter"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="precision in which AR and NAR are stored (default: %(default)s)",
+    )
+    parser.add_argument("--max-mib", type=float, default=MAX_MIB, help="largest folder, MiB (default: %(default)s)")
+    args = parser.parse_args(argv)
+    logging.disable_progress_bar()
+    try:
+        sizes = assemble(args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    total = sum(p.stat().st_size for p in args.output.rglob("*") if p.is_file()) / 2**20
+    print(f"{args.output}: {', '.join(f'{k} {v:,} parameters' for k, v in sizes.items())}; {total:.1f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

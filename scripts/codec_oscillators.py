@@ -1,0 +1,179 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""A start for EnCodec's decoder that already sings: its LSTM as a bank of tuned oscillators.
+
+2.2 kbit/s cannot carry the phases of a piano's partials, and convolutions alone repeat themselves with the frame: from
+a steady latent they can only produce multiples of 50 Hz, which a listener (and a transcriber) takes for other notes.
+Only the LSTM remembers. So its first layer starts as free oscillators on the tempered scale, and its second gates
+each by the latent's band at that pitch: h2 = amplitude * (cos, sin) of the phase at the frame. The transposed
+convolutions start as the interpolation of those numbers, sub-band by sub-band. Everything but the oscillators' tuning
+then learns from audio.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from scripts.codec_features import KNEE, SpectralFeatures
+
+LOWEST_HZ, PITCHES = 440 * 2 ** ((28 - 69) / 12), 84  # E1 to D#8; below, a note is known by its partials
+OPEN, SHUT = 6.0, -6.0  # gate biases
+RADIUS = 0.1  # of the oscillation, where tanh is nearly linear
+CLEARANCE = 0.05  # rad a frame (0.4 Hz): nearer to a quarter turn, tanh would lock an oscillator to standstill
+PASS_SCALE = 0.15  # latents pass the LSTM within tanh's linear part
+HEADROOM = math.log(0.2 / KNEE) + 0.5  # log amplitude at which a gate is a third open
+PEAK = 0.3  # gated oscillation of a fully open gate is about tanh(PEAK): small, so that the ELUs are nearly linear
+BAND_HZ = (80, 200, 400)  # width of the sub-bands that the channels behind the first three upsamplings stand for
+
+
+def pitch_frequencies() -> torch.Tensor:
+    """(PITCHES,) frequencies in Hz, fp64."""
+    return LOWEST_HZ * 2 ** (torch.arange(PITCHES, dtype=torch.float64) / 12)
+
+
+@torch.no_grad()
+def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -> None:
+    """Set the decoder's first convolution and LSTM; the layers behind are left alone.
+
+    Args:
+        codec: an `EncodecModel` whose LSTM is at least `2 * PITCHES + hidden_size` wide, with two layers.
+        latent (`torch.Tensor` of shape `(B, hidden_size, T)`): of real audio; gives the scale of each axis.
+    """
+    conv, lstm = codec.decoder.layers[0].conv, codec.decoder.layers[1].lstm
+    width, axes, n = lstm.hidden_size, latent.shape[1], 2 * PITCHES
+    if lstm.num_layers != 2 or width < n + axes:
+        raise ValueError(f"oscillators need two LSTM layers of {n + axes}, this codec has {lstm.num_layers} of {width}")
+    passed = slice(n, n + axes)
+    scale = PASS_SCALE / latent.transpose(0, 1).flatten(1).std(1)
+    weight = conv.weight.clone() * 0.1
+    weight[:n] *= 1e-2
+    weight[passed] = 0
+    weight[passed, :, conv.kernel_size[0] // 2] = torch.diag(scale)
+    conv.weight = weight
+    conv.bias.zero_()
+    for layer in range(2):
+        _open_gates(lstm, layer, width)
+        _identity(lstm, layer, width, range(n, width))
+    theta = 2 * math.pi * pitch_frequencies() / codec.config.frame_rate
+    gate = torch.sigmoid(torch.tensor(OPEN)).item()
+    # tanh(tanh(x)) is about x - 2/3 x^3: what it takes from a circle of this radius, as far off the origin, is given back
+    gain = 1 / ((1 - 1.5 * RADIUS**2) * gate**2)
+    cell = lstm.weight_hh_l0[2 * width : 3 * width]
+    quarter = (theta / (math.pi / 2)).round() * (math.pi / 2)
+    theta = quarter + torch.where(theta < quarter, -1, 1) * (theta - quarter).abs().clamp_min(CLEARANCE)
+    for k, angle in enumerate(theta.tolist()):
+        c, s = gain * math.cos(angle), gain * math.sin(angle)
+        cell[2 * k, 2 * k], cell[2 * k, 2 * k + 1] = c, -s
+        cell[2 * k + 1, 2 * k], cell[2 * k + 1, 2 * k + 1] = s, c
+        # the centre is put off the origin, where the LSTM starts: so it turns at once
+        lstm.bias_ih_l0[2 * width + 2 * k] = RADIUS * math.sqrt(1 - 2 * math.cos(angle) + 1)
+    centre, radius = _measure(lstm, n, width)
+    _gate_by_bands(lstm, features, codec, scale, centre, radius, width, n)
+
+
+def synthesis_basis(hop: int, sampling_rate: int) -> torch.Tensor:
+    """(2 * PITCHES, 1, 2 * hop): triangular-windowed sinusoids; `conv_transpose1d` of gated oscillations with it, at
+    stride `hop`, is their exact sound, frame t centred on sample `hop * t + hop / 2`."""
+    tau = (torch.arange(2 * hop, dtype=torch.float64) - hop + 0.5) / sampling_rate
+    window = 1 - (tau * sampling_rate / hop).abs()
+    phase = 2 * math.pi * pitch_frequencies()[:, None] * tau
+    basis = torch.stack([window * phase.cos(), -window * phase.sin()], 1).flatten(0, 1) / math.tanh(PEAK)
+    return basis[:, None].float()
+
+
+def sing(hidden: torch.Tensor, basis: torch.Tensor, hop: int) -> torch.Tensor:
+    """Exact sound (B, hop * T) of the LSTM's output `hidden` (B, channels, T)."""
+    wave = F.conv_transpose1d(hidden[:, : len(basis)], basis, stride=hop)
+    return wave[:, 0, hop // 2 : hop // 2 + hop * hidden.shape[-1]]
+
+
+@torch.no_grad()
+def start_synthesis(codec) -> None:
+    """Set the decoder's upsampling layers to the synthesis of what the LSTM gives: `decoder(latent)` is about `sing`.
+
+    A pair of channels is a sub-band, holding the complex value of a partial at a sample's time. Each transposed
+    convolution (kernel twice the stride) carries it to the times in between: a triangle in time, turned by the
+    sub-band's centre frequency. Weights that are not needed start small and random, to learn all the rest: noise,
+    hammers, what lies above 5 kHz.
+    """
+    upsamplings = [layer for layer in codec.decoder.layers if _is_transposed(layer)]
+    widths = (*BAND_HZ, None)
+    if len(upsamplings) != len(widths):
+        raise ValueError(f"the synthesis start needs {len(widths)} upsamplings, this codec has {len(upsamplings)}")
+    rate, centres = float(codec.config.frame_rate), pitch_frequencies()
+    for layer, width in zip(upsamplings, widths, strict=True):
+        conv, stride = layer.conv, layer.conv.stride[0]
+        left = stride - stride // 2  # samples that EnCodec trims in front
+        delta = (torch.arange(2 * stride, dtype=torch.float64) - left + 0.5 - stride / 2) / (rate * stride)
+        window = (1 - delta.abs() * rate).clamp_min(0)
+        turn = 2 * math.pi * centres[:, None] * delta
+        real, imaginary = (window * turn.cos()).float(), (window * turn.sin()).float()
+        weight = torch.randn_like(conv.weight) * 0.004 / math.sqrt(2 * conv.in_channels)
+        weight[: 2 * len(centres)] *= 0.1
+        if width is None:
+            weight[0 : 2 * len(centres) : 2, 0], weight[1 : 2 * len(centres) : 2, 0] = real, -imaginary
+        else:
+            bands = (centres / width).floor().long()
+            for k, band in enumerate(bands.tolist()):
+                weight[2 * k, 2 * band], weight[2 * k + 1, 2 * band] = real[k], -imaginary[k]
+                weight[2 * k, 2 * band + 1], weight[2 * k + 1, 2 * band + 1] = imaginary[k], real[k]
+            centres = (torch.arange(int(bands.max()) + 1, dtype=torch.float64) + 0.5) * width
+        conv.weight = weight
+        conv.bias.zero_()
+        rate *= stride
+    for layer in codec.decoder.layers:
+        if hasattr(layer, "block"):
+            for conv in (layer.block[1].conv, layer.block[3].conv):
+                conv.weight = torch.randn_like(conv.weight) / math.sqrt(conv.in_channels * conv.kernel_size[0])
+                conv.bias.zero_()
+            conv.weight = conv.weight * 0.05
+    last = codec.decoder.layers[-1].conv
+    weight = torch.randn_like(last.weight) * 0.1
+    weight[0, 0, last.kernel_size[0] // 2] = 1 / math.tanh(PEAK)
+    last.weight = weight
+    last.bias.zero_()
+
+
+def _is_transposed(layer) -> bool:
+    return isinstance(getattr(layer, "conv", None), torch.nn.ConvTranspose1d)
+
+
+def _open_gates(lstm, layer: int, width: int) -> None:
+    """Memoryless layer: input and output gates open, forget gate shut, no weights."""
+    for name in (f"weight_ih_l{layer}", f"weight_hh_l{layer}", f"bias_ih_l{layer}", f"bias_hh_l{layer}"):
+        getattr(lstm, name).zero_()
+    bias = getattr(lstm, f"bias_ih_l{layer}")
+    bias[:width], bias[width : 2 * width], bias[3 * width :] = OPEN, SHUT, OPEN
+
+
+def _identity(lstm, layer: int, width: int, units: range) -> None:
+    """Units hand their input on."""
+    index = torch.tensor(list(units))
+    getattr(lstm, f"weight_ih_l{layer}")[2 * width + index, index] = 1.0
+
+
+def _measure(lstm, n: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre and radius (n,) of the settled oscillations, from a run without input."""
+    single = torch.nn.LSTM(lstm.input_size, width, 1)
+    single.load_state_dict({k: v for k, v in lstm.state_dict().items() if k.endswith("l0")})
+    states = single(torch.zeros(3000, 1, lstm.input_size))[0][1000:, 0, :n]
+    centre = states.mean(0)
+    radius = (states - centre).square().mean(0).view(-1, 2).sum(1).sqrt().repeat_interleave(2)
+    return centre, radius
+
+
+def _gate_by_bands(lstm, features, codec, scale, centre, radius, width: int, n: int) -> None:
+    """Second layer: centred oscillation through an output gate that opens with the latent's band at its pitch."""
+    units = torch.arange(n)
+    lstm.weight_ih_l1[2 * width + units] = 0
+    lstm.weight_ih_l1[2 * width + units, units] = PEAK / radius
+    lstm.bias_ih_l1[2 * width + units] = -PEAK * centre / radius
+    back = features.basis.T / features.basis.square().sum(0)[:, None]  # latent -> bands, (axes, bands)
+    place = features.band_places(pitch_frequencies()).float().repeat_interleave(2)
+    low = place.floor().long()
+    share = place - low
+    mixed = back[:, low] * (1 - share) + back[:, low + 1] * share  # (axes, n)
+    level = features.mean[low] * (1 - share) + features.mean[low + 1] * share
+    axes = len(scale)
+    lstm.weight_ih_l1[3 * width : 3 * width + n, n : n + axes] = (mixed / scale[:, None]).T
+    lstm.bias_ih_l1[3 * width : 3 * width + n] = level - HEADROOM

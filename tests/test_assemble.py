@@ -1,0 +1,146 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`python -m scripts.assemble_model`: rounded parts in, a folder out that loads equal; nothing half-made is left."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+from modeling_midivalle import MidiValleForConditionalGeneration
+from scripts import assemble_model
+
+LOAD_REMOTE = """
+import sys
+from transformers import AutoModel, AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert "transformers_modules" in type(model).__module__ and "transformers_modules" in type(processor).__module__
+assert "transformers_modules" in type(processor.tokenizer).__module__
+inputs = processor(midi=sys.argv[2], end=0.5)
+print(model.generate(**inputs, seed=0).shape[-1])
+"""
+
+
+def round_codec(codec):
+    """What `scripts.train_codec` does before it saves a codec."""
+    with torch.no_grad():
+        for name, value in codec.state_dict().items():
+            if "codebook" not in name:
+                value.copy_(value.half().float())
+
+
+@pytest.fixture
+def parts(make_model, tmp_path):
+    """Folders of a tiny codec (rounded to fp16), AR and NAR."""
+    model = make_model()
+    round_codec(model.codec)
+    for name in ("codec", "ar", "nar"):
+        getattr(model, name).save_pretrained(tmp_path / name)
+    return model
+
+
+def assemble(folder, *more):
+    names = [argument for name in ("codec", "ar", "nar") for argument in (f"--{name}", str(folder / name))]
+    return assemble_model.main([*names, "--output", str(folder / "out"), *more])
+
+
+def stored(folder):
+    return {k: v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_folder_loads_in_fp32_and_equals_the_rounded_parts(parts, dtype, tmp_path):
+    assert assemble(tmp_path, "--dtype", dtype) == 0
+    loaded, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(loaded) is MidiValleForConditionalGeneration and not any(report.values())
+    assert {v.dtype for v in loaded.state_dict().values()} == {torch.float32}
+    for name, value in loaded.state_dict().items():
+        precision = getattr(torch, dtype) if not name.startswith("codec.") else torch.float16
+        if name.startswith("codec.quantizer") and not name.endswith("embed_avg"):
+            precision = torch.float32
+        assert torch.equal(value, parts.state_dict()[name].to(precision).float()), name
+    wave = torch.randn(1, 1, 3200, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.codec.encode_codes(wave), parts.codec.encode_codes(wave))
+
+
+def test_what_is_stored(parts, tmp_path):
+    assert assemble(tmp_path) == 0
+    tensors = stored(tmp_path / "out")
+    kinds = {"decoders": set(), "codebooks": set(), "codec": set()}
+    for name, value in tensors.items():
+        kind = "decoders" if not name.startswith("codec.") else "codebooks" if name.endswith(".embed") else "codec"
+        if not name.endswith(("cluster_size", "inited")):
+            kinds[kind].add(value.dtype)
+    assert kinds == {"decoders": {torch.float16}, "codebooks": {torch.float32}, "codec": {torch.float16}}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == config["codec_config"]["dtype"] == "float32"
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["do_sample"] and 0 < generation["temperature"] <= 1
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.max_window_seconds, processor.max_prompt_seconds) == (16.0, 6.0)
+    assert processor.feature_extractor.sampling_rate == 32_000 and processor.tokenizer.sustain == "extend"
+    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o644}
+    assert not [p.name for p in files if str(tmp_path) in p.read_bytes().decode("latin-1")]
+
+
+def test_other_files_stay_and_old_weights_go(parts, tmp_path, monkeypatch):
+    """A second model of fewer shards leaves no shard of the first behind; the card and the prompts are untouched."""
+    (tmp_path / "out" / "prompts").mkdir(parents=True)
+    (tmp_path / "out" / "prompts" / "a.mid").write_bytes(b"MThd")
+    (tmp_path / "out" / "README.md").write_text("card")
+    monkeypatch.setattr(assemble_model, "MAX_SHARD_SIZE", "200KB")
+    assert assemble(tmp_path) == 0
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    monkeypatch.setattr(assemble_model, "MAX_SHARD_SIZE", "14MB")
+    assert assemble(tmp_path) == 0
+    assert [p.name for p in (tmp_path / "out").glob("model.*")] == ["model.safetensors"]
+    assert (tmp_path / "out" / "prompts" / "a.mid").read_bytes() == b"MThd"
+    assert (tmp_path / "out" / "README.md").read_text() == "card"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ar", "codec", "nar", "out"]
+
+
+def test_a_process_without_the_repository(parts, tmp_path):
+    assert assemble(tmp_path) == 0
+    from symusic import Note, Score, Track
+
+    score = Score(480, ttype="tick")
+    score.tracks.append(Track(ttype="tick"))
+    score.tracks[0].notes.append(Note(0, 480, 60, 80, ttype="tick"))
+    score.dump_midi(str(tmp_path / "a.mid"))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LOAD_REMOTE, tmp_path / "out", tmp_path / "a.mid"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) == 16_000
+
+
+def test_refused_parts(parts, tmp_path, capsys):
+    """One sentence, exit code 2, and the output folder as it was."""
+
+    def refused(sentence, *more):
+        assert assemble(tmp_path, *more) == 2
+        error = capsys.readouterr().err
+        assert sentence in error and error.count("\n") == 1
+        assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+    refused("would be more than 0.1 MiB", "--max-mib", "0.1")
+    refused("holds no config.json", "--nar", str(tmp_path / "none"))
+    refused("holds a midivalle_nar model, expected midivalle_ar", "--ar", str(tmp_path / "nar"))
+    with torch.no_grad():
+        parts.codec.encoder.layers[0].conv.bias += 1e-5
+    parts.codec.save_pretrained(tmp_path / "codec")
+    refused("the codec is not rounded to fp16")
+    round_codec(parts.codec)
+    parts.codec.save_pretrained(tmp_path / "codec")
+    with torch.no_grad():
+        parts.ar.model.norm.weight[0] = 1e6  # beyond fp16
+    parts.ar.save_pretrained(tmp_path / "ar")
+    refused("not finite in float16")

@@ -1,0 +1,78 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Metrics: cases small enough to count by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from scripts.metrics import log_mel_distance, mean_interval, note_scores
+from tokenization import NOTE_DTYPE
+
+
+def notes(*rows):
+    """Rows of (onset s, pitch, velocity), 0.5 s long."""
+    return np.array([(onset, 0.5, pitch, velocity) for onset, pitch, velocity in rows], NOTE_DTYPE)
+
+
+def test_counts_by_hand():
+    """Of five notes two are right, one is 60 ms late, one has a wrong key, one is missing; one is extra."""
+    reference = notes((0.0, 60, 50), (1.0, 62, 60), (2.0, 64, 70), (3.0, 65, 80), (4.0, 67, 90))
+    estimate = notes((0.01, 60, 50), (0.98, 62, 60), (2.06, 64, 70), (3.0, 66, 80), (3.5, 40, 90))
+    scores = note_scores(reference, estimate)
+    assert (scores["precision"], scores["recall"]) == (2 / 5, 2 / 5)
+    assert scores["f1"] == pytest.approx(2 * 2 / 10)
+    assert scores["onset_bias_ms"] == pytest.approx((10 - 20) / 2)  # the median of +10 and -20 ms
+    assert scores["onset_error_ms"] == pytest.approx(15)
+    assert math.isnan(scores["velocity_correlation"])  # two matches are too few
+    assert note_scores(reference, estimate, onset_tolerance=0.1)["f1"] == pytest.approx(2 * 3 / 10)
+
+
+def test_a_repeated_key_is_matched_once():
+    scores = note_scores(notes((0.0, 60, 50), (0.04, 60, 50)), notes((0.02, 60, 50)))
+    assert (scores["precision"], scores["recall"]) == (1.0, 0.5)
+
+
+def test_lengths_do_not_count():
+    reference, estimate = notes((0.0, 60, 50)), notes((0.0, 60, 50))
+    estimate["duration"] = 5.0
+    assert note_scores(reference, estimate)["f1"] == 1.0
+
+
+def test_velocities_are_ranked():
+    times = range(6)
+    reference = notes(*[(t, 60 + t, 20 + 10 * t) for t in times])
+    assert note_scores(reference, notes(*[(t, 60 + t, 5 + t * t) for t in times]))["velocity_correlation"] == 1.0
+    assert note_scores(reference, notes(*[(t, 60 + t, 90 - t) for t in times]))["velocity_correlation"] == -1.0
+    assert math.isnan(note_scores(reference, notes(*[(t, 60 + t, 64) for t in times]))["velocity_correlation"])
+
+
+def test_no_notes_at_all():
+    some, none = notes((0.0, 60, 50)), notes()
+    for reference, estimate in ((some, none), (none, some), (none, none)):
+        scores = note_scores(reference, estimate)
+        assert scores["f1"] == scores["precision"] == scores["recall"] == 0.0
+        assert math.isnan(scores["onset_bias_ms"])
+
+
+def test_mean_and_its_interval():
+    mean, half = mean_interval([1.0, 2.0, 3.0, float("nan")])
+    assert mean == 2.0
+    assert half == pytest.approx(4.302653 * 1.0 / math.sqrt(3), rel=1e-6)  # t at 97.5 %, 2 degrees; deviation 1
+    mean, half = mean_interval([1.0, 3.0, 7.0, float("nan")], groups=["a", "a", "b", "c"])
+    assert mean == 4.5  # of the group means 2 and 7; the group without a value is left out
+    assert half == pytest.approx(12.706205 * 2.5, rel=1e-6)  # 1 degree; standard error |7 - 2| / 2
+    assert mean_interval([5.0])[0] == 5.0 and math.isnan(mean_interval([5.0])[1])
+    assert all(math.isnan(value) for value in mean_interval([float("nan")]))
+
+
+def test_spectral_distance():
+    """Zero for equal sounds at any level, large for another tone, and it grows with noise."""
+    time = np.arange(16_000) / 32_000
+    tone, other = np.sin(2 * np.pi * 440 * time), np.sin(2 * np.pi * 1_500 * time)
+    noise = np.random.default_rng(0).standard_normal(16_000)
+    assert log_mel_distance(tone, tone) == 0.0
+    assert log_mel_distance(tone, 0.1 * tone) == pytest.approx(0.0, abs=1e-3)
+    little, more = (log_mel_distance(tone, tone + level * noise) for level in (0.001, 0.1))
+    assert 0 < little < more < log_mel_distance(tone, noise)
+    assert log_mel_distance(tone, other) > 5
