@@ -204,6 +204,7 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
     stage_norm: Literal["table", "projected"] = "table"
     tie_word_embeddings: bool = True
     tie_heads_one_step_off: bool = False
+    code_choice: Literal["expected", "argmax"] = "expected"
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MidiValleNARConfig":
@@ -213,6 +214,7 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
             fields["num_hidden_layers"] = 4
         if name == "published":
             fields |= {"stage_norm": "projected", "tie_heads_one_step_off": True, "midi_embedding_dropout": 0.0}
+            fields["code_choice"] = "argmax"
         return cls(**(fields | overrides))
 
 

@@ -305,8 +305,23 @@ class MidiValleGenerationMixin(GenerationMixin):
             codes, mask = join_codes(prompt, prompt_lengths, target, target_frames)
             logits = self.nar(codes, midi_ids, midi_attention_mask, mask, prompt_lengths, stage).logits
             logits = logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
-            target[:, stage] = sampler(logits, uniform[:, stage - 1]).masked_fill(~inside, 0)
+            if temperature == 0 and self.config.nar_config.code_choice == "expected":
+                codes = self._nearest_to_expected(logits, stage)
+            else:
+                codes = sampler(logits, uniform[:, stage - 1])
+            target[:, stage] = codes.masked_fill(~inside, 0)
         return target
+
+    def _nearest_to_expected(self, logits: torch.Tensor, stage: int) -> torch.LongTensor:
+        """
+        The code nearest to the expected residual under `logits` `(B, T, codebook_size)`: `(B, T)`. Where many codes are
+        about equally likely, the likeliest is a wild guess, and this one the least error to be expected.
+        """
+        if not torch.isfinite(logits).all():
+            raise ValueError(f"NAR stage {stage}: logits are not finite")
+        book = self.codec.quantizer.layers[stage].codebook.embed  # (codebook_size, D)
+        expected = logits.float().softmax(-1) @ book
+        return (2 * expected @ book.T - book.square().sum(-1)).argmax(-1)
 
     def _encode_prompt(
         self,

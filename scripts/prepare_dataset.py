@@ -312,6 +312,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used."""
     args = parse(argv)
     data = DataArguments(args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio)
+    try:
+        codec_hash(args.codec)  # before any process is started
+    except RenderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     shards, done = context.Queue(), context.Queue()
@@ -322,9 +327,10 @@ def main(argv: list[str] | None = None) -> int:
     for worker in workers:
         worker.start()
     made = skipped = 0
-    for _ in tqdm(missing, unit="shard"):
+    for _ in (bar := tqdm(missing, unit="shard")):
         result = _next_result(done, workers)
         if isinstance(result, Exception):
+            bar.close()
             for worker in workers:
                 worker.terminate()
             print(f"error: {result}", file=sys.stderr)

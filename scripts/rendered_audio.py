@@ -140,19 +140,20 @@ class RenderedCrops(IterableDataset):
 class StoredCrops(IterableDataset):
     """Endless random crops of rendered pools: `.npy` files of int16 (excerpts, samples).
 
-    Yields `input_values (samples,)`; where `POOL.codes.npy` (excerpts, K, frames) lies beside every pool, crops start
-    on a frame and `audio_codes (K, frames)` is given too.
+    Yields `input_values (samples,)`; with the hash of a codec that has encoded every pool (see `codes_path`) also
+    `audio_codes (K, frames)`. Crops start on a frame.
     """
 
-    def __init__(self, paths, crop_seconds: float, seed: int = 0):
+    def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None):
         self.paths, self.frames, self.seed = list(paths), round(crop_seconds * SAMPLING_RATE) // HOP, seed
+        self.codec_sha256 = codec_sha256
 
     def __iter__(self):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         pools = [np.load(path, mmap_mode="r") for path in self.paths]
-        names = [codes_path(path) for path in self.paths]
-        codes = [np.load(name, mmap_mode="r") for name in names] if all(n.is_file() for n in names) else None
+        names = [codes_path(path, self.codec_sha256) for path in self.paths] if self.codec_sha256 else []
+        codes = [np.load(name, mmap_mode="r") for name in names] if names and all(n.is_file() for n in names) else None
         while True:
             p = int(rng.integers(len(pools)))
             e = int(rng.integers(len(pools[p])))
@@ -164,9 +165,9 @@ class StoredCrops(IterableDataset):
             yield item
 
 
-def codes_path(pool: str | Path) -> Path:
-    """Where the codes of a pool lie."""
-    return Path(pool).with_suffix(".codes.npy")
+def codes_path(pool: str | Path, codec_sha256: str) -> Path:
+    """Where the codes (excerpts, K, frames) of a pool by one codec lie."""
+    return Path(pool).with_suffix(f".{codec_sha256[:12]}.npy")
 
 
 def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:

@@ -1,7 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Train one decoder, AR or NAR, on the shards of `scripts.prepare_dataset`.
 
-    accelerate launch -m scripts.train --config recipes/starter.yaml --part ar \
+    accelerate launch -m scripts.train --config recipes/starter_ar.yaml --part ar \
         --data DATA --codec CODEC --output-dir RUN
 
 Writes `log.jsonl`, whole checkpoints `step_N` and the averaged weights as a `from_pretrained` folder `model`. Started
@@ -240,7 +240,7 @@ class Run:
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/starter.yaml")
+    parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/starter_*.yaml")
     parser.add_argument("--part", required=True, choices=sorted(PARTS), help="which decoder")
     parser.add_argument("--data", required=True, help="folder of parquet shards with a train and a validation split")
     parser.add_argument("--codec", required=True, help="the codec that made the data; another one is refused")

@@ -4,6 +4,7 @@
     python -m scripts.train_codec features  --config RECIPE --output-dir runs/codec/features [audio]
     python -m scripts.train_codec encoder   --config RECIPE --features runs/codec/features --output-dir runs/codec/encoder
     python -m scripts.train_codec codebooks --config RECIPE --codec runs/codec/encoder/codec --output-dir runs/codec/codes
+    python -m scripts.train_codec encode    --config RECIPE --codec runs/codec/codes --audio POOL.npy ...
     python -m scripts.train_codec decoder   --config RECIPE --features runs/codec/features --codec runs/codec/codes \\
         --output-dir runs/codec/decoder
     python -m scripts.train_codec whole     --config RECIPE --codec FOLDER_OR_HUB_ID --output-dir runs/codec/finetuned
@@ -23,11 +24,13 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts.codec_discriminator import MultiScaleSTFTDiscriminator, discriminator_loss, generator_losses
@@ -35,7 +38,8 @@ from scripts.codec_features import SpectralFeatures
 from scripts.codec_objectives import DecoderObjective, EncoderObjective, WholeObjective, start_balanced
 from scripts.codec_oscillators import start_oscillators, start_synthesis
 from scripts.codec_quantizer import ema_update, kmeans_start
-from scripts.rendered_audio import RenderedCrops, StoredCrops
+from scripts.prepare_dataset import codec_hash
+from scripts.rendered_audio import RenderedCrops, StoredCrops, codes_path
 from scripts.rooms import ROOMS
 from scripts.schedules import warmup_cosine
 
@@ -299,6 +303,23 @@ def freeze_codes(recipe: CodecRecipe, encoder: str, dataset, workers: int, outpu
     export_codec(codec.state_dict(), codec.config, output)
 
 
+@torch.no_grad()
+def encode_pools(folder: str, pools: list[str]) -> None:
+    """Codes of whole pools, beside them: training the decoder then needs no encoder."""
+    codec = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32)
+    for pool in pools:
+        target = codes_path(pool, codec_hash(folder))
+        if target.is_file():
+            continue
+        waves, codes = np.load(pool, mmap_mode="r"), []
+        for start in tqdm(range(0, len(waves), 8), desc=Path(pool).name):
+            batch = torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None]
+            codes.append(codec.encode_codes(batch).numpy().astype(np.int16))
+        temporary = target.with_name(f".{target.name}")
+        np.save(temporary, np.concatenate(codes))
+        os.replace(temporary, target)
+
+
 def load_features(folder: str, hidden_size: int) -> SpectralFeatures:
     """The fitted features of `train_codec features`."""
     features = SpectralFeatures(hidden_size)
@@ -308,7 +329,7 @@ def load_features(folder: str, hidden_size: int) -> SpectralFeatures:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("features", "encoder", "codebooks", "decoder", "whole"))
+    parser.add_argument("part", choices=("features", "encoder", "codebooks", "encode", "decoder", "whole"))
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/codec_*.yaml")
     parser.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
     parser.add_argument("--piano", action="append", default=[], help="piano tar or folder, or FONT.sf2[:PROGRAM]")
@@ -325,7 +346,8 @@ def main(argv: list[str] | None = None) -> int:
         recipe = CodecRecipe.from_yaml(args.config)
         seed = recipe.seed + 1000 * len(list(output.glob("step_*"))) + 100_000 * int(os.environ.get("RANK", 0))
         if args.audio:  # seeds differ between processes and after a resume, so that audio is fresh
-            data = StoredCrops(args.audio, recipe.crop_seconds, seed)
+            codes = codec_hash(args.codec) if args.part == "decoder" and args.codec else None
+            data = StoredCrops(args.audio, recipe.crop_seconds, seed, codes)
         elif args.midi_root and args.piano:
             data = RenderedCrops(args.midi_root, "train", args.piano, recipe.rooms, recipe.crop_seconds, seed=seed)
         else:
@@ -334,6 +356,8 @@ def main(argv: list[str] | None = None) -> int:
             fit_features(recipe, data, args.workers, output)
         elif args.part == "codebooks":
             freeze_codes(recipe, args.codec, data, args.workers, output)
+        elif args.part == "encode":
+            encode_pools(args.codec, args.audio)
         else:
             start = args.codec or args.features
             if start is None or (args.part in ("encoder", "decoder") and args.features is None):

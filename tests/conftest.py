@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than cores make it 10 times slower
 
 import csv
+import queue
 
 import numpy as np
 import pytest
@@ -178,21 +179,63 @@ def tiny_pack(tmp_path_factory):
     _write_piano(folder / "piano")
     torch.manual_seed(0)
     codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16, num_lstm_layers=1))
-    for layer in codec.quantizer.layers:
-        layer.codebook.embed.normal_(std=0.3)
+    sound, _ = soundfile.read(folder / "piano" / "060_127.wav", dtype="float32")
+    with torch.no_grad():
+        latent = codec.encoder(torch.from_numpy(sound)[None, None])[0].T
+    for k, layer in enumerate(codec.quantizer.layers):  # codes as varied as the sound is
+        deviation = latent.std(0) * 0.5**k
+        layer.codebook.embed.copy_(latent.mean(0) * (k == 0) + deviation * torch.randn_like(layer.codebook.embed))
     codec.save_pretrained(folder / "codec")
     return folder
+
+
+def _prepare_arguments(pack, output, *more):
+    """Command line of `scripts.prepare_dataset` for items of 1 s after 1 s, three to a shard."""
+    arguments = ["--codec", str(pack / "codec"), "--room", "dry_close", "--room", "studio", "--shard-items", "3"]
+    arguments += ["--prompt-seconds", "1", "--target-seconds", "1", "--items", "8"]
+    return [*arguments, "--output-dir", str(output), *map(str, more)]
+
+
+def _prepare_here(arguments):
+    """What a process of `scripts.prepare_dataset` does, in this one: a new one takes seconds to import torch."""
+    from scripts import prepare_dataset
+
+    args, shards, done = prepare_dataset.parse(arguments), queue.Queue(), queue.Queue()
+    fields = (args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio)
+    count = -(-args.items // args.shard_items)
+    for shard in [*range(count), None]:
+        shards.put(shard)
+    prepare_dataset._work(args, prepare_dataset.DataArguments(*fields), shards, done)
+    results = [done.get_nowait() for _ in range(count)]
+    assert not [result for result in results if isinstance(result, Exception)]
+    return results
+
+
+@pytest.fixture(scope="session")
+def prepare_here(tiny_pack):
+    """`prepare_here(output, ...)` -> (items made, skipped) of each shard; with the codec of `tiny_pack`."""
+
+    def prepare(output, *more):
+        output.mkdir(exist_ok=True)
+        return _prepare_here(_prepare_arguments(tiny_pack, output, *more))
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def prepare_command(tiny_pack):
+    """`prepare_command(output, ...)` -> exit code of `scripts.prepare_dataset`; its processes take seconds each."""
+    from scripts import prepare_dataset
+
+    source = ["--midi-root", str(tiny_pack / "midi"), "--piano", str(tiny_pack / "piano")]
+    return lambda output, *more: prepare_dataset.main(_prepare_arguments(tiny_pack, output, *source, *more))
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tiny_pack, tmp_path_factory):
     """Shards of `scripts.prepare_dataset` of `tiny_pack`: 8 training and 2 validation items of 1 s after 1 s."""
-    from scripts import prepare_dataset
-
     folder = tmp_path_factory.mktemp("data")
+    source = ["--midi-root", str(tiny_pack / "midi"), "--piano", str(tiny_pack / "piano")]
     for split, items in (("train", "8"), ("validation", "2")):
-        arguments = ["--codec", str(tiny_pack / "codec"), "--midi-root", str(tiny_pack / "midi"), "--split", split]
-        arguments += ["--piano", str(tiny_pack / "piano"), "--room", "dry_close", "--room", "studio"]
-        arguments += ["--items", items, "--shard-items", "3", "--prompt-seconds", "1", "--target-seconds", "1"]
-        assert prepare_dataset.main([*arguments, "--processes", "1", "--output-dir", str(folder)]) == 0
+        _prepare_here(_prepare_arguments(tiny_pack, folder, *source, "--split", split, "--items", items))
     return folder

@@ -1,0 +1,178 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The codec: codes of each row for itself, the same codes from every loader, and the training of its quantiser."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import EncodecModel
+
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from scripts.codec_quantizer import ema_update, kmeans_start, nearest, quantize_train
+
+
+@pytest.fixture(scope="module")
+def codec():
+    torch.manual_seed(0)
+    model = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16, num_lstm_layers=1))
+    for layer in model.quantizer.layers:
+        layer.codebook.embed.normal_(std=0.3)
+    return model.eval()
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("samples", [1, 640, 641, 6400])
+def test_shapes(codec, samples):
+    codes = codec.encode_codes(noise(2, 1, samples))
+    frames = -(-samples // 640)
+    assert codes.shape == (2, 4, frames) and codes.dtype == torch.long
+    assert codes.min() >= 0 and codes.max() < 2048
+    audio = codec.decode_codes(codes)
+    assert audio.shape == (2, 1, 640 * frames) and audio.dtype == torch.float32
+    assert codec.decode_codes(codes[:, :2]).shape == audio.shape  # fewer codebooks: coarser
+    assert codec.decode_codes(codes[:, :, :0]).shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_row_does_not_see_its_batch(codec, axes):
+    """Padding, whatever stands in it, changes no code of a shorter row."""
+    wave, lengths = noise(3, 1, 6400), (6400, 3000, 640)
+    mask = torch.stack([(torch.arange(6400) < length).long() for length in lengths])
+    codes = codec.encode_codes(wave, mask if axes == 2 else mask[:, None])
+    for b, length in enumerate(lengths):
+        alone = codec.encode_codes(wave[b : b + 1, :, :length])
+        assert torch.equal(codes[b : b + 1, :, : alone.shape[-1]], alone)
+        assert not codes[b, :, alone.shape[-1] :].any()
+
+
+def test_saved_and_loaded_everywhere(codec, tmp_path):
+    """Our class and transformers' own give the same codes and audio from the folder."""
+    codec.save_pretrained(tmp_path)
+    wave = noise(1, 1, 9600)
+    codes = codec.encode_codes(wave)
+    ours, report = PianoEncodecModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(ours.encode_codes(wave), codes)
+    plain = EncodecModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        encoded = plain.encode(wave, bandwidth=2.2)
+        assert torch.equal(encoded.audio_codes[0], codes)
+        assert torch.equal(plain.decode(encoded.audio_codes, encoded.audio_scales)[0], codec.decode_codes(codes))
+
+
+def test_any_encodec_of_the_right_form_loads(codec, tmp_path):
+    """A folder of transformers' own class loads as ours."""
+    fields = {k: v for k, v in codec.config.to_dict().items() if k not in ("model_type", "auto_map", "architectures")}
+    plain = EncodecModel(EncodecModel.config_class(**fields))
+    plain.load_state_dict(codec.state_dict())
+    plain.save_pretrained(tmp_path)
+    wave = noise(1, 1, 3200)
+    assert torch.equal(PianoEncodecModel.from_pretrained(tmp_path).encode_codes(wave), codec.encode_codes(wave))
+
+
+def test_unusable_input(codec):
+    for wave in (noise(2, 640), noise(1, 2, 640)):
+        with pytest.raises(ValueError, match=r"must be \(B, 1, L\)"):
+            codec.encode_codes(wave)
+    with pytest.raises(ValueError, match="a row without a sample"):
+        codec.encode_codes(noise(1, 1, 640), torch.zeros(1, 640))
+    with pytest.raises(ValueError, match=r"must be \(B, K, T\)"):
+        codec.decode_codes(torch.zeros(1, 5, 3, dtype=torch.long))
+    for code in (-1, 2048):
+        with pytest.raises(ValueError, match="must lie in"):
+            codec.decode_codes(torch.full((1, 4, 3), code))
+
+
+# --- training of the quantiser
+
+
+def make_quantizer(codes=8, size=4, layers=2):
+    """As much of `EncodecModel.quantizer` as training needs, with random codebooks."""
+    books = []
+    for i in range(layers):
+        embed = noise(codes, size, seed=i) / (i + 1)
+        books.append(
+            SimpleNamespace(
+                codebook_size=codes,
+                embed=embed,
+                embed_avg=embed.clone(),
+                cluster_size=torch.ones(codes),
+                inited=torch.zeros(1),
+            )
+        )
+    return SimpleNamespace(layers=[SimpleNamespace(codebook=book) for book in books])
+
+
+def test_nearest_is_the_nearest():
+    vectors, embed = noise(50, 4), noise(8, 4, seed=1)
+    assert torch.equal(nearest(vectors, embed), torch.cdist(vectors, embed).argmin(1))
+
+
+def test_the_gradient_passes_straight_through():
+    quantizer, latent = make_quantizer(), noise(2, 4, 5).requires_grad_()
+    quantised, codes, commitment = quantize_train(quantizer, latent)
+    weights = noise(2, 4, 5, seed=3)
+    (gradient,) = torch.autograd.grad((quantised * weights).sum(), latent, retain_graph=True)
+    assert torch.allclose(gradient, weights, atol=1e-6)
+    (pull,) = torch.autograd.grad(commitment, latent)
+    assert pull.abs().sum() > 0  # the commitment loss does reach the encoder
+    first, second = (F.embedding(codes[:, k], quantizer.layers[k].codebook.embed) for k in range(2))
+    assert torch.allclose(quantised, (first + second).transpose(1, 2), atol=1e-6)
+
+
+def test_training_and_use_choose_the_same_codes(codec):
+    latent = noise(2, 16, 7)
+    _, codes, _ = quantize_train(codec.quantizer, latent)
+    assert torch.equal(codes, codec.quantizer.encode(latent).transpose(0, 1))
+
+
+def test_one_step_of_the_moving_average():
+    """cluster = d cluster + (1 - d) count, sum likewise, code = sum / cluster; checked by a loop."""
+    quantizer, latent, decay = make_quantizer(layers=1), noise(1, 4, 40), 0.9
+    book, updates = quantizer.layers[0].codebook, []
+    before, sums, counts = book.embed.clone(), book.embed_avg.clone(), book.cluster_size.clone()
+    quantize_train(quantizer, latent, updates)
+    assert ema_update(quantizer, updates, decay, 0.0, torch.Generator().manual_seed(0)) == 0
+    vectors, indices = updates[0]
+    for code in range(8):
+        own = vectors[indices == code]
+        count = decay * counts[code] + (1 - decay) * len(own)
+        total = decay * sums[code] + (1 - decay) * own.sum(0)
+        assert torch.allclose(book.cluster_size[code], count) and torch.allclose(book.embed_avg[code], total)
+        assert torch.allclose(book.embed[code], total / count, atol=1e-6)
+        if not len(own):
+            assert torch.allclose(book.embed[code], before[code], atol=1e-6)  # an unused code stays where it is
+
+
+def test_dead_codes_are_revived():
+    """A code that nothing uses becomes a vector of the step; the others do not notice."""
+    quantizer, latent, updates = make_quantizer(layers=1), noise(1, 4, 40), []
+    book = quantizer.layers[0].codebook
+    book.embed[3] = book.embed_avg[3] = 1000.0
+    book.cluster_size[3] = 0.02
+    quantize_train(quantizer, latent, updates)
+    assert ema_update(quantizer, updates, 0.9, 0.05, torch.Generator().manual_seed(0)) == 1
+    distance = (updates[0][0] - book.embed[3]).abs().sum(1).min()
+    assert distance < 1e-5 and book.cluster_size[3] == pytest.approx(0.1)
+    assert torch.isfinite(book.embed).all() and book.embed.abs().max() < 100
+
+
+def test_kmeans_start():
+    """Eight clusters and eight codes: one codebook leaves the width of the clusters, each further one leaves less."""
+    quantizer, generator = make_quantizer(), torch.Generator().manual_seed(0)
+    centres = 10 * noise(8, 4, seed=5)
+    vectors = centres[torch.arange(800) % 8] + 0.1 * noise(800, 4, seed=6)
+    left = kmeans_start(quantizer, vectors, 80, generator)
+    assert 0 < left[1] < left[0] < 0.2
+    book = quantizer.layers[0].codebook
+    assert book.inited.item() == 1
+    assert book.cluster_size.sum() == pytest.approx(80, rel=0.05)  # as many uses as a training step will bring
+    assert torch.allclose(book.embed_avg, book.embed * book.cluster_size[:, None], atol=1e-5)
+    random, _, worse = quantize_train(make_quantizer(), vectors.T[None])
+    fitted, _, better = quantize_train(quantizer, vectors.T[None])
+    assert better < worse
+    assert F.mse_loss(fitted, vectors.T[None]) < 0.5 * F.mse_loss(random, vectors.T[None])

@@ -1,0 +1,248 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Training data from end to end: the same items however they are made, and batches in an order that can be resumed."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_midivalle import PianoEncodecModel
+from scripts import prepare_dataset
+from scripts.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
+from scripts.prepare_dataset import DataArguments, PairedRecordings, RenderedRecordings, codec_hash
+from tokenization import MidiError, MidiValleTokenizer
+
+RATE = 32_000
+
+
+def tables(folder, split="train"):
+    return [pq.read_table(path) for path in shard_files(folder, split)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return MidiValleTokenizer()
+
+
+def batches(files, tokenizer, count, **options):
+    stream = TrainingStream(files, tokenizer, 2, (0.5, 1.0), **options)
+    return [batch for batch, _ in zip(stream, range(count), strict=False)]
+
+
+def equal(a, b):
+    return all(torch.equal(a[key], b[key]) for key in a)
+
+
+# --- making
+
+
+def test_two_processes_make_what_one_makes_and_a_stopped_run_goes_on(tiny_data, prepare_command, tmp_path):
+    """Only missing shards are made; what is made equals the data of one process in one go."""
+    kept = tiny_data / "train-00001-of-00003.parquet"
+    shutil.copy2(kept, tmp_path)
+    changed = (tmp_path / kept.name).stat().st_mtime_ns
+    assert prepare_command(tmp_path, "--processes", 2) == 0
+    assert (tmp_path / kept.name).stat().st_mtime_ns == changed
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "skipped.jsonl").exists()
+    for a, b in zip(tables(tiny_data), tables(tmp_path), strict=True):
+        assert a.equals(b) and a.schema.metadata == b.schema.metadata
+
+
+def test_what_an_item_holds(tiny_data, tiny_pack):
+    rows = [row for table in tables(tiny_data) for row in table.to_pylist()]
+    assert [row["id"] for row in rows] == list(range(8))
+    assert dataset_info(shard_files(tiny_data, "train")) == {
+        "codec_sha256": codec_hash(tiny_pack / "codec"),
+        "num_codebooks": 4,
+        "prompt_seconds": 1.0,
+        "target_seconds": 1.0,
+        "split": "train",
+    }
+    for row in rows:
+        assert row["room"] in ("dry_close", "studio") and row["piano"] == "piano"
+        assert row["recording_id"].startswith(f"piano/{row['room']}/")
+        for part in ("prompt", "target"):
+            assert codes_of(row, part, 4).shape == (4, 50)
+            notes = notes_of(row, part)
+            assert (notes["onset"] < 1).all() and (notes["onset"] + notes["duration"] > 0).all()
+            assert row[f"{part}_source"] in ("0.mid", "1.mid")
+    assert len({row["recording_id"] for row in rows}) == 8
+    for row in (row for table in tables(tiny_data, "validation") for row in table.to_pylist()):
+        assert row["prompt_source"] != row["target_source"]  # what users bring: another piece
+
+
+def test_codes_are_those_of_the_audio(tiny_pack):
+    """A target is encoded inside running music: its codes equal that stretch of the codes around it."""
+    data = DataArguments("train", 1.0, 1.0, 0, keep_audio=True)
+    recordings = RenderedRecordings(tiny_pack / "midi", "train", [str(tiny_pack / "piano")], ["studio"], 0)
+    codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec").eval()
+    row = prepare_dataset.make_item(recordings, 5, data, codec)
+    prompt, target, _ = recordings.draw(5, data)
+    around = codec.encode_codes(torch.from_numpy(target.wave)[None, None])[0].numpy()
+    assert np.array_equal(codes_of(row, "target", 4), around[:, 50:100])
+    for name, wave in (("prompt", prompt.wave), ("target", target.wave[RATE : 2 * RATE])):
+        kept, rate = soundfile.read(io.BytesIO(row[f"{name}_audio"]["bytes"]), dtype="float32")
+        assert rate == RATE and np.abs(kept - wave).max() <= 2**-15
+
+
+def test_the_codec_hash_is_of_what_decides_the_codes(tiny_pack, tmp_path):
+    shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
+    path, hashes = tmp_path / "codec" / "model.safetensors", [codec_hash(tiny_pack / "codec")]
+    for name in ("decoder.layers.0.conv.bias", "encoder.layers.0.conv.bias", "quantizer.layers.3.codebook.embed"):
+        tensors = load_file(path)
+        tensors[name] = tensors[name] + 1
+        save_file(tensors, path)
+        hashes.append(codec_hash(tmp_path / "codec"))
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
+def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd):
+    """A missing codec, and one whose configuration kills the process: exit code 2, no endless waiting."""
+    assert prepare_command(tmp_path / "out", "--codec", tmp_path / "none") == 2
+    assert "holds no model.safetensors" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
+    (tmp_path / "codec" / "config.json").write_text('{"model_type": "piano_encodec", "upsampling_ratios": "no"}')
+    assert prepare_command(tmp_path / "out", "--codec", tmp_path / "codec", "--processes", 1) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and not list((tmp_path / "out").glob("*.parquet"))
+
+
+# --- real recordings
+
+
+@pytest.fixture
+def pairs(tiny_pack, write_midi, tmp_path):
+    """Five seconds of noise at 44.1 kHz, stereo, with a MIDI, and half a second that is too short for an item."""
+    write_midi(tmp_path / "long.mid", 7, seconds=5.0)
+    noise = 0.2 * np.random.default_rng(0).standard_normal((round(5 * 44_100), 2))
+    soundfile.write(tmp_path / "long.flac", np.clip(noise, -1, 1), 44_100)
+    soundfile.write(tmp_path / "short.wav", noise[:22_050], 44_100)
+    with open(tmp_path / "pairs.csv", "w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["audio", "midi", "recording_id", "licence"])
+        table.writerows([["long.flac", "long.mid", "hall", "CC0"], ["short.wav", "long.mid", "", ""]])
+    return tmp_path / "pairs.csv"
+
+
+def test_pairs_from_end_to_end(prepare_here, pairs, tmp_path):
+    """Items of the recording; those of the one that is too short are counted and listed with the reason."""
+    output = tmp_path / "data"
+    counts = prepare_here(output, "--keep-audio", "--pairs", pairs)
+    rows = [row for table in tables(output) for row in table.to_pylist()]
+    skipped = [json.loads(line) for line in (output / "skipped.jsonl").read_text().splitlines()]
+    assert rows and skipped and len(rows) + len(skipped) == 8
+    assert [len(rows), len(skipped)] == [sum(column) for column in zip(*counts, strict=True)]
+    assert all(row["reason"].startswith("short.wav: 0.5 s, but an item needs 2.0 s") for row in skipped)
+    for row in rows:
+        assert (row["recording_id"], row["licence"], row["target_source"]) == ("hall", "CC0", "long.mid")
+        assert abs(row["target_start_s"] - row["prompt_start_s"]) >= 1.0  # the prompt comes from elsewhere
+        assert codes_of(row, "target", 4).shape == (4, 50)
+        assert len(soundfile.read(io.BytesIO(row["target_audio"]["bytes"]))[0]) == RATE
+
+
+def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):
+    """At 32 kHz mono nothing is resampled: a window is a slice of the file, silent where the file has ended."""
+    ramp = np.arange(3 * RATE, dtype=np.float64) / 2**20
+    soundfile.write(tmp_path / "ramp.wav", ramp, RATE, subtype="FLOAT")
+    (tmp_path / "ramp.csv").write_text("audio,midi\nramp.wav,long.mid\n")
+    recordings, data = PairedRecordings(str(tmp_path / "ramp.csv"), 3), DataArguments("train", 1.0, 1.0, 3, False)
+    for index in range(6):
+        prompt, target, about = recordings.draw(index, data)
+        assert about["recording_id"] == "ramp.wav" and about["licence"] == "unknown"
+        start = round(prompt.start * RATE)
+        assert np.allclose(prompt.wave, ramp[start : start + RATE], atol=1e-6)
+        first = round((target.start - 1.0) * RATE)
+        padded = np.concatenate([np.zeros(RATE), ramp, np.zeros(RATE)])[first + RATE :][: len(target.wave)]
+        assert np.allclose(target.wave, padded, atol=1e-6) and len(target.wave) == round(2.5 * RATE)
+
+
+def test_bad_pairs(pairs, tmp_path):
+    with pytest.raises(MidiError, match="expected columns audio, midi"):
+        (tmp_path / "bad.csv").write_text("wave,score\na,b\n")
+        PairedRecordings(str(tmp_path / "bad.csv"), 0)
+    (tmp_path / "bad.csv").write_text("audio,midi\nnone.wav,long.mid\n")
+    with pytest.raises(MidiError, match="none.wav: cannot be read as audio"):
+        PairedRecordings(str(tmp_path / "bad.csv"), 0).draw(0, DataArguments("train", 1.0, 1.0, 0, False))
+
+
+# --- batches
+
+
+def test_a_batch(tiny_data, tokenizer):
+    rows = {row["id"]: row for table in tables(tiny_data) for row in table.to_pylist()}
+    lengths = set()
+    for batch in batches(shard_files(tiny_data, "train"), tokenizer, 8, no_prompt_share=0.0):
+        (frames,) = set(batch["prompt_lengths"].tolist())
+        lengths.add(frames)
+        assert batch["audio_codes"].shape == (2, 4, frames + 50)
+        for codes, ids, mask in zip(batch["audio_codes"], batch["midi_ids"], batch["midi_attention_mask"]):
+            (row,) = [r for r in rows.values() if np.array_equal(codes_of(r, "target", 4), codes[:, frames:])]
+            assert np.array_equal(codes[:, :frames], codes_of(row, "prompt", 4)[:, :frames])
+            segments = [(notes_of(row, "prompt"), 0.0, frames / 50), (notes_of(row, "target"), 0.0, 1.0)]
+            expected = tokenizer.encode_notes(segments)
+            assert np.array_equal(ids[: len(expected)], expected) and mask.sum() == len(expected)
+            assert not ids[len(expected) :].any()
+    assert lengths == {25, 50}
+    (alone,) = batches(shard_files(tiny_data, "train"), tokenizer, 1, no_prompt_share=1.0)
+    assert alone["prompt_lengths"].tolist() == [0, 0] and alone["audio_codes"].shape == (2, 4, 50)
+
+
+def test_the_order_depends_on_seed_and_epoch(tiny_data, tokenizer):
+    files = shard_files(tiny_data, "train")
+    first, again, other = (batches(files, tokenizer, 8, seed=seed) for seed in (0, 0, 1))
+    assert all(equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(equal(a, b) for a, b in zip(first, other, strict=True))
+
+    def targets(part):
+        return [tuple(codes[:, -50:].flatten().tolist()) for batch in part for codes in batch["audio_codes"]]
+
+    epochs = targets(first[:4]), targets(first[4:])
+    assert set(epochs[0]) == set(epochs[1]) and len(set(epochs[0])) == 8 and epochs[0] != epochs[1]
+
+
+def test_a_stopped_stream_goes_on_with_the_next_batch(tiny_data, tokenizer):
+    files = shard_files(tiny_data, "train")
+    whole = batches(files, tokenizer, 8)
+    for stop in (1, 4, 6):
+        stream = TrainingStream(files, tokenizer, 2, (0.5, 1.0))
+        for _ in zip(range(stop), stream):
+            state = json.loads(json.dumps(stream.state_dict()))
+        resumed = TrainingStream(files, tokenizer, 2, (0.5, 1.0))
+        resumed.load_state_dict(state)
+        assert all(equal(a, b) for a, b in zip(whole[stop:], resumed, strict=False))
+
+
+def test_ranks_share_the_batches_out(tiny_data, tokenizer):
+    """Two ranks get what one would, in turn, each batch once; three drop the one that is over, and stay together."""
+    files = shard_files(tiny_data, "train")
+    whole = batches(files, tokenizer, 8)
+    halves = [batches(files, tokenizer, 4, rank=rank, world_size=2) for rank in range(2)]
+    for i in range(8):
+        assert equal(whole[i], halves[i % 2][i // 2])
+    thirds = [batches(files, tokenizer, 2, rank=rank, world_size=3) for rank in range(3)]
+    for rank in range(3):
+        assert equal(thirds[rank][0], whole[rank]) and equal(thirds[rank][1], whole[4 + rank])
+
+
+def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):
+    files = shard_files(tiny_data, "train")
+    with pytest.raises(DataError, match="too few items for 1 batches of 9"):
+        next(iter(TrainingStream(files, tokenizer, 9)))
+    with pytest.raises(DataError, match="no test-"):
+        shard_files(tiny_data, "test")
+    for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"):
+        shutil.copy(tiny_data / name, tmp_path)
+    with pytest.raises(DataError, match="2 of 3 shards of train"):
+        shard_files(tmp_path, "train")
+    table = pq.read_table(tiny_data / "train-00001-of-00003.parquet")
+    other = table.replace_schema_metadata({"midivalle": json.dumps({"codec_sha256": "0"})})
+    pq.write_table(other, tmp_path / "train-00001-of-00003.parquet")
+    with pytest.raises(DataError, match="are mixed"):
+        dataset_info(shard_files(tmp_path, "train"))

@@ -1,0 +1,256 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Pianos, rooms and excerpts: the right sample, pitch, level and release; the same sound wherever an excerpt starts."""
+
+import csv
+import tarfile
+
+import numpy as np
+import pytest
+
+from scripts import pianos
+from scripts.pianos import RenderError, SampledPiano, load_piano, performance_level, velocity_gain
+from scripts.rendered_audio import RenderedCrops, StoredCrops, codes_path, list_midi, render
+from scripts.rooms import ROOMS, TARGET_RMS_DBFS, Room
+from tokenization import NOTE_DTYPE, MidiError
+
+RATE = 32_000
+LAYERS = ((1, 50, -20.0), (51, 90, -12.0), (91, 127, -4.0))
+
+
+def notes(*rows):
+    """Rows of (onset s, duration s, pitch, velocity)."""
+    return np.array(list(rows), NOTE_DTYPE)
+
+
+def frequency(wave):
+    """Of the strongest partial, Hz, to 1 Hz."""
+    spectrum = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), RATE))
+    return int(spectrum.argmax())
+
+
+def level_db(wave):
+    return 20 * np.log10(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+
+
+@pytest.fixture(scope="module")
+def piano(write_piano, tmp_path_factory):
+    """Five keys in three layers; four seconds that hardly decay."""
+    return SampledPiano(write_piano(tmp_path_factory.mktemp("grand"), layers=LAYERS, seconds=4.0, decay=100.0))
+
+
+@pytest.mark.parametrize(
+    ("pitch", "velocity", "expected"),
+    [
+        (60, 30, 261.63),  # the soft layer sounds the key itself
+        (60, 51, 2 * 261.63),
+        (60, 91, 3 * 261.63),
+        (62, 30, 293.66),  # two semitones above the sample of 60
+        (69, 30, 440.0),  # three below the sample of 72
+        (30, 30, 46.25),  # below the lowest sample
+    ],
+)
+def test_the_right_sample_is_picked_and_shifted(piano, pitch, velocity, expected):
+    wave = piano(notes((0.0, 1.0, pitch, velocity)), 1.0)
+    assert abs(frequency(wave) - expected) <= 1.0
+
+
+def test_one_velocity_law_for_all_layers(piano):
+    """The recorded level of a layer does not show; only `42 log10(velocity / 127)` dB does."""
+    loud = level_db(piano(notes((0.0, 1.0, 60, 127)), 1.0))
+    assert loud == pytest.approx(level_db(0.5 * np.sin(np.arange(RATE) / 10)), abs=0.1)
+    for velocity in (100, 80, 40, 10):
+        expected = loud + 42 * np.log10(velocity / 127)
+        assert level_db(piano(notes((0.0, 1.0, 60, velocity)), 1.0)) == pytest.approx(expected, abs=0.1)
+    assert velocity_gain(np.array([127]))[0] == 1.0
+
+
+def test_levels_of_samples_within_a_layer_are_kept(write_piano, tmp_path):
+    """A key recorded 6 dB softer than its layer's middle sounds 6 dB softer."""
+    folder = write_piano(tmp_path / "p", keys=(48, 72), layers=LAYERS, decay=100.0)
+    with open(folder / "index.csv", newline="") as f:
+        rows = list(csv.reader(f))
+    for row in rows[1:]:
+        if row[1] == "48":
+            row[6], row[7] = (str(float(value) - 6) for value in row[6:8])
+    with open(folder / "index.csv", "w", newline="") as f:
+        csv.writer(f).writerows(rows)
+    piano = SampledPiano(folder)
+    low, high = (level_db(piano(notes((0.0, 1.0, pitch, 127)), 1.0)) for pitch in (48, 72))
+    assert high - low == pytest.approx(6.0, abs=0.1)
+
+
+def test_release(piano):
+    """After key-up the sound falls by e in 180 ms at key 60; keys without dampers go on."""
+    wave = piano(notes((0.0, 0.5, 60, 30)), 2.0)
+    before, after = wave[round(0.4 * RATE) : round(0.5 * RATE)], wave[round(0.66 * RATE) : round(0.70 * RATE)]
+    assert level_db(after) - level_db(before) == pytest.approx(-20 * np.log10(np.e), abs=0.5)  # 0.18 s later
+    assert not wave[round((0.5 + 5 * 0.18) * RATE) + 1 :].any()
+    top = piano(notes((0.0, 0.1, 96, 30)), 2.0)
+    assert level_db(top[RATE : RATE + 3200]) == pytest.approx(level_db(top[3200:6400]), abs=0.2)
+
+
+def test_notes_add_up_and_begin_on_their_sample(piano):
+    both = piano(notes((0.25, 0.5, 60, 60), (0.5, 0.5, 64, 100)), 1.5)
+    alone = [piano(notes(row), 1.5) for row in ((0.25, 0.5, 60, 60), (0.5, 0.5, 64, 100))]
+    assert np.allclose(both, alone[0] + alone[1], atol=1e-6)
+    assert not both[: RATE // 4].any() and both[RATE // 4 + 1] != 0
+
+
+def test_few_layers_are_darker_when_soft(write_piano, tmp_path):
+    """With one layer the brightness of loud and soft is a low-pass: a high key loses more when it is soft."""
+    single = SampledPiano(write_piano(tmp_path / "p", keys=(60, 96), decay=100.0))
+
+    def lost(pitch):
+        soft, loud = (level_db(single(notes((0.0, 1.0, pitch, velocity)), 1.0)) for velocity in (20, 127))
+        return loud - soft
+
+    assert lost(96) > lost(60) + 1
+
+
+def test_an_excerpt_is_a_slice_of_the_whole(piano):
+    """Dry, sample by sample: notes that began before the excerpt sound on as they would have."""
+    piece = notes((0.0, 2.5, 48, 40), (0.5, 0.25, 60, 80), (1.0, 1.0, 64, 100), (2.0, 0.5, 72, 20))
+    whole = piano(piece, 3.0)
+    for start in (0.5, 1.25):
+        part = piece.copy()
+        part["onset"] -= start
+        assert np.array_equal(piano(part, 3.0 - start), whole[round(start * RATE) :])
+
+
+def test_an_excerpt_in_a_room_is_a_slice_of_the_whole(write_piano, tmp_path):
+    folder, room = write_piano(tmp_path / "p"), Room("dry_close", 3)
+    rng = np.random.default_rng(0)
+    rows = [(t, rng.uniform(0.1, 0.8), rng.integers(40, 80), rng.integers(40, 90)) for t in np.arange(0, 8, 0.2)]
+    piece = notes(*rows)
+    whole = render(piece, 0.0, 8.0, folder, room, np.random.default_rng(1))
+    part = render(piece, 4.0, 2.0, folder, room, np.random.default_rng(2))
+    assert len(part) == 2 * RATE and level_db(part) > -40
+    difference = part - whole[4 * RATE : 6 * RATE]
+    assert level_db(difference) < ROOMS["dry_close"].noise_dbfs + 4  # two independent noises, nothing else
+
+
+def test_folder_and_tar_are_the_same_piano(write_piano, tmp_path):
+    folder = write_piano(tmp_path / "upright")
+    with tarfile.open(tmp_path / "upright.tar", "w") as tar:
+        tar.add(folder, "upright")
+    piece = notes((0.0, 0.5, 60, 80))
+    first, second = (load_piano(str(tmp_path / name)) for name in ("upright", "upright.tar"))
+    assert first.name == second.name == "upright"
+    assert np.array_equal(first(piece, 1.0), second(piece, 1.0))
+
+
+def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
+    with pytest.raises(RenderError, match="neither a piano folder nor a tar file"):
+        SampledPiano(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RenderError, match="holds no index.csv"):
+        SampledPiano(tmp_path / "empty")
+    folder = write_piano(tmp_path / "p")
+    (folder / "index.csv").write_text((folder / "index.csv").read_text().splitlines()[0])
+    with pytest.raises(RenderError, match="lists no sample"):
+        SampledPiano(folder)
+    with pytest.raises(RenderError, match="no such SoundFont"):
+        load_piano(str(tmp_path / "none.sf2"))
+    (tmp_path / "font.sf2").write_bytes(b"RIFF")
+    monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
+    with pytest.raises(RenderError, match="need the fluidsynth program"):
+        load_piano(str(tmp_path / "font.sf2:3"))
+
+
+# --- rooms
+
+
+def test_rooms_are_seeded():
+    first, again, other = Room("studio", 1), Room("studio", 1), Room("studio", 2)
+    assert np.array_equal(first.response, again.response) and first.gain_db == again.gain_db
+    assert not np.array_equal(first.response[:5000], other.response[:5000])
+    assert Room("studio", 1, jitter=0.0).rt60 == ROOMS["studio"].rt60
+    dry = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    waves = [room(dry, 1.0, np.random.default_rng(5)) for room in (first, again)]
+    assert np.array_equal(*waves) and waves[0].dtype == np.float32 and len(waves[0]) == RATE
+    with pytest.raises(ValueError, match="unknown room 'cellar'"):
+        Room("cellar", 0)
+
+
+@pytest.mark.parametrize("name", ["dry_close", "concert_hall"])
+def test_the_level_of_a_recording(name):
+    """A performance of level L comes out near -23 dBFS whatever L is; peaks never clip."""
+    room, dry = Room(name, 0, jitter=0.0), 0.1 * np.random.default_rng(0).standard_normal(2 * RATE)
+    wave = room(dry, 0.1, np.random.default_rng(0))
+    assert level_db(wave[RATE:]) == pytest.approx(TARGET_RMS_DBFS, abs=4)
+    tenfold = room(10 * dry, 1.0, np.random.default_rng(0))
+    assert np.allclose(wave, tenfold, atol=1e-5)
+    assert np.abs(room(dry, 1e-3, np.random.default_rng(0))).max() == pytest.approx(0.97, abs=1e-4)
+
+
+def test_rooms_ring_as_long_as_they_say():
+    """Energy left after the direct sound falls by 60 dB in about rt60."""
+    long, short = Room("concert_hall", 0, jitter=0.0), Room("dry_close", 0, jitter=0.0)
+    energy = [np.cumsum(room.response[::-1].astype(np.float64) ** 2)[::-1] for room in (long, short)]
+    half = [10 * np.log10(e[round(0.5 * s * RATE)] / e[800]) for e, s in zip(energy, (2.1, 0.25), strict=True)]
+    assert all(-45 < decay < -20 for decay in half)  # -30 dB after half of rt60, faster where the treble dies first
+    silence = long(np.zeros(RATE, np.float32), 1.0, np.random.default_rng(0))
+    assert level_db(silence) == pytest.approx(ROOMS["concert_hall"].noise_dbfs, abs=0.1)
+
+
+def test_performance_level_grows_with_notes_and_velocity():
+    one, louder = notes((0.0, 1.0, 60, 60)), notes((0.0, 1.0, 60, 120))
+    assert performance_level(louder) / performance_level(one) == pytest.approx(2 ** (42 / 20), rel=1e-6)
+    chord = notes((0.0, 1.0, 60, 60), (0.0, 1.0, 64, 60))
+    assert performance_level(chord) / performance_level(one) == pytest.approx(np.sqrt(2))
+    assert performance_level(notes()) == 1.0
+
+
+# --- streams
+
+
+def test_the_same_seed_gives_the_same_audio(tiny_pack):
+    def crops(seed):
+        stream = RenderedCrops(
+            tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 0.5, excerpt_seconds=1.0, pool=1, seed=seed
+        )
+        return [item for item, _ in zip(stream, range(3), strict=False)]
+
+    first, again, other = crops(4), crops(4), crops(5)
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a["input_values"], b["input_values"]) and np.array_equal(a["onsets"], b["onsets"])
+        assert a["input_values"].shape == (16_000,) and a["onsets"].shape == (25, 88)
+    assert not np.array_equal(first[0]["input_values"], other[0]["input_values"])
+
+
+def test_stored_crops(tmp_path):
+    """Slices of the pool, and their codes where there are some."""
+    pool = np.random.default_rng(0).integers(-30_000, 30_000, (3, 640 * 10), dtype=np.int16)
+    np.save(tmp_path / "pool.npy", pool)
+    codes = np.arange(3 * 4 * 10, dtype=np.int16).reshape(3, 4, 10)
+    crops = [c["input_values"] for c, _ in zip(StoredCrops([tmp_path / "pool.npy"], 0.08, 1), range(3), strict=False)]
+    assert all(crop.shape == (2560,) for crop in crops)
+    np.save(codes_path(tmp_path / "pool.npy", "0123456789abcdef"), codes)
+    assert "audio_codes" not in next(iter(StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "another codec")))
+    stream = StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "0123456789abcdef")
+    for item, _ in zip(stream, range(3), strict=False):
+        excerpt, frame = divmod(int(item["audio_codes"][0, 0]), 40)
+        expected = pool[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
+        assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, 4)
+
+
+def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):
+    """A manifest beside `SOURCE.tar.xz`: only its split, and the notes that the file itself has."""
+    (tmp_path / "own").mkdir()
+    for seed in range(2):
+        write_midi(tmp_path / "own" / f"{seed}.mid", seed)
+    plain = list_midi(tmp_path / "own", "train")
+    assert [file.path for file in plain] == ["0.mid", "1.mid"]
+    expected = plain[1].load(tmp_path / "own").notes
+    with tarfile.open(tmp_path / "own.tar.xz", "w:xz") as tar:
+        tar.add(tmp_path / "own", "own")
+    header = "path,split,duration_s,composition_id,licence\n"
+    rows = "own/0.mid,train,6,a,CC0\nown/1.mid,test,6,b,CC0\n"
+    (tmp_path / "manifest.csv").write_text(header + rows)
+    for file in (tmp_path / "own").iterdir():
+        file.unlink()
+    found = list_midi(tmp_path, "test")
+    assert [(f.path, f.archive, f.composition_id) for f in found] == [("own/1.mid", "own.tar.xz", "b")]
+    assert np.array_equal(found[0].load(tmp_path).notes, expected)
+    with pytest.raises(MidiError, match="no MIDI file of split 'validation'"):
+        list_midi(tmp_path, "validation")
