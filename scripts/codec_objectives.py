@@ -13,8 +13,8 @@ from scripts.codec_quantizer import quantize_train
 class Objective(torch.nn.Module):
     """A part of the codec and what it is trained for.
 
-    `forward(batch, updates)` takes `input_values (B, samples)` and perhaps `audio_codes (B, K, T)`; it returns losses by
-    name and, if there is one, the output wave (B, samples). `updates` collects what `ema_update` needs.
+    `forward(batch, updates)` takes `input_values (B, samples)` and perhaps `audio_codes (B, K, T)`; it returns losses
+    by name and, if there is one, the output wave (B, samples). `updates` collects what `ema_update` needs.
     """
 
     def __init__(self, codec: PianoEncodecModel, bf16: bool):

@@ -56,7 +56,8 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
         _identity(lstm, layer, width, range(n, width))
     theta = 2 * math.pi * pitch_frequencies() / codec.config.frame_rate
     gate = torch.sigmoid(torch.tensor(OPEN)).item()
-    # tanh(tanh(x)) is about x - 2/3 x^3: what it takes from a circle of this radius, as far off the origin, is given back
+    # tanh(tanh(x)) is about x - 2/3 x^3; what it takes from a circle of this radius, as far off the origin, is given
+    # back
     gain = 1 / ((1 - 1.5 * RADIUS**2) * gate**2)
     cell = lstm.weight_hh_l0[2 * width : 3 * width]
     quarter = (theta / (math.pi / 2)).round() * (math.pi / 2)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
 from scripts.metrics import log_mel_distance, mean_interval, note_scores
-from scripts.pianos import SAMPLING_RATE
+from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.prepare_dataset import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP
 from scripts.rooms import ROOMS
@@ -104,9 +104,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--codec", help="codec folder, to score it alone")
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", help=f"rooms to use: {', '.join(ROOMS)} (default: all)")
+    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--excerpts", type=int, default=12)
+    parser.add_argument("--first", type=int, default=0, help="number of the first excerpt, to share the work out")
     parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt, a multiple of 0.5")
     parser.add_argument("--prompt-seconds", type=float, default=5.0, help="a multiple of 0.5")
     parser.add_argument("--seed", type=int, default=0)
@@ -123,6 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed)
+        for piano in args.piano:
+            load_piano(piano)
         transcriber = Transcriber(args.device)
         if args.model:
             model = MidiValleForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
@@ -137,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     sampling = {k: v for k in ("temperature", "top_k", "top_p") if (v := getattr(args, k)) is not None}
     output, rows = Path(args.output_dir), []
     output.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(args.excerpts), unit="excerpt"):
+    for index in tqdm(range(args.first, args.first + args.excerpts), unit="excerpt"):
         excerpt = Excerpt(recordings, index, arguments)
         waves = {"truth": excerpt.wave, "codec": reconstruct(codec, excerpt)}
         if model is not None:

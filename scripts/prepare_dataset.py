@@ -69,6 +69,7 @@ class RenderedRecordings:
         durations = np.array([max(f.duration, 1.0) for f in self.files])
         self.weights = durations / durations.sum()
         self.performances = {}
+        self.compositions = {file.composition_id for file in self.files}
 
     def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
         """Prompt and target windows of item `index`, and its provenance."""
@@ -92,10 +93,11 @@ class RenderedRecordings:
         return parts[0], parts[1], about | {"licence": "; ".join(licences)}
 
     def _other(self, target: MidiFile, rng: np.random.Generator) -> MidiFile:
-        while True:
+        while len(self.compositions) > 1:
             file = self.files[rng.choice(len(self.files), p=self.weights)]
             if file.composition_id != target.composition_id:
                 return file
+        return target
 
     def _notes(self, file: MidiFile) -> np.ndarray:
         if file.path not in self.performances:
@@ -143,8 +145,10 @@ class PairedRecordings:
             what = f"{length:.1f} s, but an item needs {need:.1f} s"
             raise MidiError(f"{row['audio']}: {what} (shorten --target-seconds)")
         start = float(rng.uniform(0, length - data.target_seconds))
+        if max(start, length - start - data.target_seconds) < data.prompt_seconds:  # no room on either side
+            start = float(rng.uniform(data.prompt_seconds, length - data.target_seconds))
         before, after = start - data.prompt_seconds, length - start - data.target_seconds - data.prompt_seconds
-        if rng.random() * (max(before, 0) + max(after, 0)) < max(before, 0):
+        if after < 0 or rng.random() * (max(before, 0) + after) < before:
             prompt_start = float(rng.uniform(0, max(before, 0)))
         else:
             prompt_start = start + data.target_seconds + float(rng.uniform(0, max(after, 0)))
@@ -289,7 +293,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
     source.add_argument("--pairs", help="csv of real recordings: columns audio, midi")
     parser.add_argument("--piano", action="append", default=[], help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", help=f"rooms to use: {', '.join(ROOMS)} (default: all)")
+    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
     parser.add_argument("--split", default="train", help="split of the manifest")
     parser.add_argument("--items", type=int, default=1000, help="how many prompt-target items")
     parser.add_argument("--prompt-seconds", type=float, default=6.0, help="s, a multiple of 0.5")
@@ -321,9 +325,10 @@ def main(argv: list[str] | None = None) -> int:
     context = multiprocessing.get_context("spawn")
     shards, done = context.Queue(), context.Queue()
     missing = [s for s in range(-(-args.items // args.shard_items)) if not _shard_path(args, s).is_file()]
-    for shard in missing + [None] * args.processes:
+    processes = min(args.processes, len(missing))
+    for shard in missing + [None] * processes:
         shards.put(shard)
-    workers = [context.Process(target=_work, args=(args, data, shards, done)) for _ in range(args.processes)]
+    workers = [context.Process(target=_work, args=(args, data, shards, done)) for _ in range(processes)]
     for worker in workers:
         worker.start()
     made = skipped = 0

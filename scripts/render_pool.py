@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", help=f"rooms to use: {', '.join(ROOMS)} (default: all)")
+    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
     parser.add_argument("--split", default="train")
     parser.add_argument("--hours", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -50,6 +50,7 @@ class TrainRecipe:
     clip_norm: float = 1.0
     prompt_seconds: tuple[float, float] = (1.0, 6.0)
     no_prompt_share: float = 0.05
+    code_dropout: float = 0.0  # AR: up to this share of a row's past target codes is hidden or replaced
     average_decay: float = 0.998  # of the weights that are saved
     bf16: bool = True
     save_steps: int = 500
@@ -66,13 +67,38 @@ class TrainRecipe:
         return cls(**values)
 
 
-def decoder_loss(model: torch.nn.Module, part: str, batch: dict[str, torch.Tensor], stages: torch.Tensor | None):
+def drop_codes(input_ids: torch.Tensor, first: torch.Tensor, dropout: float, config) -> torch.Tensor:
+    """Hide past codes, so that the AR must listen to the notes: a steady tone repeats its code, and a model that only
+    learns to repeat never starts the next note.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `(B, T)`): input of the AR.
+        first (`torch.Tensor` of shape `(B,)`): place of the first target code.
+        dropout: each row's share is drawn up to this; half of it becomes the pad id, half a random code.
+    """
+    share = torch.rand(len(input_ids), 1, device=input_ids.device) * dropout
+    hit = torch.rand(input_ids.shape, device=input_ids.device) < share
+    hit &= torch.arange(input_ids.shape[1], device=input_ids.device) >= first[:, None]
+    codes = torch.randint_like(input_ids, config.codebook_size)
+    codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < 0.5, config.pad_token_id)
+    return torch.where(hit, codes, input_ids)
+
+
+def decoder_loss(
+    model: torch.nn.Module,
+    part: str,
+    batch: dict[str, torch.Tensor],
+    stages: torch.Tensor | None,
+    dropout: float = 0.0,
+):
     """Mean cross-entropy of the target frames of a batch, and the logits' top-10 accuracy."""
     codes, lengths = batch["audio_codes"], batch["prompt_lengths"]
     shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
     if part == "ar":
         core = model.module if hasattr(model, "module") else model
         inputs = core.build_inputs(codes[:, 0], torch.ones_like(codes[:, 0]), lengths)
+        if dropout:
+            inputs["input_ids"] = drop_codes(inputs["input_ids"], lengths + 1, dropout, core.config)
         output = model(**inputs, **shared)
         logits, targets = output.logits[:, :-1], inputs["labels"][:, 1:]
     else:
@@ -190,7 +216,7 @@ class Run:
             stages = self.core.draw_stages(size, self.generator).to(self.device) if self.part == "nar" else None
             with self.accelerator.accumulate(self.model):
                 with self._autocast():
-                    loss, top10 = decoder_loss(self.model, self.part, batch, stages)
+                    loss, top10 = decoder_loss(self.model, self.part, batch, stages, recipe.code_dropout)
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"loss {float(loss)} at step {self.step}")
                 self.accelerator.backward(loss)

@@ -1,13 +1,13 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Train the Piano-Encodec: from nothing, part by part, or fine-tune any Hugging Face EnCodec of 32 kHz.
 
-    python -m scripts.train_codec features  --config RECIPE --output-dir runs/codec/features [audio]
-    python -m scripts.train_codec encoder   --config RECIPE --features runs/codec/features --output-dir runs/codec/encoder
-    python -m scripts.train_codec codebooks --config RECIPE --codec runs/codec/encoder/codec --output-dir runs/codec/codes
-    python -m scripts.train_codec encode    --config RECIPE --codec runs/codec/codes --audio POOL.npy ...
-    python -m scripts.train_codec decoder   --config RECIPE --features runs/codec/features --codec runs/codec/codes \\
-        --output-dir runs/codec/decoder
-    python -m scripts.train_codec whole     --config RECIPE --codec FOLDER_OR_HUB_ID --output-dir runs/codec/finetuned
+    python -m scripts.train_codec features  --config RECIPE [audio] --output-dir RUNS/features
+    python -m scripts.train_codec encoder   --config RECIPE [audio] --features RUNS/features --output-dir RUNS/encoder
+    python -m scripts.train_codec codebooks --config RECIPE [audio] --codec RUNS/encoder/codec --output-dir RUNS/codes
+    python -m scripts.train_codec encode    --config RECIPE --audio POOL.npy --codec RUNS/codes --output-dir RUNS/codes
+    python -m scripts.train_codec decoder   --config RECIPE [audio] --features RUNS/features --codec RUNS/codes \\
+        --output-dir RUNS/decoder
+    python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER_OR_HUB_ID --output-dir RUNS/finetuned
 
 [audio] is `--midi-root PACK/midi --piano PIANO.tar ...` (rendered while it is needed) or `--audio POOL.npy ...`.
 `features` fits the latent's axes; the encoder learns to produce them; `codebooks` fits the residual stack to what it
@@ -152,10 +152,10 @@ class Run:
             for name, value in self._train_step(next(self.loader)).items():
                 totals[name] = totals.get(name, 0.0) + float(torch.as_tensor(value).detach())
             self.step += 1
-            if self.step % 50 == 0:
+            if self.step % 100 == 0:
                 now = time.time()
                 self.seconds, logged = self.seconds + now - logged, now
-                self._log({k: v / 50 for k, v in totals.items()})
+                self._log({k: v / 100 for k, v in totals.items()})
                 totals = {}
             if self.step % self.recipe.save_steps == 0:
                 self.save()
@@ -328,6 +328,7 @@ def load_features(folder: str, hidden_size: int) -> SpectralFeatures:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("features", "encoder", "codebooks", "encode", "decoder", "whole"))
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/codec_*.yaml")

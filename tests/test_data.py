@@ -92,6 +92,13 @@ def test_codes_are_those_of_the_audio(tiny_pack):
         assert rate == RATE and np.abs(kept - wave).max() <= 2**-15
 
 
+def test_a_folder_of_one_piece_gives_its_own_prompts(write_midi, tiny_pack, tmp_path):
+    write_midi(tmp_path / "only.mid")
+    recordings = RenderedRecordings(tmp_path, "validation", [str(tiny_pack / "piano")], ["studio"], 0)
+    prompt, target, _ = recordings.draw(0, DataArguments("validation", 1.0, 1.0, 0, keep_audio=False))
+    assert prompt.source == target.source == "only.mid"
+
+
 def test_the_codec_hash_is_of_what_decides_the_codes(tiny_pack, tmp_path):
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
     path, hashes = tmp_path / "codec" / "model.safetensors", [codec_hash(tiny_pack / "codec")]
@@ -153,14 +160,18 @@ def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):
     soundfile.write(tmp_path / "ramp.wav", ramp, RATE, subtype="FLOAT")
     (tmp_path / "ramp.csv").write_text("audio,midi\nramp.wav,long.mid\n")
     recordings, data = PairedRecordings(str(tmp_path / "ramp.csv"), 3), DataArguments("train", 1.0, 1.0, 3, False)
-    for index in range(6):
+    for index in range(12):
+        data.target_seconds = 1.0 if index < 6 else 1.9  # there is little room for the prompt then
         prompt, target, about = recordings.draw(index, data)
+        end = target.start + data.target_seconds
+        assert 0 <= prompt.start <= target.start - 1 or end <= prompt.start <= 2
         assert about["recording_id"] == "ramp.wav" and about["licence"] == "unknown"
         start = round(prompt.start * RATE)
         assert np.allclose(prompt.wave, ramp[start : start + RATE], atol=1e-6)
         first = round((target.start - 1.0) * RATE)
         padded = np.concatenate([np.zeros(RATE), ramp, np.zeros(RATE)])[first + RATE :][: len(target.wave)]
-        assert np.allclose(target.wave, padded, atol=1e-6) and len(target.wave) == round(2.5 * RATE)
+        assert np.allclose(target.wave, padded, atol=1e-6)
+        assert len(target.wave) == round((data.target_seconds + 1.5) * RATE)
 
 
 def test_bad_pairs(pairs, tmp_path):

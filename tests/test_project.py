@@ -30,8 +30,8 @@ def project_files():
     if (ROOT / ".git").exists():
         names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
         return sorted({ROOT / name for name in names if name and (ROOT / name).is_file()})
-    found = (p for p in ROOT.rglob("*") if p.is_file() and not IGNORED & set(p.relative_to(ROOT).parts))
-    return sorted(p for p in found if ".egg-info" not in str(p))
+    found = (p for p in ROOT.rglob("*") if p.is_file() and p.relative_to(ROOT).parts[0] not in IGNORED)
+    return sorted(p for p in found if "__pycache__" not in p.parts and ".egg-info" not in str(p))
 
 
 def requirements():

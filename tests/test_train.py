@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""`python -m scripts.train` on tiny data: it learns, it resumes as if it had never stopped, it refuses foreign codes."""
+"""`python -m scripts.train` on tiny data: it learns, resumes as if it had never stopped, and refuses foreign codes."""
 
 import itertools
 import json

@@ -1,0 +1,43 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Configuration of the Piano-Encodec: EnCodec with the defaults of the 32 kHz mono codec of MIDI-VALLE."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import EncodecConfig
+
+
+@strict
+class PianoEncodecConfig(EncodecConfig):
+    r"""
+    [`EncodecConfig`] with the published 32 kHz form as defaults: hop 640 samples (50 Hz), 4 codebooks of 2048.
+
+    Any `EncodecConfig` with one chunk, one channel and one bandwidth is valid; see [`EncodecConfig`] for the fields.
+
+    Example:
+
+    ```python
+    >>> config = PianoEncodecConfig(num_filters=16)
+    >>> config.hop_length, config.frame_rate, config.num_quantizers
+    (640, 50, 4)
+    ```"""
+
+    model_type = "piano_encodec"
+
+    target_bandwidths: list[float] | tuple[float, ...] = (2.2,)
+    sampling_rate: int = 32_000
+    num_filters: int = 64
+    upsampling_ratios: list[int] | tuple[int, ...] = (8, 5, 4, 4)
+    use_causal_conv: bool = False
+    pad_mode: str = "constant"
+    codebook_size: int = 2048
+    use_conv_shortcut: bool = False
+
+    def validate_architecture(self):
+        """Refuse what MIDI-VALLE cannot use."""
+        super().validate_architecture()
+        if self.audio_channels != 1 or self.chunk_length_s is not None or self.normalize:
+            raise ValueError("Piano-Encodec is mono, in one chunk and without level normalisation")
+        if self.sampling_rate % self.hop_length:
+            raise ValueError(f"hop {self.hop_length} does not divide the sampling rate {self.sampling_rate}")
+
+
+__all__ = ["PianoEncodecConfig"]

@@ -1,0 +1,257 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The AR decoder: codebook 0, frame by frame, after all MIDI rows. Sequence [MIDI ; audio], MIDI seen both ways."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_midivalle import UNITS_PER_FRAME, MidiValleARConfig
+from .modeling_midivalle_layers import (
+    MidiValleBlock,
+    MidiValleEmbeddings,
+    MidiVallePreTrainedModel,
+    attended_index,
+    make_norm,
+    masked_cross_entropy,
+    rotary_angles,
+)
+
+
+class MidiValleARDecoder(MidiVallePreTrainedModel):
+    """The stack of the AR without its head. MIDI rows enter with the first frames and then stay in the cache."""
+
+    config: MidiValleARConfig
+
+    def __init__(self, config: MidiValleARConfig):
+        super().__init__(config)
+        self.embeddings = MidiValleEmbeddings(config, trainable_positions=True)
+        self.audio_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(MidiValleBlock(config, i, staged=False) for i in range(config.num_hidden_layers))
+        self.norm = make_norm(config, staged=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.audio_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.audio_embedding = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        midi_ids: torch.LongTensor,
+        midi_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """
+        Arguments as in [`MidiValleARModel`]. `last_hidden_state` is `(B, N + T, hidden_size)` when MIDI rows enter,
+        else `(B, T, hidden_size)`.
+        """
+        B, T = input_ids.shape
+        if midi_ids.ndim != 3 or midi_ids.shape[::2] != (B, 6):
+            raise ValueError(f"midi_ids must be ({B}, N, 6) beside input_ids of {B} rows, got {tuple(midi_ids.shape)}")
+        if midi_attention_mask is None:
+            midi_attention_mask = torch.ones_like(midi_ids[..., 0])
+        if prompt_lengths is None:
+            prompt_lengths = torch.zeros(B, dtype=torch.long, device=input_ids.device)
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = DynamicCache(config=self.config)
+        seen, prefill = _seen_frames(past_key_values, midi_ids.shape[1])
+        if attention_mask is None:
+            attention_mask = torch.ones(B, int(seen) + T, dtype=torch.long, device=input_ids.device)
+        elif isinstance(seen, int) and attention_mask.shape[1] != seen + T:
+            raise ValueError(
+                f"attention_mask must cover the {seen} cached and the {T} new frames, got {attention_mask.shape[1]}"
+            )
+        index = attended_index(attention_mask)[:, -T:]
+        frames = self.predicted_frames(index, prompt_lengths)
+        hidden_states = self.embeddings.place_audio(
+            self.audio_embedding(input_ids), index, frames, midi_ids, midi_attention_mask, prompt_lengths
+        )
+        clock, blocks = frames * UNITS_PER_FRAME, None
+        if prefill:
+            midi_states, midi_clock = self.embeddings.embed_midi(midi_ids, midi_attention_mask, prompt_lengths)
+            hidden_states = torch.cat([midi_states.to(hidden_states.dtype), hidden_states], 1)
+            clock = torch.cat([midi_clock, clock], 1)
+            # 0 = one block, seen both ways; -1 = causal
+            blocks = F.pad(torch.zeros_like(midi_ids[..., 0]), (0, T), value=-1)
+        padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
+        mask = create_causal_mask(self.config, hidden_states, padding, past_key_values, block_sequence_ids=blocks)
+        rotary = rotary_angles(self.config, clock) if self.config.position_embedding_type == "time_rotary" else None
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states, None, attention_mask=mask, rotary=rotary, past_key_values=past_key_values, **kwargs
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def predicted_frames(self, index: torch.LongTensor, prompt_lengths: torch.LongTensor) -> torch.LongTensor:
+        """
+        The frame that the input at place `index` `(B, T)` predicts. Prompt input i predicts frame i + 1; the BOS frame
+        at place P predicts frame P, and so every later place i predicts frame i. Without BOS it is i + 1 throughout.
+        """
+        if not self.config.use_target_bos:
+            return index + 1
+        return torch.where(index < prompt_lengths[:, None], index + 1, index)
+
+
+class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
+    """
+    Predicts the first codebook of the target's frames. Audio input with `config.use_target_bos`: P prompt codes, one
+    BOS frame, the target's codes; without: codes only. `generate` of [`GenerationMixin`] takes the forward's arguments.
+    """
+
+    config: MidiValleARConfig
+    _tied_weights_keys = {"lm_head.weight": "model.audio_embedding.weight"}
+
+    def __init__(self, config: MidiValleARConfig):
+        super().__init__(config)
+        self.model = MidiValleARDecoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        midi_ids: torch.LongTensor,
+        midi_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, T)`): codes of codebook 0 and special ids; with a filled cache
+                only the new ones. See [`~MidiValleARModel.build_inputs`].
+            midi_ids (`torch.LongTensor` of shape `(B, N, 6)`): MIDI rows of prompt and target on one time axis; given
+                at every step (with a filled cache they are not attended anew).
+            midi_attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 0 on padded rows, either side.
+            attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 on padded frames, either side; with a
+                filled cache it covers the cached frames too, as everywhere in transformers.
+            prompt_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): prompt frames of each row; 0 if not given.
+            past_key_values (`Cache`, *optional*): holds MIDI rows and earlier frames.
+            labels (`torch.LongTensor` of shape `(B, T)`, *optional*): aligned with `input_ids` (shifted inside), -100
+                where nothing is to be predicted.
+            logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all.
+        Returns:
+            [`CausalLMOutputWithPast`] with `logits` `(B, T, vocab_size)`; `hidden_states` span MIDI and audio.
+        """
+        outputs = self.model(
+            input_ids,
+            midi_ids,
+            midi_attention_mask,
+            attention_mask,
+            prompt_lengths,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = logits_to_keep or input_ids.shape[1]
+        logits = self.lm_head(outputs.last_hidden_state[:, -keep:])
+        return CausalLMOutputWithPast(
+            loss=None if labels is None else self.loss(logits, labels, **kwargs),
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def build_inputs(
+        self, codes: torch.LongTensor, attention_mask: torch.Tensor, prompt_lengths: torch.LongTensor
+    ) -> dict[str, torch.LongTensor]:
+        """
+        Frames to the AR's own input, for training and generation alike.
+
+        Args:
+            codes (`torch.LongTensor` of shape `(B, T)`): codebook 0 of prompt and target, padded on the right.
+            attention_mask (`torch.Tensor` of shape `(B, T)`): 0 on padding.
+            prompt_lengths (`torch.LongTensor` of shape `(B,)`): prompt frames of each row.
+        Returns:
+            `input_ids`, `attention_mask` and `labels` `(B, T + 1)` (or `(B, T)` without BOS); labels are -100 on
+            prompt, BOS and padding, except that `"published_sum"` also counts prompt (from frame 1) and padding.
+        """
+        input_ids = codes.masked_fill(~attention_mask.bool(), self.config.pad_token_id)
+        if self.config.use_target_bos:
+            P = prompt_lengths[:, None]
+            places = torch.arange(codes.shape[1] + 1, device=codes.device).expand(len(codes), -1)
+            source = torch.where(places > P, places - 1, places).clamp(max=codes.shape[1] - 1)
+            input_ids = input_ids.gather(1, source).masked_fill(places == P, self.config.bos_token_id)
+            attention_mask = F.pad(attention_mask, (1, 0), value=1)
+            first = prompt_lengths + 1
+        else:
+            first = prompt_lengths
+        if self.config.objective == "published_sum":
+            return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": input_ids}
+        places = torch.arange(input_ids.shape[1], device=codes.device)
+        ignored = (places < first[:, None]) | ~attention_mask.bool()
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": input_ids.masked_fill(ignored, -100),
+        }
+
+    def loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.LongTensor,
+        shift_labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Cross-entropy of `logits` `(B, T, vocab_size)`, each against the next of `labels` `(B, T)`. `"target_mean"`:
+        mean over labels other than -100. `"published_sum"`: sum over all places; what is -100 or past the end is EOS.
+        """
+        eos = self.config.objective == "published_sum"
+        if shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=self.config.eos_token_id if eos else -100)
+        if eos:
+            targets = shift_labels.masked_fill(shift_labels == -100, self.config.eos_token_id)
+            return F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
+        return masked_cross_entropy(logits, shift_labels, self.config.label_smoothing, num_items_in_batch)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, next_sequence_length: int | None = None, **kwargs
+    ) -> dict:
+        """The forward's arguments; masks stay two-dimensional, because the cache also holds MIDI rows."""
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("labels", "is_first_iteration", "position_ids")}
+        if next_sequence_length is not None:
+            input_ids = input_ids[:, -next_sequence_length:]
+        return {"input_ids": input_ids.contiguous(), **kwargs}
+
+    def _prepare_static_cache(self, *args, max_cache_len: int, model_kwargs: dict, **kwargs) -> Cache:
+        rows = model_kwargs["midi_ids"].shape[1]
+        return super()._prepare_static_cache(
+            *args, max_cache_len=max_cache_len + rows, model_kwargs=model_kwargs, **kwargs
+        )
+
+
+def _seen_frames(past_key_values: Cache | None, rows: int) -> tuple[int | torch.Tensor, bool]:
+    """Audio frames in the cache (a tensor for static caches), and whether the MIDI rows are still to be put there."""
+    length = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if isinstance(length, int):
+        prefill = length == 0
+    else:
+        prefill = not torch.compiler.is_compiling() and bool(length == 0)  # a compiled step is never the first
+    return (0 if prefill else length - rows), prefill
+
+
+__all__ = ["MidiValleARModel"]

@@ -1,0 +1,289 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""What the AR and NAR decoders share: embeddings and clocks of MIDI rows and audio frames, norms, attention, blocks."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Cache, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_midivalle import (
+    TICKS_PER_BAR,
+    UNITS_PER_FRAME,
+    UNITS_PER_SECOND,
+    UNITS_PER_TICK,
+    MidiValleDecoderConfig,
+)
+from .modeling_midivalle_frame_notes import FrameNotes, read_notes
+
+
+def attended_index(attention_mask: torch.Tensor) -> torch.LongTensor:
+    """
+    Position of each place among the attended places of its row, from `attention_mask` `(B, T)`: padding on either side
+    moves nothing. Padded places keep their own index (the published sums count them).
+    """
+    mask = attention_mask.bool()
+    places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    return torch.where(mask, mask.long().cumsum(1) - 1, places)
+
+
+def masked_cross_entropy(
+    logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.0, num_items: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    Cross-entropy over targets other than -100, in fp32: the mean, or the sum over `num_items` when that is given
+    (gradient accumulation). `logits` `(..., V)`, `targets` `(...)`. Zero, not NaN, when nothing is to be predicted.
+    """
+    loss = F.cross_entropy(
+        logits.flatten(0, -2).float(),
+        targets.flatten().to(logits.device),
+        ignore_index=-100,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
+    return loss / (targets.ne(-100).sum().clamp(min=1).to(loss.device) if num_items is None else num_items)
+
+
+class SinusoidalPositions(nn.Module):
+    """`x + alpha * pe(index)`, even dimensions sin, odd cos. Computed in place: no table to lose or to outgrow."""
+
+    def __init__(self, hidden_size: int, trainable: bool):
+        super().__init__()
+        self.hidden_size, self.trainable = hidden_size, trainable
+        self.alpha = nn.Parameter(torch.ones(1), requires_grad=trainable)
+
+    def forward(self, hidden_states: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
+        even = torch.arange(0, self.hidden_size, 2, dtype=torch.float32, device=index.device)
+        angle = index[..., None].float() * torch.exp(even * -(math.log(10000.0) / self.hidden_size))
+        table = torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+        # detach: loading makes every parameter trainable, the published NAR keeps its alphas fixed
+        alpha = self.alpha if self.trainable else self.alpha.detach()
+        return hidden_states + (alpha * table).to(hidden_states.dtype)
+
+
+def rotary_angles(config: MidiValleDecoderConfig, clock: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin `(B, 1, T, head_size)`, fp32, of `clock` `(B, T)` in 1/4800 s, for geometrically spaced periods."""
+    pairs = config.hidden_size // config.num_attention_heads // 2
+    low, high = (math.log(s * UNITS_PER_SECOND) for s in (config.rotary_min_period_s, config.rotary_max_period_s))
+    periods = torch.linspace(low, high, pairs, dtype=torch.float32, device=clock.device).exp()
+    angle = (clock[..., None].float() * (2 * math.pi / periods)).repeat(1, 1, 2)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + head_size / 2) of `states` `(B, heads, T, head_size)`, in fp32."""
+    x = states.float()
+    first, second = x.chunk(2, -1)
+    return (x * cos + torch.cat([-second, first], -1) * sin).to(states.dtype)
+
+
+class MidiValleEmbeddings(nn.Module):
+    """MIDI rows and audio frames as vectors of the stack, with positions, segments and the notes of each frame."""
+
+    def __init__(self, config: MidiValleDecoderConfig, trainable_positions: bool):
+        super().__init__()
+        sizes = list(zip(config.midi_vocab_sizes, config.midi_embedding_sizes, strict=True))
+        self.midi_tables = nn.ModuleList(nn.Embedding(vocab, width) for vocab, width in sizes)
+        self.midi_projection = nn.Linear(sum(config.midi_embedding_sizes), config.hidden_size)
+        self.sinusoidal = config.position_embedding_type == "sinusoidal"
+        if self.sinusoidal:
+            self.midi_positions = SinusoidalPositions(config.hidden_size, trainable_positions)
+            self.audio_positions = SinusoidalPositions(config.hidden_size, trainable_positions)
+        if config.use_segment_embeddings:
+            self.midi_segments = nn.Embedding(2, config.hidden_size)  # 0 prompt, 1 target
+            self.audio_segments = nn.Embedding(2, config.hidden_size)
+        if config.use_frame_notes:
+            self.frame_notes = FrameNotes(
+                config.midi_vocab_sizes[0] - 4, config.hidden_size, list(config.frame_note_offsets)
+            )
+        self.use_segments, self.use_frame_notes = config.use_segment_embeddings, config.use_frame_notes
+        self.midi_dropout = nn.Dropout(config.midi_embedding_dropout)
+        self.audio_dropout = nn.Dropout(config.embedding_dropout)
+
+    def embed_midi(
+        self, midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor, prompt_lengths: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        """`midi_ids` `(B, N, 6)` -> vectors `(B, N, hidden_size)`, onsets `(B, N)` in 1/4800 s (special rows at 0)."""
+        fields = [table(midi_ids[..., i]) for i, table in enumerate(self.midi_tables)]
+        hidden_states = self.midi_projection(torch.cat(fields, -1))
+        ticks = (midi_ids[..., 5] - 4) * TICKS_PER_BAR + midi_ids[..., 4] - 4
+        clock = (ticks * UNITS_PER_TICK).clamp(min=0)
+        if self.sinusoidal:
+            hidden_states = self.midi_positions(hidden_states, attended_index(midi_attention_mask))
+        if self.use_segments:
+            hidden_states = hidden_states + self.midi_segments(
+                (clock >= prompt_lengths[:, None] * UNITS_PER_FRAME).long()
+            )
+        return self.midi_dropout(hidden_states), clock
+
+    def place_audio(
+        self,
+        hidden_states: torch.Tensor,
+        index: torch.LongTensor,
+        frames: torch.LongTensor,
+        midi_ids: torch.LongTensor,
+        midi_attention_mask: torch.Tensor,
+        prompt_lengths: torch.LongTensor,
+    ) -> torch.Tensor:
+        """
+        Add positions, segments and notes to audio frames.
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(B, T, hidden_size)`): code vectors.
+            index (`torch.LongTensor` of shape `(B, T)`): place of each frame in its row's input.
+            frames (`torch.LongTensor` of shape `(B, T)`): the frame that each place predicts, on the physical axis.
+        """
+        if self.sinusoidal:
+            hidden_states = self.audio_positions(hidden_states, index)
+        if self.use_segments:
+            hidden_states = hidden_states + self.audio_segments((index >= prompt_lengths[:, None]).long())
+        if self.use_frame_notes:
+            notes = read_notes(midi_ids, midi_attention_mask)
+            hidden_states = hidden_states + self.frame_notes(notes, frames).to(hidden_states.dtype)
+        return self.audio_dropout(hidden_states)
+
+
+class StageProjection(nn.Linear):
+    """Stage vector to scale and shift. A class of its own: transformers lets only owners of parameters initialise."""
+
+
+class StageNorm(nn.Module):
+    """LayerNorm with the scale and shift of the NAR stage: `scale * LN(x) + shift`, a plain product as published."""
+
+    def __init__(self, config: MidiValleDecoderConfig):
+        super().__init__()
+        self.projected = config.stage_norm == "projected"
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=self.projected)
+        if self.projected:
+            self.project_layer = StageProjection(config.hidden_size, 2 * config.hidden_size)
+        else:
+            self.table = nn.Parameter(torch.empty(config.num_codebooks - 1, 2 * config.hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor, stage: torch.Tensor) -> torch.Tensor:
+        """`stage`: vectors `(B or 1, 1, hidden_size)` if projected, else rows of the table `(B or 1, 1)`."""
+        scale, shift = (self.project_layer(stage) if self.projected else self.table[stage]).chunk(2, -1)
+        return scale * self.norm(hidden_states) + shift
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention, `(B, heads, T, head_size)` -> `(B, T, heads, head_size)` and the weights `(B, heads, T, S)`."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class MidiValleAttention(nn.Module):
+    """Multi-head self-attention with a packed q, k, v projection; causal in the AR, where it may use a cache."""
+
+    num_key_value_groups = 1
+
+    def __init__(self, config: MidiValleDecoderConfig, layer_idx: int, is_causal: bool):
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, is_causal
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.in_proj = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None,
+        past_key_values: Cache | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        B, T, H = hidden_states.shape
+        packed = self.in_proj(hidden_states).view(B, T, 3, H // self.head_dim, self.head_dim)
+        query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_dim)
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, weights = attention(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
+        )
+        return self.out_proj(output.reshape(B, T, H)), weights
+
+
+class MidiValleBlock(GradientCheckpointingLayer):
+    """Pre-norm block: attention, then a feed-forward layer. With `staged` norms it is the NAR's, else the AR's."""
+
+    def __init__(self, config: MidiValleDecoderConfig, layer_idx: int, staged: bool):
+        super().__init__()
+        self.self_attn = MidiValleAttention(config, layer_idx, is_causal=not staged)
+        self.norm1, self.norm2 = (make_norm(config, staged) for _ in range(2))
+        self.linear1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.linear2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        stage: tuple[torch.Tensor, ...] | torch.Tensor | None = None,  # positional: checkpointing needs its gradient
+        attention_mask: torch.Tensor | None = None,
+        rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        staged = () if stage is None else (stage,)
+        attended, _ = self.self_attn(
+            self.norm1(hidden_states, *staged), attention_mask, rotary, past_key_values, **kwargs
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        inner = self.dropout(self.activation(self.linear1(self.norm2(hidden_states, *staged))))
+        return hidden_states + self.dropout(self.linear2(inner))
+
+
+def make_norm(config: MidiValleDecoderConfig, staged: bool) -> nn.Module:
+    """The norm of a block or of a stack's end."""
+    return StageNorm(config) if staged else nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class MidiVallePreTrainedModel(PreTrainedModel):
+    """Flags and initialisation common to the AR and the NAR."""
+
+    config: MidiValleDecoderConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MidiValleBlock"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": MidiValleBlock, "attentions": MidiValleAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, SinusoidalPositions):
+            init.ones_(module.alpha)
+        elif isinstance(module, StageProjection) or (isinstance(module, StageNorm) and not module.projected):
+            affine = module.bias if isinstance(module, StageProjection) else module.table
+            half = affine.shape[-1] // 2  # every stage starts as a plain LayerNorm: scale 1, shift 0
+            init.copy_(affine, (torch.arange(2 * half) < half).to(affine.dtype).expand_as(affine))
+
+
+__all__ = ["MidiVallePreTrainedModel"]

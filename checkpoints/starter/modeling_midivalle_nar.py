@@ -1,0 +1,201 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The NAR decoder: codebooks 1.., all frames at once, one stage per codebook, from the codebooks below."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_midivalle import UNITS_PER_FRAME, MidiValleNARConfig
+from .modeling_midivalle_layers import (
+    MidiValleBlock,
+    MidiValleEmbeddings,
+    MidiVallePreTrainedModel,
+    attended_index,
+    make_norm,
+    masked_cross_entropy,
+    rotary_angles,
+)
+
+
+@dataclass
+class MidiValleNAROutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*): returned with `labels`.
+        logits (`torch.Tensor` of shape `(B, T, codebook_size)`): of each row's stage.
+        hidden_states, attentions (`tuple[torch.Tensor]`, *optional*): per layer, over MIDI rows and frames.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class MidiValleNARModel(MidiVallePreTrainedModel):
+    """
+    Predicts codebook k (stage k = 1 .. K - 1) of the target's frames from MIDI, the prompt's frames with all their
+    codebooks, and the target's codebooks below k.
+    """
+
+    config: MidiValleNARConfig
+    main_input_name = "audio_codes"
+
+    def __init__(self, config: MidiValleNARConfig):
+        super().__init__(config)
+        K, width = config.num_codebooks, config.hidden_size
+        self.embeddings = MidiValleEmbeddings(config, trainable_positions=False)
+        # table 0 has one row more, the published id of padded frames
+        sizes = [config.codebook_size + 1] + [config.codebook_size] * (K - 1)
+        self.audio_embeddings = nn.ModuleList(nn.Embedding(size, width) for size in sizes)
+        if config.stage_norm == "projected":
+            self.stage_embeddings = nn.Embedding(K - 1, width)
+        self.layers = nn.ModuleList(MidiValleBlock(config, i, staged=True) for i in range(config.num_hidden_layers))
+        self.norm = make_norm(config, staged=True)
+        self.heads = nn.ModuleList(nn.Linear(width, config.codebook_size, bias=False) for _ in range(K - 1))
+        step = 2 if config.tie_heads_one_step_off else 1  # heads[k - 1] predicts codebook k
+        self._tied_weights_keys = {f"heads.{i}.weight": f"audio_embeddings.{i + step}.weight" for i in range(K - step)}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.audio_embeddings[0]
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.audio_embeddings[0] = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        audio_codes: torch.LongTensor,
+        midi_ids: torch.LongTensor,
+        midi_attention_mask: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        prompt_lengths: torch.LongTensor | None = None,
+        stage: int | torch.LongTensor = 1,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MidiValleNAROutput:
+        r"""
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(B, K, T)`): codes of prompt and target; of the target only the
+                codebooks below `stage` are read.
+            midi_ids (`torch.LongTensor` of shape `(B, N, 6)`): MIDI rows of prompt and target on one time axis.
+            midi_attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 0 on padded rows, either side.
+            attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 on padded frames, either side.
+            prompt_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): prompt frames of each row; 0 if not given.
+            stage (`int` or `torch.LongTensor` of shape `(B,)`): the codebook to predict, 1 .. K - 1; a tensor lets the
+                rows of a batch train different stages.
+            labels (`torch.LongTensor` of shape `(B, K, T)`, *optional*): codes, -100 where nothing is to be predicted;
+                prompt and padded frames never count.
+        Returns:
+            [`MidiValleNAROutput`]; the loss is the mean over target frames, or the published weighted sum.
+        """
+        B, K, T = audio_codes.shape
+        if K != self.config.num_codebooks:
+            raise ValueError(f"audio_codes must be (B, {self.config.num_codebooks}, T), got {tuple(audio_codes.shape)}")
+        if midi_ids.ndim != 3 or midi_ids.shape[::2] != (B, 6):
+            raise ValueError(f"midi_ids must be ({B}, N, 6), got {tuple(midi_ids.shape)}")
+        if isinstance(stage, int) and not 1 <= stage < K:
+            raise ValueError(f"stage must be 1 to {K - 1}, got {stage}")
+        device = audio_codes.device
+        if midi_attention_mask is None:
+            midi_attention_mask = torch.ones_like(midi_ids[..., 0])
+        if attention_mask is None:
+            attention_mask = torch.ones(B, T, dtype=torch.long, device=device)
+        if prompt_lengths is None:
+            prompt_lengths = torch.zeros(B, dtype=torch.long, device=device)
+        stages = torch.as_tensor(stage, device=device).reshape(-1, 1)  # (1, 1) or (B, 1)
+        index, attended = attended_index(attention_mask), attention_mask.bool()
+        is_prompt = index < prompt_lengths[:, None]
+
+        hidden_states = self.embeddings.place_audio(
+            self._sum_codebooks(audio_codes, attended, is_prompt, stages),
+            index,
+            index,
+            midi_ids,
+            midi_attention_mask,
+            prompt_lengths,
+        )
+        midi_states, clock = self.embeddings.embed_midi(midi_ids, midi_attention_mask, prompt_lengths)
+        hidden_states = torch.cat([midi_states.to(hidden_states.dtype), hidden_states], 1)
+        padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
+        mask = create_bidirectional_mask(self.config, hidden_states, padding)
+        rotary = None
+        if self.config.position_embedding_type == "time_rotary":
+            rotary = rotary_angles(self.config, torch.cat([clock, index * UNITS_PER_FRAME], 1))
+        condition = self.stage_embeddings(stages - 1) if self.config.stage_norm == "projected" else stages - 1
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, condition, attention_mask=mask, rotary=rotary, **kwargs)
+        logits = self._apply_heads(self.norm(hidden_states[:, -T:], condition), stage)
+        loss = None
+        if labels is not None:
+            targets = labels.gather(1, stages.expand(B, 1)[..., None].expand(-1, -1, T))[:, 0]
+            loss = self.loss(
+                logits, targets.masked_fill(is_prompt | ~attended, -100), attended, prompt_lengths, **kwargs
+            )
+        return MidiValleNAROutput(loss=loss, logits=logits)
+
+    def _sum_codebooks(
+        self,
+        audio_codes: torch.LongTensor,
+        attended: torch.BoolTensor,
+        is_prompt: torch.BoolTensor,
+        stages: torch.LongTensor,
+    ) -> torch.Tensor:
+        """`(B, T, hidden_size)`: all tables at prompt frames, tables below the stage at target frames."""
+        first = audio_codes[:, 0].masked_fill(~attended, self.config.codebook_size)
+        total = self.audio_embeddings[0](first)
+        for k in range(1, self.config.num_codebooks):
+            known = is_prompt | (stages > k)
+            codes = audio_codes[:, k].masked_fill(~(known & attended), 0)  # what is unknown may hold anything
+            total = total + self.audio_embeddings[k](codes) * known[..., None]
+        return total
+
+    def _apply_heads(self, hidden_states: torch.Tensor, stage: int | torch.LongTensor) -> torch.Tensor:
+        """Logits `(B, T, codebook_size)`, each row through the head of its stage."""
+        if isinstance(stage, int):
+            return self.heads[stage - 1](hidden_states)
+        rows = [(stage == k + 1).nonzero()[:, 0] for k in range(len(self.heads))]
+        parts = [head(hidden_states[found]) for head, found in zip(self.heads, rows, strict=True)]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
+
+    def loss(
+        self,
+        logits: torch.Tensor,
+        targets: torch.LongTensor,
+        attended: torch.BoolTensor,
+        prompt_lengths: torch.LongTensor,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Cross-entropy of `logits` `(B, T, codebook_size)` against `targets` `(B, T)`, -100 ignored: the mean, or for
+        `"published_sum"` the sum times total / (total - prompt) frames.
+        """
+        if self.config.objective == "published_sum":
+            total = attended.sum()
+            loss = F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
+            return loss * (total / (total - prompt_lengths.sum())).to(loss.device)
+        return masked_cross_entropy(logits, targets, self.config.label_smoothing, num_items_in_batch)
+
+    def draw_stages(self, batch_size: int, generator: torch.Generator | None = None) -> torch.LongTensor:
+        """
+        A stage for each row, `(batch_size,)`, on the CPU: each as often as the batch size allows, in drawn order.
+        """
+        stages = torch.arange(batch_size) % (self.config.num_codebooks - 1)
+        offset = torch.randint(
+            self.config.num_codebooks - 1, (1,), generator=generator
+        )  # fair when K - 1 divides not B
+        stages = (stages + offset) % (self.config.num_codebooks - 1) + 1
+        return stages[torch.randperm(batch_size, generator=generator)]
+
+
+__all__ = ["MidiValleNARModel"]

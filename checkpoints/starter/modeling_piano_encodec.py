@@ -1,0 +1,73 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Piano-Encodec: transformers' EnCodec with codes as (B, K, T), the axes of this project."""
+
+import torch
+from transformers import EncodecModel
+
+from .configuration_piano_encodec import PianoEncodecConfig
+
+
+class PianoEncodecModel(EncodecModel):
+    """
+    EnCodec for piano, 32 kHz mono. Same parameters and arithmetic as [`EncodecModel`], so folders load both ways; two
+    methods with plain axes are added.
+    """
+
+    config: PianoEncodecConfig
+
+    @torch.no_grad()
+    def encode_codes(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.LongTensor:
+        """
+        Audio to codes. Rows are encoded each at its own length, so a row's codes do not depend on its batch.
+
+        Args:
+            input_values (`torch.Tensor` of shape `(B, 1, L)`): audio at `config.sampling_rate`, full scale 1.0.
+            padding_mask (`torch.Tensor` of shape `(B, L)` or `(B, 1, L)`, *optional*): 1 for samples, 0 for padding
+                on the right.
+        Returns:
+            `torch.LongTensor` of shape `(B, K, T)`, T = ceil(L / hop_length); 0 after a shorter row's end.
+        Raises:
+            ValueError: `input_values` is not `(B, 1, L)`, or a row has no sample.
+        """
+        if input_values.ndim != 3 or input_values.shape[1] != 1:
+            raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
+        B, _, L = input_values.shape
+        hop = self.config.hop_length
+        lengths = [L] * B if padding_mask is None else padding_mask.reshape(B, -1).sum(-1).tolist()
+        if min(lengths) < 1:
+            raise ValueError("input_values has a row without a sample")
+        dtype = next(self.encoder.parameters()).dtype
+        codes = input_values.new_zeros((B, self.config.num_quantizers, -(-L // hop)), dtype=torch.long)
+        for length in sorted(set(lengths)):
+            rows = [b for b in range(B) if lengths[b] == length]
+            latent = self.encoder(input_values[rows, :, :length].to(dtype))
+            found = self.quantizer.encode(latent.float()).transpose(0, 1)
+            codes[rows, :, : found.shape[-1]] = found
+        return codes
+
+    @torch.no_grad()
+    def decode_codes(self, audio_codes: torch.LongTensor) -> torch.Tensor:
+        """
+        Codes to audio.
+
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(B, K, T)`): in `[0, codebook_size)`, K at most `num_quantizers`.
+        Returns:
+            `torch.Tensor` of shape `(B, 1, hop_length * T)`, float32.
+        Raises:
+            ValueError: wrong axes or a code out of range.
+        """
+        if audio_codes.ndim != 3 or audio_codes.shape[1] > self.config.num_quantizers:
+            raise ValueError(
+                f"audio_codes must be (B, K, T) with K <= {self.config.num_quantizers}, got {tuple(audio_codes.shape)}"
+            )
+        size = self.config.codebook_size
+        if audio_codes.numel() and not 0 <= int(audio_codes.min()) <= int(audio_codes.max()) < size:
+            raise ValueError(f"audio_codes must lie in [0, {size})")
+        if not audio_codes.shape[-1]:
+            return torch.zeros(len(audio_codes), 1, 0, device=audio_codes.device)
+        latent = self.quantizer.decode(audio_codes.transpose(0, 1))
+        return self.decoder(latent.to(next(self.decoder.parameters()).dtype)).float()
+
+
+__all__ = ["PianoEncodecModel"]

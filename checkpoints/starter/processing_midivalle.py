@@ -1,0 +1,281 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`MidiValleProcessor`: MIDI and an audio prompt -> model inputs, prompt and target on one time axis.
+
+The target's time zero is the end of the prompt's *audio*, on the frame grid. Prompts and windows are multiples of
+0.5 s (25 codec frames = 96 MIDI ticks); only the end of the last window is free.
+"""
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import logging
+
+from .audio_midivalle import SAMPLING_RATE, check_wave, read_audio, to_mono_32k
+from .windows_midivalle import GRID_S, plan_windows
+
+logger = logging.get_logger(__name__)
+
+FRAME_RATE = 50
+MIN_PROMPT_S = 1.0
+MAX_RING_OUT_S = 10.0
+SEQUENCE_S = 32.0  # prompt and target together: 16 bars of 2 s
+SILENCE = 1e-3  # a prompt whose peak is lower (-60 dBFS) tells nothing about a piano
+SLACK = 32  # samples (1 ms) by which a prompt may miss the grid without losing 0.5 s
+
+
+class ProcessorError(ValueError):
+    """Inputs that do not fit together; the message says what is wrong and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A checked prompt.
+
+    Attributes:
+        wave (`np.ndarray` of shape `(samples,)`): float32, 32 kHz, a multiple of 0.5 s.
+        notes (`np.ndarray` of shape `(M,)`): its notes, in s from the start of `wave`; later ones may be among them.
+    """
+
+    wave: np.ndarray
+    notes: np.ndarray
+
+    @property
+    def seconds(self) -> float:
+        """Length, a multiple of 0.5 s."""
+        return len(self.wave) / SAMPLING_RATE
+
+    @property
+    def frames(self) -> int:
+        """Length in codec frames, a multiple of 25."""
+        return round(self.seconds * FRAME_RATE)
+
+
+class MidiValleProcessor(ProcessorMixin):
+    """MIDI and an audio prompt -> inputs of `MidiValleForConditionalGeneration.generate`.
+
+    One call makes one window; for longer music `load` a performance, plan `windows`, and take `window_inputs` of each.
+
+    Args:
+        feature_extractor (`EncodecFeatureExtractor`): mono, 32 kHz.
+        tokenizer (`MidiValleTokenizer`): also reads the MIDI files; its `sustain` is the default of this processor.
+        max_prompt_seconds (`float`, defaults to 8.0): Of a longer prompt the first part is used.
+        max_window_seconds (`float`, defaults to 20.0): Longest target of one call; with the prompt at most 32 s.
+    """
+
+    def __init__(self, feature_extractor=None, tokenizer=None, max_prompt_seconds=8.0, max_window_seconds=20.0):
+        if not MIN_PROMPT_S <= max_prompt_seconds <= SEQUENCE_S - max_window_seconds < SEQUENCE_S:
+            raise ValueError(
+                f"max_prompt_seconds {max_prompt_seconds} and max_window_seconds {max_window_seconds} must be positive "
+                f"and at most {SEQUENCE_S} together"
+            )
+        self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
+        super().__init__(feature_extractor, tokenizer)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Keys of the inputs, those of the prompt last."""
+        return [
+            "input_ids", "attention_mask", "prompt_lengths", "target_frames", "input_values", "padding_mask",
+        ]  # fmt: skip
+
+    def __call__(
+        self,
+        midi=None,
+        prompt_midi=None,
+        prompt_audio=None,
+        sampling_rate=None,
+        start=None,
+        end=None,
+        sustain=None,
+        return_tensors="pt",
+    ) -> BatchFeature:
+        """Make the inputs of one window, or of a batch of windows.
+
+        With a list of MIDI inputs every other argument may be a list of the same length, or one value for all.
+
+        Args:
+            midi (path, `bytes`, `symusic.Score` or a loaded performance; or a list): What is to be rendered.
+            prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
+            prompt_audio (path, `bytes` or array, *optional*):
+                Recording of the prompt: WAV or FLAC of any rate, or an array or CPU tensor `(samples,)`,
+                `(samples, channels)` or `(channels, samples)`. At least 1 s; trimmed to a multiple of 0.5 s and to
+                `max_prompt_seconds`.
+            sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
+            start, end (`float`, *optional*):
+                Window of `midi` in s; by default from 0 to the end of the last sounding note. It may end later.
+            sustain (`str`, *optional*): `"extend"` or `"ignore"`; the tokenizer's by default.
+            return_tensors (`str`): `"pt"` or `"np"`.
+
+        Returns:
+            `BatchFeature`: `input_ids (B, N, 6)`, `attention_mask (B, N)`, `prompt_lengths (B,)` and
+            `target_frames (B,)` in codec frames, and with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
+
+        Raises:
+            `ValueError` (`MidiError`, `AudioError` or `ProcessorError`): one sentence on what cannot be used.
+        """
+        if midi is None:
+            raise ProcessorError("midi is missing; give the MIDI that is to be rendered")
+        midis = list(midi) if isinstance(midi, (list, tuple)) else [midi]
+        if not midis:
+            raise ProcessorError("midi is an empty list; give at least one MIDI input")
+        prompt_arguments = (prompt_midi, prompt_audio, sampling_rate, sustain)
+        if any(isinstance(value, (list, tuple)) for value in prompt_arguments):
+            columns = [_per_item(value, len(midis)) for value in prompt_arguments]
+            prompts = [self.prepare_prompt(*item) for item in zip(*columns, strict=True)]
+        else:
+            prompts = [self.prepare_prompt(*prompt_arguments)] * len(midis)
+        columns = [_per_item(value, len(midis)) for value in (sustain, start, end)]
+        items = []
+        for midi, prompt, mode, first, last in zip(midis, prompts, *columns, strict=True):
+            performance = self.load(midi, mode, start=first)
+            last = performance.end if last is None else last - (first or 0.0)
+            items.append((performance, 0.0, last, prompt))
+        return self._collate(items, return_tensors)
+
+    def load(self, midi, sustain: str | None = None, start: float | None = None, end: float | None = None):
+        """Read a MIDI input and cut a span out of it.
+
+        Args:
+            midi (path, `bytes`, `symusic.Score` or a loaded performance): What to read.
+            sustain (`str`, *optional*): `"extend"` or `"ignore"`; the tokenizer's by default. Not for a performance.
+            start, end (`float`, *optional*):
+                Span in s, anywhere. `start` becomes time zero (a note that already sounds there has a negative
+                onset); at `end` notes are clipped.
+
+        Returns:
+            `Performance` (of the tokenizer's package) with the notes of the span.
+
+        Raises:
+            `ValueError`: `MidiError` for an unusable file, `ProcessorError` for a span without notes.
+        """
+        if not dataclasses.is_dataclass(midi):
+            midi = self.tokenizer.load_performance(midi, sustain)
+            if midi.warning:
+                logger.warning(midi.warning)
+        if start is None and end is None:
+            return midi
+        start, end = start or 0.0, math.inf if end is None else end
+        if not 0 <= start < end:
+            raise ProcessorError(f"start {start} and end {end} s: give 0 <= start < end")
+        notes = midi.notes
+        notes = notes[(notes["onset"] < end) & (notes["onset"] + notes["duration"] > start)].copy()
+        if not len(notes):
+            raise ProcessorError(
+                f"{midi.name}: no note sounds between {start} and {end} s; it ends at {midi.end:.3f} s"
+            )
+        notes["duration"] = np.minimum(notes["duration"], end - notes["onset"])
+        notes["onset"] -= start
+        return dataclasses.replace(midi, notes=notes)
+
+    def prepare_prompt(
+        self, prompt_midi=None, prompt_audio=None, sampling_rate: float | None = None, sustain: str | None = None
+    ) -> Prompt | None:
+        """Check and trim a prompt; arguments as in `__call__`. None if neither MIDI nor audio is given.
+
+        Raises:
+            `ValueError`: `ProcessorError` for one without the other, under 1 s, silence, or no note inside.
+        """
+        if prompt_midi is None and prompt_audio is None:
+            return None
+        if prompt_midi is None or prompt_audio is None:
+            given, missing = ("MIDI", "audio") if prompt_audio is None else ("audio", "MIDI")
+            raise ProcessorError(f"a prompt needs its audio and its MIDI: only the {given} is given, add the {missing}")
+        name = os.path.basename(prompt_audio) if isinstance(prompt_audio, (str, os.PathLike)) else "prompt audio"
+        wave = to_mono_32k(*self._read_wave(prompt_audio, sampling_rate, name))
+        if len(wave) < MIN_PROMPT_S * SAMPLING_RATE - SLACK:
+            raise ProcessorError(
+                f"{name}: lasts {len(wave) / SAMPLING_RATE:.2f} s; a prompt needs at least {MIN_PROMPT_S} s"
+            )
+        seconds = min((len(wave) + SLACK) / SAMPLING_RATE, self.max_prompt_seconds) // GRID_S * GRID_S
+        samples = round(seconds * SAMPLING_RATE)
+        wave = np.pad(wave, (0, SLACK))[:samples]
+        if np.abs(wave).max() < SILENCE:
+            raise ProcessorError(f"{name}: the first {seconds} s are silence; give a prompt in which the piano sounds")
+        performance = self.load(prompt_midi, sustain)
+        if performance.notes["onset"][0] >= seconds:
+            raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
+        return Prompt(wave, performance.notes)
+
+    def windows(self, performance, ring_out: float = 2.0) -> list[tuple[float, float]]:
+        """Windows that cover a performance and its ring-out; a note across a cut is restated as held, never lost.
+
+        Args:
+            performance (`Performance`): From `load`, or any input of it.
+            ring_out (`float`): Silence and reverberation after the end of the last sounding note, 0 to 10 s.
+
+        Returns:
+            `list[tuple[float, float]]`: start and end in s, for `window_inputs`. The last end is off the grid.
+        """
+        limit = min(MAX_RING_OUT_S, self.max_window_seconds - GRID_S)  # it fits into the last window
+        if not 0 <= ring_out <= limit:
+            raise ProcessorError(f"a ring-out of {ring_out} s is not possible; choose 0 to {limit} s")
+        performance = self.load(performance)
+        return plan_windows(performance.notes, performance.end + ring_out, self.max_window_seconds)
+
+    def window_inputs(
+        self, performance, start: float, end: float, prompt: Prompt | None = None, return_tensors: str = "pt"
+    ) -> BatchFeature:
+        """Inputs of one of the `windows` of a performance (batch of one), after a prompt of `prepare_prompt`."""
+        return self._collate([(performance, start, end, prompt)], return_tensors)
+
+    def _collate(self, items: list[tuple], return_tensors: str) -> BatchFeature:
+        """Items of (performance, start, end, prompt) -> padded inputs."""
+        prompts = [item[3] for item in items]
+        if None in prompts and any(prompt is not None for prompt in prompts):
+            raise ProcessorError("only some items of the batch have a prompt; give one to every item or to none")
+        data = dict(self.tokenizer.pad({"input_ids": [self._rows(*item) for item in items]}, return_tensors="np"))
+        data["prompt_lengths"] = np.array([0 if prompt is None else prompt.frames for prompt in prompts])
+        data["target_frames"] = np.array([math.ceil((end - start) * FRAME_RATE - 1e-6) for _, start, end, _ in items])
+        if prompts[0] is not None:
+            waves = [prompt.wave for prompt in prompts]
+            data |= self.feature_extractor(waves, sampling_rate=SAMPLING_RATE, return_tensors="np")
+        return BatchFeature({key: data[key] for key in self.model_input_names if key in data}, return_tensors)
+
+    def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
+        """MIDI rows `(N, 6)` of the prompt and one window."""
+        if not 0 < end - start <= self.max_window_seconds + 1e-6:
+            raise ProcessorError(
+                f"{performance.name}: {end - start:.3f} s of target; one call makes up to {self.max_window_seconds} s: "
+                "choose start and end, plan `windows`, or use python -m scripts.render"
+            )
+        before = [] if prompt is None else [(prompt.notes, 0.0, prompt.seconds)]
+        rows, report = self.tokenizer.encode_notes([*before, (performance.notes, start, end)], return_report=True)
+        if report["held_left_out"]:
+            logger.warning(
+                f"{performance.name}: {report['held_left_out']} notes that sound at {start} s are left out there: "
+                "this model knows no held notes"
+            )
+        return rows
+
+    def _read_wave(self, audio, sampling_rate: float | None, name: str) -> tuple[np.ndarray, float]:
+        """A file, bytes, array or tensor -> float wave `(samples,)` or `(samples, channels)` and its rate."""
+        if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
+            return read_audio(audio, name)
+        wave = np.asarray(audio)
+        if sampling_rate is None:
+            raise ProcessorError("prompt_audio is an array; give its sampling_rate in Hz too")
+        if wave.ndim not in (1, 2) or wave.dtype.kind not in "fi":
+            raise ProcessorError(
+                f"prompt_audio has shape {wave.shape} and type {wave.dtype}; give float or signed samples, 1 or 2 axes"
+            )
+        if wave.ndim == 2 and wave.shape[0] < wave.shape[1]:
+            wave = wave.T  # channels first
+        if wave.dtype.kind == "i":
+            wave = wave / -float(np.iinfo(wave.dtype).min)
+        return check_wave(wave, sampling_rate, name), sampling_rate
+
+
+def _per_item(value, count: int) -> list:
+    """A list of `count` values: `value` itself, or the same value for all."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise ProcessorError(f"{count} MIDI inputs beside a list of {len(value)}; give as many, or one value for all")
+    return list(value)
+
+
+__all__ = ["MidiValleProcessor", "ProcessorError", "Prompt"]

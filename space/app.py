@@ -1,0 +1,150 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""A page that renders an uploaded MIDI performance on a bundled prompt's piano: a Hugging Face Space, or at home.
+
+    MIDIVALLE_MODEL=checkpoints/starter python space/app.py
+
+`MIDIVALLE_MODEL` is a folder or a Hub id, `MIDIVALLE_REVISION` the commit of the latter. The page imports nothing of
+the repository: model and processor come with their code from the model's folder.
+"""
+
+import json
+import os
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModel, AutoProcessor
+
+MODEL = os.environ.get("MIDIVALLE_MODEL", "checkpoints/starter")
+REVISION = os.environ.get("MIDIVALLE_REVISION")
+EXAMPLES = Path(__file__).parent / "examples"
+MAX_BYTES, MAX_NOTES, MAX_MINUTES = 2_000_000, 5_000, 10  # of a MIDI file
+MAX_SECONDS = 60.0  # rendered at once
+RING_OUT_S = 2.0
+DEADLINE_S = 180.0  # wall time, checked between windows: an abandoned request must not hold its place for ever
+MAX_SEED = 2**31 - 1
+
+
+class SpaceError(ValueError):
+    """A request that is refused; one sentence for the user."""
+
+
+@lru_cache(maxsize=1)
+def load() -> tuple:
+    """Folder, processor and model, loaded once."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder = Path(MODEL) if Path(MODEL).is_dir() else Path(snapshot_download(MODEL, revision=REVISION))
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    return folder, processor, model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prompt_names() -> list[str]:
+    """Names of the model's bundled prompts, the default first."""
+    return [entry["name"] for entry in json.loads((load()[0] / "prompts" / "prompts.json").read_text())]
+
+
+@lru_cache(maxsize=16)
+def load_prompt(name: str) -> tuple:
+    """A bundled prompt, checked and trimmed, and its codes `(1, K, P)`."""
+    if name not in prompt_names():
+        raise SpaceError("unknown prompt; choose one of the list")
+    folder, processor, model = load()
+    files = (folder / "prompts" / f"{name}{ending}" for ending in (".mid", ".flac"))
+    prompt = processor.prepare_prompt(*files)
+    return prompt, model.codec.encode_codes(torch.from_numpy(prompt.wave)[None, None].to(model.device))
+
+
+def read(midi: str | None, start: float, seconds: float):
+    """The span of an uploaded file that is to be rendered (a `Performance`).
+
+    Raises:
+        ValueError: nothing usable, or too much of it; one sentence.
+    """
+    if midi is None:
+        raise SpaceError("give a MIDI file first")
+    if os.path.getsize(midi) > MAX_BYTES:
+        raise SpaceError(f"the file is larger than {MAX_BYTES // 1_000_000} MB")
+    if not (0 <= start < 60 * MAX_MINUTES and 0 < seconds <= MAX_SECONDS):  # also what is not a number
+        raise SpaceError(f"choose a start within {MAX_MINUTES} minutes and at most {MAX_SECONDS:.0f} s")
+    processor = load()[1]
+    whole = processor.load(midi)
+    if len(whole.notes) > MAX_NOTES or whole.end > 60 * MAX_MINUTES:
+        raise SpaceError(f"the piece has more than {MAX_NOTES} notes or {MAX_MINUTES} minutes; give a part of it")
+    return processor.load(whole, start=start, end=start + seconds)
+
+
+@torch.no_grad()
+def render(midi: str | None, prompt_name: str, start: float, seconds: float, seed: float) -> tuple[int, np.ndarray]:
+    """Render a span of a MIDI file.
+
+    Args:
+        midi: path of the uploaded file.
+        prompt_name: one of `prompt_names`.
+        start, seconds: the span, s.
+        seed: equal seeds give equal sound.
+    Returns:
+        Sampling rate in Hz and int16 wave (samples,).
+    Raises:
+        ValueError: a request that is refused; one sentence.
+    """
+    began, (_, processor, model) = time.monotonic(), load()
+    if not 0 <= seed <= MAX_SEED:
+        raise SpaceError(f"choose a seed from 0 to {MAX_SEED}")
+    prompt, prompt_codes = load_prompt(prompt_name)
+    performance = read(midi, start, seconds)
+    windows, codes = processor.windows(performance, RING_OUT_S), []
+    for i, window in enumerate(windows):
+        if time.monotonic() - began > DEADLINE_S:
+            raise SpaceError("this takes too long; choose a shorter span")
+        inputs = processor.window_inputs(performance, *window, prompt).to(model.device)
+        options = {key: inputs[key] for key in ("attention_mask", "prompt_lengths", "target_frames")}
+        codes.append(
+            model.generate_codes(inputs["input_ids"], prompt_codes=prompt_codes, seed=int(seed) + i, **options)
+        )
+    rate = model.config.sampling_rate
+    wave = model.codec.decode_codes(torch.cat(codes, -1))[0, 0, : round(windows[-1][1] * rate)].cpu().numpy()
+    return rate, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+
+
+def build():
+    """The page (`gradio.Blocks`)."""
+    import gradio as gr
+
+    def synthesize(midi, prompt, start, seconds, seed):
+        """Render an expressive piano MIDI file on the piano and in the room of a prompt."""
+        try:
+            return render(midi, prompt, start, seconds, seed)
+        except ValueError as error:
+            raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
+
+    names = prompt_names()
+    with gr.Blocks(title="MIDI-VALLE", delete_cache=(60, 300)) as page:
+        gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
+        midi = gr.File(label="MIDI", file_types=[".mid", ".midi"], type="filepath", elem_id="midi")
+        prompt = gr.Dropdown(names, value=names[0], label="Piano and room")
+        start = gr.Number(0, label="Start (s)", minimum=0)
+        seconds = gr.Slider(1, MAX_SECONDS, 15, step=1, label="Length (s)")
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+        go = gr.Button("Render", variant="primary", elem_id="go")
+        out = gr.Audio(label="Performance", elem_id="out")
+        go.click(synthesize, [midi, prompt, start, seconds, seed], out, api_name="synthesize", concurrency_limit=1)
+        gr.Examples([[str(path)] for path in sorted(EXAMPLES.glob("*.mid"))], [midi])
+    return page.queue(max_size=16, default_concurrency_limit=1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
+    build().launch(
+        max_file_size=MAX_BYTES,
+        max_threads=8,
+        show_error=False,
+        share=False,
+        ssr_mode=False,
+        strict_cors=True,
+        enable_monitoring=False,
+        blocked_paths=[os.getcwd()],
+    )

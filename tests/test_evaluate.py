@@ -1,0 +1,104 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`python -m scripts.evaluate` with a stand-in for the transcriber: what is compared, and what is written."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from scripts import evaluate
+from scripts.transcription import TranscriptionError
+from tokenization import NOTE_DTYPE, MidiValleTokenizer
+
+
+@pytest.fixture
+def transcriber(monkeypatch):
+    """Hears the truth in the truth and nothing in any other wave; counts how often it was asked."""
+
+    class Stub:
+        asked, reference, truth = 0, None, None
+
+        def __init__(self, device):
+            assert device == "cpu"
+
+        def __call__(self, wave, sampling_rate):
+            assert sampling_rate == 32_000 and wave.shape == Stub.truth.shape
+            Stub.asked += 1
+            return Stub.reference if np.array_equal(wave, Stub.truth) else Stub.reference[:0]
+
+    class Excerpt(evaluate.Excerpt):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            Stub.reference, Stub.truth = self.reference, self.wave
+
+    monkeypatch.setattr(evaluate, "Transcriber", Stub)
+    monkeypatch.setattr(evaluate, "Excerpt", Excerpt)
+    return Stub
+
+
+def run(pack, output, *more):
+    arguments = ["--midi-root", str(pack / "midi"), "--piano", str(pack / "piano"), "--room", "studio"]
+    arguments += ["--excerpts", "2", "--seconds", "1", "--prompt-seconds", "0.5", "--output-dir", str(output)]
+    return evaluate.main([*arguments, *map(str, more)])
+
+
+def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcriber, tmp_path, capsys):
+    make_model().save_pretrained(tmp_path / "model")
+    MidiValleTokenizer().save_pretrained(tmp_path / "model")
+    output = tmp_path / "out"
+    assert run(tiny_pack, output, "--model", tmp_path / "model", "--top-k", 5) == 0
+    assert transcriber.asked == 6  # three systems, two excerpts
+    results = json.loads((output / "results.json").read_text())
+    assert list(results["summary"]) == ["truth", "codec", "generated"]
+    assert results["summary"]["truth"]["f1"][0] == 1.0 and results["summary"]["generated"]["f1"][0] == 0.0
+    assert results["summary"]["truth"]["log_mel_db"][0] == 0.0 < results["summary"]["codec"]["log_mel_db"][0]
+    assert len(results["rows"]) == 6 and results["settings"]["top_k"] == 5
+    lines = (output / "table.md").read_text().splitlines()
+    assert lines[0].startswith("| system | f1 | precision | recall |") and len(lines) == 5
+    assert lines[2].startswith("| truth | 1.000 ± ") and lines[0] in capsys.readouterr().out
+    for index in range(2):
+        for system in results["summary"]:
+            wave, rate = soundfile.read(output / f"{index:02d}_{system}.flac")
+            assert (rate, len(wave)) == (32_000, 32_000)
+        assert (output / f"{index:02d}.png").stat().st_size > 10_000
+
+
+def test_a_codec_alone(tiny_pack, transcriber, tmp_path):
+    assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--excerpts", 1) == 0
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())["summary"]
+    assert list(summary) == ["truth", "codec"] and transcriber.asked == 2
+
+
+def test_the_reference_is_what_is_struck_in_the_excerpt(tiny_pack):
+    """Notes that only sound on from before are no onsets; the reconstruction has the excerpt's length."""
+    arguments = evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False)
+    recordings = evaluate.RenderedRecordings(
+        tiny_pack / "midi", "validation", [str(tiny_pack / "piano")], ["studio"], 0
+    )
+    for index in range(4):
+        excerpt = evaluate.Excerpt(recordings, index, arguments)
+        assert len(excerpt.wave) == 32_000 and len(excerpt.prompt.wave) == 16_000
+        onsets = excerpt.reference["onset"]
+        assert ((onsets >= 0) & (onsets < 1)).all() and excerpt.reference.dtype == NOTE_DTYPE
+        struck = excerpt.target.notes["onset"]
+        assert len(onsets) == ((struck >= 0) & (struck < 1)).sum()
+
+
+def test_refusals(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):
+    assert run(tiny_pack, tmp_path / "out", "--codec", tmp_path / "none") == 2
+    assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--piano", tmp_path / "none") == 2
+    with pytest.raises(SystemExit, match="2"):
+        run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--room", "cellar")
+
+    def missing(device):
+        raise TranscriptionError("the transcriber is not installed: run `make install-eval`")
+
+    monkeypatch.setattr(evaluate, "Transcriber", missing)
+    assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec") == 2
+    error = capsys.readouterr().err
+    assert (
+        "make install-eval" in error
+        and error.count("\nerror: ") + error.startswith("error: ") == 3
+        and not (tmp_path / "out").exists()
+    )

@@ -1,0 +1,89 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The Space: what it renders and refuses, with a tiny model in Hub layout; the page itself where gradio is installed."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import EncodecFeatureExtractor
+
+from processing import MidiValleProcessor, write_audio
+from tokenization import MidiValleTokenizer
+
+SPACE = Path(__file__).resolve().parents[1] / "space"
+
+
+@pytest.fixture
+def app(make_model, write_midi, tmp_path, monkeypatch):
+    """The app on a tiny model with one prompt, `tmp_path/model`; spans of 2 s at most."""
+    folder = tmp_path / "model"
+    make_model().save_pretrained(folder)
+    extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000)
+    processor = MidiValleProcessor(extractor, MidiValleTokenizer(), max_prompt_seconds=1.0, max_window_seconds=3.0)
+    processor.save_pretrained(folder)
+    (folder / "prompts").mkdir()
+    write_midi(folder / "prompts" / "grand.mid", 1, seconds=1.0)
+    write_audio(folder / "prompts" / "grand.flac", 0.1 * np.random.default_rng(0).standard_normal(32_000))
+    (folder / "prompts" / "prompts.json").write_text(json.dumps([{"name": "grand"}]))
+    monkeypatch.setenv("MIDIVALLE_MODEL", str(folder))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    monkeypatch.setattr(app, "MAX_SECONDS", 2.0)
+    monkeypatch.setattr(app, "RING_OUT_S", 0.5)
+    return app
+
+
+def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
+    """One model serves all: the span's length and seed decide the sound; every bad request is one sentence."""
+    piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=5.0))
+    rate, wave = app.render(piece, "grand", 1.0, 2.0, 3)
+    span = app.read(piece, 1.0, 2.0)
+    assert rate == 32_000 and wave.dtype == np.int16 and len(wave) == round((span.end + 0.5) * rate)
+    assert np.array_equal(app.render(piece, "grand", 1.0, 2.0, 3)[1], wave)
+    assert not np.array_equal(app.render(piece, "grand", 1.0, 2.0, 4)[1], wave)
+
+    (tmp_path / "text.mid").write_text("no music")
+    (tmp_path / "big.mid").write_bytes(b"MThd" + bytes(app.MAX_BYTES))
+    requests = {
+        "give a MIDI file first": (None, "grand", 0, 1, 0),
+        "unknown prompt": (piece, "../grand", 0, 1, 0),
+        "at most 2 s": (piece, "grand", 0, 2.5, 0),
+        "choose a start": (piece, "grand", float("nan"), 1, 0),
+        "choose a seed": (piece, "grand", 0, 1, -1),
+        "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
+        "text.mid": (str(tmp_path / "text.mid"), "grand", 0, 1, 0),
+        "no note sounds": (piece, "grand", 100, 1, 0),
+    }
+    for words, request in requests.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            app.render(*request)
+    monkeypatch.setattr(app, "MAX_NOTES", 39)
+    with pytest.raises(ValueError, match="more than 39 notes"):
+        app.render(piece, "grand", 0, 1, 0)
+    monkeypatch.setattr(app, "DEADLINE_S", -1.0)
+    monkeypatch.setattr(app, "MAX_NOTES", 5000)
+    with pytest.raises(ValueError, match="too long"):
+        app.render(piece, "grand", 0, 1, 0)
+
+
+def test_the_page(app):
+    pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[space]"')
+    page = app.build()
+    functions = [function for function in page.fns.values() if function.api_name == "synthesize"]
+    assert len(functions) == 1 and functions[0].concurrency_limit == 1
+
+
+def test_it_imports_nothing_of_the_repository_and_pins_what_it_needs():
+    code = (SPACE / "app.py").read_text()
+    assert not re.search(r"^\s*(from|import) (tokenization|processing|modeling_midivalle|scripts)", code, re.M)
+    ours = (SPACE.parent / "requirements.txt").read_text().splitlines()
+    pins = [line for line in (SPACE / "requirements.txt").read_text().splitlines() if "==" in line]
+    assert set(pins) - set(ours) == {"torch==2.13.0+cpu"}
+    assert "TORCH_VERSION := 2.13.0" in (SPACE.parent / "Makefile").read_text()
+    version = re.search(r"sdk_version: (\S+)", (SPACE / "README.md").read_text())[1]
+    assert version.startswith("6.31.")
