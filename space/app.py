@@ -35,7 +35,6 @@ class SpaceError(ValueError):
 @lru_cache(maxsize=1)
 def load() -> tuple:
     """Folder, processor and model, loaded once."""
-    torch.set_num_threads(os.cpu_count() or 1)
     folder = Path(MODEL) if Path(MODEL).is_dir() else Path(snapshot_download(MODEL, revision=REVISION))
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
@@ -101,10 +100,9 @@ def render(midi: str | None, prompt_name: str, start: float, seconds: float, see
         if time.monotonic() - began > DEADLINE_S:
             raise SpaceError("this takes too long; choose a shorter span")
         inputs = processor.window_inputs(performance, *window, prompt).to(model.device)
-        options = {key: inputs[key] for key in ("attention_mask", "prompt_lengths", "target_frames")}
-        codes.append(
-            model.generate_codes(inputs["input_ids"], prompt_codes=prompt_codes, seed=int(seed) + i, **options)
-        )
+        kept = ("input_ids", "attention_mask", "prompt_lengths", "target_frames")
+        inputs = {key: inputs[key] for key in kept} | {"prompt_codes": prompt_codes}
+        codes.append(model.generate_codes(**inputs, seed=int(seed) + i))
     rate = model.config.sampling_rate
     wave = model.codec.decode_codes(torch.cat(codes, -1))[0, 0, : round(windows[-1][1] * rate)].cpu().numpy()
     return rate, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)

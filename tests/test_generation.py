@@ -51,7 +51,11 @@ def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=No
     codes[:, 0, P:] = audio[:, first:]
     for stage in (1, 2, 3):
         logits = model.nar(codes, ids, prompt_lengths=P, stage=stage).logits[:, P:]
-        codes[:, stage, P:] = nar_sampler(logits, None if uniform is None else uniform[:, stage])
+        if nar_sampler is GREEDY and model.config.nar_config.code_choice == "expected":
+            book = model.codec.quantizer.layers[stage].codebook.embed
+            codes[:, stage, P:] = torch.cdist(logits.softmax(-1) @ book, book[None]).argmin(-1)
+        else:
+            codes[:, stage, P:] = nar_sampler(logits, None if uniform is None else uniform[:, stage])
     return codes[..., P:]
 
 
@@ -63,7 +67,8 @@ def test_cached_greedy_equals_the_definition(make_model, song, preset):
         alone = row(song, b)
         codes = model.generate_codes(**alone, do_sample=False)
         assert torch.equal(codes, by_definition(model, alone))
-        assert len(codes.unique()) > 10  # a constant answer would prove little
+        # a constant answer would prove little; expected codes of random weights crowd around the middle
+        assert len(codes.unique()) > (3 if preset == "tiny" else 10)
 
 
 @torch.no_grad()

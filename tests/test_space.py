@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""The Space: what it renders and refuses, with a tiny model in Hub layout; the page itself where gradio is installed."""
+"""The Space: what it renders and refuses with a tiny model; the page itself where gradio is installed."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ SPACE = Path(__file__).resolve().parents[1] / "space"
 
 @pytest.fixture
 def app(make_model, write_midi, tmp_path, monkeypatch):
-    """The app on a tiny model with one prompt, `tmp_path/model`; spans of 2 s at most."""
+    """The app on a tiny model with one prompt, `tmp_path/model`; spans of 1 s at most."""
     folder = tmp_path / "model"
     make_model().save_pretrained(folder)
     extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000)
@@ -33,26 +33,26 @@ def app(make_model, write_midi, tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
     app = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(app)
-    monkeypatch.setattr(app, "MAX_SECONDS", 2.0)
-    monkeypatch.setattr(app, "RING_OUT_S", 0.5)
+    monkeypatch.setattr(app, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(app, "RING_OUT_S", 0.1)
     return app
 
 
 def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
     """One model serves all: the span's length and seed decide the sound; every bad request is one sentence."""
     piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=5.0))
-    rate, wave = app.render(piece, "grand", 1.0, 2.0, 3)
-    span = app.read(piece, 1.0, 2.0)
-    assert rate == 32_000 and wave.dtype == np.int16 and len(wave) == round((span.end + 0.5) * rate)
-    assert np.array_equal(app.render(piece, "grand", 1.0, 2.0, 3)[1], wave)
-    assert not np.array_equal(app.render(piece, "grand", 1.0, 2.0, 4)[1], wave)
+    rate, wave = app.render(piece, "grand", 1.0, 0.5, 3)
+    span = app.read(piece, 1.0, 0.5)
+    assert rate == 32_000 and wave.dtype == np.int16 and len(wave) == round((span.end + 0.1) * rate)
+    assert np.array_equal(app.render(piece, "grand", 1.0, 0.5, 3)[1], wave)
+    assert not np.array_equal(app.render(piece, "grand", 1.0, 0.5, 4)[1], wave)
 
     (tmp_path / "text.mid").write_text("no music")
     (tmp_path / "big.mid").write_bytes(b"MThd" + bytes(app.MAX_BYTES))
     requests = {
         "give a MIDI file first": (None, "grand", 0, 1, 0),
         "unknown prompt": (piece, "../grand", 0, 1, 0),
-        "at most 2 s": (piece, "grand", 0, 2.5, 0),
+        "at most 1 s": (piece, "grand", 0, 1.5, 0),
         "choose a start": (piece, "grand", float("nan"), 1, 0),
         "choose a seed": (piece, "grand", 0, 1, -1),
         "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
