@@ -59,16 +59,17 @@ def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=No
     return codes[..., P:]
 
 
-@VARIANTS
+@pytest.mark.parametrize("preset, choice", [("tiny", "argmax"), ("tiny", "expected"), ("published", "argmax")])
 @torch.no_grad()
-def test_cached_greedy_equals_the_definition(make_model, song, preset):
+def test_cached_greedy_equals_the_definition(make_model, song, preset, choice):
     model = make_model(preset)
+    model.config.nar_config.code_choice = choice
     for b in range(2):
         alone = row(song, b)
         codes = model.generate_codes(**alone, do_sample=False)
         assert torch.equal(codes, by_definition(model, alone))
-        # a constant answer would prove little; expected codes of random weights crowd around the middle
-        assert len(codes.unique()) > (3 if preset == "tiny" else 10)
+        if choice == "argmax":  # the codes nearest to an expectation of random weights crowd around the middle
+            assert len(codes.unique()) > 10  # a constant answer would prove little
 
 
 @torch.no_grad()
