@@ -64,10 +64,13 @@ class DecoderObjective(Objective):
         self.register_buffer("basis", synthesis_basis(hop, rate), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
         codec.encoder.requires_grad_(False)
-        for name, parameter in codec.decoder.layers[1].lstm.named_parameters():
-            parameter.requires_grad_(not name.endswith("l0"))  # the oscillators stay in tune
-        for parameter in codec.decoder.layers[0].conv.parameters():  # and nothing is added to them
-            parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.arange(2 * PITCHES), 0.0))
+        lstm = codec.decoder.layers[1].lstm
+        tuned = torch.arange(2 * PITCHES)
+        rows = torch.cat([tuned + gate * lstm.hidden_size for gate in range(4)])
+        kept = [(p, rows) for name, p in lstm.named_parameters() if name.endswith("l0")]
+        kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
+        for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
+            parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index, 0.0))
 
     def forward(self, batch, updates=None):
         wave, codes = batch["input_values"], batch.get("audio_codes")

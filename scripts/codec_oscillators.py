@@ -44,7 +44,7 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
     if lstm.num_layers != 2 or width < n + axes:
         raise ValueError(f"oscillators need two LSTM layers of {n + axes}, this codec has {lstm.num_layers} of {width}")
     passed = slice(n, n + axes)
-    scale = PASS_SCALE / latent.transpose(0, 1).flatten(1).std(1)
+    scale = PASS_SCALE / features.integrate(latent).transpose(0, 1).flatten(1).std(1)
     weight = conv.weight.clone() * 0.1
     weight[:n] *= 1e-2
     weight[passed] = 0
@@ -54,6 +54,8 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
     for layer in range(2):
         _open_gates(lstm, layer, width)
         _identity(lstm, layer, width, range(n, width))
+    if features.memory:  # what passes the first layer is added up
+        lstm.bias_ih_l0[width + n : 2 * width] = math.log(features.memory / (1 - features.memory))
     theta = 2 * math.pi * pitch_frequencies() / codec.config.frame_rate
     gate = torch.sigmoid(torch.tensor(OPEN)).item()
     # tanh(tanh(x)) is about x - 2/3 x^3; what it takes from a circle of this radius, as far off the origin, is given

@@ -39,7 +39,8 @@ def quantize_train(quantizer, latent: torch.Tensor, updates: list | None = None)
 
 def nearest(vectors: torch.Tensor, embed: torch.Tensor) -> torch.Tensor:
     """Index of the nearest code (L2) of each vector: (N, D), (C, D) -> (N,)."""
-    return (vectors @ embed.T * 2 - embed.square().sum(1)).argmax(1)
+    half = embed.square().sum(1) / 2
+    return torch.cat([(part @ embed.T - half).argmax(1) for part in vectors.split(16_384)])  # the cache is small
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def ema_update(quantizer, updates, decay: float, dead: float, generator: torch.G
 
 
 @torch.no_grad()
-def kmeans_start(quantizer, vectors: torch.Tensor, step_vectors: int, generator: torch.Generator, rounds: int = 12):
+def kmeans_start(quantizer, vectors: torch.Tensor, step_vectors: int, generator: torch.Generator, rounds: int = 8):
     """Fit the whole residual stack by k-means to encoder outputs.
 
     Args:

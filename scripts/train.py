@@ -23,8 +23,15 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from modeling_midivalle import MidiValleARConfig, MidiValleARModel, MidiValleNARConfig, MidiValleNARModel
+from modeling_midivalle import (
+    MidiValleARConfig,
+    MidiValleARModel,
+    MidiValleNARConfig,
+    MidiValleNARModel,
+    PianoEncodecModel,
+)
 from scripts.data import DataError, TrainingStream, dataset_info, shard_files
+from scripts.decoder_objectives import ar_loss, nar_loss, start_from_codebooks
 from scripts.prepare_dataset import codec_hash
 from scripts.schedules import warmup_cosine
 from tokenization import MidiValleTokenizer
@@ -50,7 +57,10 @@ class TrainRecipe:
     clip_norm: float = 1.0
     prompt_seconds: tuple[float, float] = (1.0, 6.0)
     no_prompt_share: float = 0.05
-    code_dropout: float = 0.0  # AR: up to this share of a row's past target codes is hidden or replaced
+    own_share: float = 0.5  # AR: of a batch's rows see their own predictions, the others no past target code
+    code_noise: float = 0.5  # NAR: lower codebooks are disturbed by up to this, relative to the codebook's deviation
+    latent_weight: float = 5.0  # of the expected code's distance to the truth, beside the cross-entropy
+    codebook_start: bool = True  # tables and heads begin as the codec's codebooks
     average_decay: float = 0.998  # of the weights that are saved
     bf16: bool = True
     save_steps: int = 500
@@ -67,55 +77,18 @@ class TrainRecipe:
         return cls(**values)
 
 
-def drop_codes(input_ids: torch.Tensor, first: torch.Tensor, dropout: float, config) -> torch.Tensor:
-    """Hide past codes, so that the AR must listen to the notes: a steady tone repeats its code, and a model that only
-    learns to repeat never starts the next note.
-
-    Args:
-        input_ids (`torch.Tensor` of shape `(B, T)`): input of the AR.
-        first (`torch.Tensor` of shape `(B,)`): place of the first target code.
-        dropout: each row's share is drawn up to this; half of it becomes the pad id, half a random code.
-    """
-    share = torch.rand(len(input_ids), 1, device=input_ids.device) * dropout
-    hit = torch.rand(input_ids.shape, device=input_ids.device) < share
-    hit &= torch.arange(input_ids.shape[1], device=input_ids.device) >= first[:, None]
-    codes = torch.randint_like(input_ids, config.codebook_size)
-    codes = codes.masked_fill(torch.rand(codes.shape, device=codes.device) < 0.5, config.pad_token_id)
-    return torch.where(hit, codes, input_ids)
-
-
-def decoder_loss(
-    model: torch.nn.Module,
-    part: str,
-    batch: dict[str, torch.Tensor],
-    stages: torch.Tensor | None,
-    dropout: float = 0.0,
-):
-    """Mean cross-entropy of the target frames of a batch, and the logits' top-10 accuracy."""
-    codes, lengths = batch["audio_codes"], batch["prompt_lengths"]
-    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
-    if part == "ar":
-        core = model.module if hasattr(model, "module") else model
-        inputs = core.build_inputs(codes[:, 0], torch.ones_like(codes[:, 0]), lengths)
-        if dropout:
-            inputs["input_ids"] = drop_codes(inputs["input_ids"], lengths + 1, dropout, core.config)
-        output = model(**inputs, **shared)
-        logits, targets = output.logits[:, :-1], inputs["labels"][:, 1:]
-    else:
-        output = model(audio_codes=codes, stage=stages, labels=codes, **shared)
-        targets = codes.gather(1, stages[:, None, None].expand(-1, 1, codes.shape[2]))[:, 0]
-        prompt = torch.arange(codes.shape[2], device=codes.device) < lengths[:, None]
-        logits, targets = output.logits, targets.masked_fill(prompt, -100)
-    with torch.no_grad():
-        wanted = targets != -100
-        top10 = (logits[wanted].topk(10).indices == targets[wanted][:, None]).any(1).float().mean()
-    return output.loss, top10
-
-
 class Run:
     """One training run of one decoder."""
 
-    def __init__(self, recipe: TrainRecipe, part: str, stream: TrainingStream, validation: list[dict], output: Path):
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        part: str,
+        stream: TrainingStream,
+        validation: list[dict],
+        codebooks: torch.Tensor,
+        output: Path,
+    ):
         self.recipe, self.part, self.stream, self.output = recipe, part, stream, output
         self.accelerator = Accelerator(
             cpu=not torch.cuda.is_available(), gradient_accumulation_steps=recipe.gradient_accumulation_steps
@@ -123,6 +96,8 @@ class Run:
         torch.manual_seed(recipe.seed)
         config_class, model_class = PARTS[part]
         model = model_class(config_class.from_preset(recipe.preset, **getattr(recipe, part)))
+        if recipe.codebook_start:
+            start_from_codebooks(model, codebooks)
         decay, rest = [], []
         for parameter in model.parameters():
             (decay if parameter.ndim > 1 else rest).append(parameter)
@@ -132,26 +107,24 @@ class Run:
         self.core, self.device = self.accelerator.unwrap_model(self.model), self.accelerator.device
         self.average = {k: v.detach().clone() for k, v in self.core.state_dict().items()}
         self.generator = torch.Generator().manual_seed(recipe.seed + self.accelerator.process_index)
-        self.validation = validation
+        self.validation, self.codebooks = validation, codebooks.to(self.device)
         self.step, self.frames, self.seconds = 0, 0, 0.0
         self._resume()
 
     def train(self, stop_after: float | None = None) -> None:
         """Run to the last step, or for `stop_after` seconds of wall time."""
         began = logged = time.time()
-        losses, accuracies = [], []
+        losses = []
         batches = iter(self.stream)
         self.model.train()
         while self.step < self.recipe.steps and not (stop_after and time.time() - began > stop_after):
-            loss, top10 = self._train_step(batches)
-            losses.append(loss)
-            accuracies.append(top10)
+            losses.append(self._train_step(batches))
             self.step += 1
             if self.step % 50 == 0:
                 now = time.time()
                 self.seconds, logged = self.seconds + now - logged, now
-                self._log({"loss": float(np.mean(losses)), "top10": float(np.mean(accuracies))})
-                losses, accuracies = [], []
+                self._log({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
+                losses = []
             if self.step % self.recipe.save_steps == 0:
                 self._log(self.validate())
                 self.save()
@@ -160,7 +133,8 @@ class Run:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss and top-10 accuracy of the averaged weights per codebook, on the fixed validation batches."""
+        """Loss of the averaged weights per codebook on the fixed validation batches, as they play: the AR on its own
+        past, the NAR on true lower codebooks."""
         live = {k: v.detach().clone() for k, v in self.core.state_dict().items()}
         self.core.load_state_dict(self.average)
         self.core.eval()
@@ -169,11 +143,15 @@ class Run:
             found = []
             for batch in self.validation:
                 batch = {k: v.to(self.device) for k, v in batch.items()}
-                stages = torch.full((len(batch["midi_ids"]),), stage, device=self.device)
                 with self._autocast():
-                    loss, top10 = decoder_loss(self.core, self.part, batch, stages)
-                found.append((float(loss), float(top10)))
-            result[f"validation_loss_{stage}"], result[f"validation_top10_{stage}"] = np.mean(found, 0).tolist()
+                    if self.part == "ar":
+                        losses = ar_loss(self.core, self.core, batch, self.codebooks, slice(None))
+                    else:
+                        stages = torch.full((len(batch["midi_ids"]),), stage, device=self.device)
+                        losses = nar_loss(self.core, batch, stages, self.codebooks, 0.0, None)
+                found.append(losses)
+            for name in found[0]:
+                result[f"validation_{name}_{stage}"] = float(np.mean([losses[name].item() for losses in found]))
         self.core.load_state_dict(live)
         self.core.train()
         return result
@@ -202,21 +180,27 @@ class Run:
         self.core.save_pretrained(self.output / "model")
         self.core.load_state_dict(live)
 
-    def _train_step(self, batches) -> tuple[float, float]:
+    def _train_step(self, batches) -> dict[str, float]:
         recipe = self.recipe
         rate = recipe.learning_rate * warmup_cosine(
             self.step, recipe.warmup_steps, recipe.steps, recipe.final_learning_rate_share
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses, accuracies = [], []
+        losses = []
         for _ in range(recipe.gradient_accumulation_steps):
             batch = {k: v.to(self.device) for k, v in next(batches).items()}
             size = len(batch["midi_ids"])
-            stages = self.core.draw_stages(size, self.generator).to(self.device) if self.part == "nar" else None
             with self.accelerator.accumulate(self.model):
                 with self._autocast():
-                    loss, top10 = decoder_loss(self.model, self.part, batch, stages, recipe.code_dropout)
+                    if self.part == "ar":
+                        own = slice(0, round(size * recipe.own_share))
+                        found = ar_loss(self.model, self.core, batch, self.codebooks, own)
+                    else:
+                        stages = self.core.draw_stages(size, self.generator).to(self.device)
+                        noise = (recipe.code_noise, self.generator)
+                        found = nar_loss(self.model, batch, stages, self.codebooks, *noise)
+                loss = found["code"] + recipe.latent_weight * found["latent"]
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"loss {float(loss)} at step {self.step}")
                 self.accelerator.backward(loss)
@@ -226,13 +210,12 @@ class Run:
                 self.optimizer.zero_grad()
             target_frames = int(batch["audio_codes"].shape[2] * size - batch["prompt_lengths"].sum())
             self.frames += target_frames * self.accelerator.num_processes
-            losses.append(float(loss))
-            accuracies.append(float(top10))
+            losses.append([value.item() for value in found.values()])
         decay = min(recipe.average_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.core.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
-        return float(np.mean(losses)), float(np.mean(accuracies))
+        return dict(zip(found, np.mean(losses, 0).tolist()))
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
@@ -263,6 +246,12 @@ class Run:
         self.accelerator.print(f"continuing from {found[-1]} at step {self.step}")
 
 
+def load_codebooks(folder: str | Path) -> torch.Tensor:
+    """`(K, codebook_size, D)` of a codec folder."""
+    layers = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).quantizer.layers
+    return torch.stack([layer.codebook.embed for layer in layers])
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -290,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
-    Run(recipe, args.part, stream, validation, Path(args.output_dir)).train(args.stop_after)
+    Run(recipe, args.part, stream, validation, load_codebooks(args.codec), Path(args.output_dir)).train(args.stop_after)
     return 0
 
 

@@ -41,7 +41,7 @@ def run(tiny_data, tiny_pack, tmp_path):
     return command
 
 
-def make_run(part, data, output, **changes):
+def make_run(part, data, codec, output, **changes):
     """A `Run` and an endless repetition of one batch of two items, one prompted stretch."""
     recipe = train.TrainRecipe("tiny", batch_size=2, steps=60, warmup_steps=1, learning_rate=0.01, weight_decay=0.0)
     recipe.bf16 = False
@@ -49,7 +49,8 @@ def make_run(part, data, output, **changes):
         setattr(recipe, name, value)
     stream = TrainingStream(shard_files(data, "train"), MidiValleTokenizer(), 2, (0.5, 1.0), 0.0)
     batch = next(iter(stream))
-    return train.Run(recipe, part, stream, [batch], output), itertools.repeat(batch)
+    codebooks = train.load_codebooks(codec)
+    return train.Run(recipe, part, stream, [batch], codebooks, output), itertools.repeat(batch)
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
@@ -74,40 +75,42 @@ def test_resumed_equals_uninterrupted(run, part, tmp_path):
         assert torch.equal(value, states[0][f"average.{name}"])
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     stages = ["0"] if part == "ar" else ["1", "2", "3"]
-    assert all(f"validation_loss_{stage}" in rows[-1] for stage in stages) and rows[-1]["step"] == 4
+    assert all(f"validation_code_{stage}" in rows[-1] for stage in stages) and rows[-1]["step"] == 4
     assert run(part, tmp_path / "whole") == 0  # nothing is left to do: no step, no error
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
-def test_every_parameter_moves_and_the_loss_falls(part, tiny_data, tmp_path):
-    run, batches = make_run(part, tiny_data, tmp_path / "run")
+def test_every_parameter_moves_and_the_loss_falls(part, tiny_data, tiny_pack, tmp_path):
+    run, batches = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "run")
     before = {name: value.detach().clone() for name, value in run.core.named_parameters()}
     run.model.train()
     losses = []
     for run.step in range(40):
-        losses.append(run._train_step(batches)[0])
+        losses.append(run._train_step(batches)["code"])
     assert losses[0] == pytest.approx(7.6, abs=0.5)  # ln 2048: nothing is known yet
     assert sum(losses[-4:]) / 4 < 0.6 * losses[0]
     still = [name for name, value in run.core.named_parameters() if torch.equal(value, before[name])]
     assert not still
 
 
-def test_accumulated_steps_equal_one_larger_batch(tiny_data, tmp_path):
+def test_accumulated_steps_equal_one_larger_batch(tiny_data, tiny_pack, tmp_path):
     """Two halves of a batch, accumulated, move the weights as the whole does."""
-    run, whole = make_run("ar", tiny_data, tmp_path / "whole", batch_size=2)
+    run, whole = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "whole", batch_size=2, own_share=0.0)
     batch = next(whole)
     halves = itertools.cycle([{k: v[i : i + 1] for k, v in batch.items()} for i in range(2)])
     run._train_step(whole)
     expected = {name: value.detach().clone() for name, value in run.core.named_parameters()}
-    run, _ = make_run("ar", tiny_data, tmp_path / "halves", gradient_accumulation_steps=2)
+    run, _ = make_run(
+        "ar", tiny_data, tiny_pack / "codec", tmp_path / "halves", gradient_accumulation_steps=2, own_share=0.0
+    )
     run._train_step(halves)
     for name, value in run.core.named_parameters():
         assert torch.allclose(value, expected[name], atol=2e-3), name  # Adam's first step is a sign: 1e-2 each
 
 
-def test_bf16_trains_too(tiny_data, tmp_path):
-    run, batches = make_run("ar", tiny_data, tmp_path / "run", bf16=True)
-    losses = [run._train_step(batches)[0] for run.step in range(10)]
+def test_bf16_trains_too(tiny_data, tiny_pack, tmp_path):
+    run, batches = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", bf16=True)
+    losses = [run._train_step(batches)["code"] for run.step in range(10)]
     assert losses[-1] < losses[0] and {p.dtype for p in run.core.parameters()} == {torch.float32}
 
 
@@ -128,8 +131,8 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tmp_path):
-    run, batches = make_run("ar", tiny_data, tmp_path / "run")
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tiny_pack, tmp_path):
+    run, batches = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run")
     with torch.no_grad():
         next(iter(run.core.parameters())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss nan at step 0"):

@@ -1,0 +1,127 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""What the decoders are trained for, and how they start.
+
+Codes are not names: two of them may be nearly the same sound. So a decoder starts with the codec's codebooks as its
+tables, where near codes have near logits. And what it will have at hand when it plays is its own output, not the truth:
+the AR learns on its own predictions (given the truth, it learns to repeat the frame before, and then never starts a
+note), the NAR on codebooks that are slightly wrong, to find the code that repairs most of the error.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from scripts.codec_quantizer import nearest
+
+INPUT_DEVIATION = 0.1  # of a code vector's entries in the residual stream: well above what the other inputs start with
+SHARPNESS = 5.0  # mean logit difference of two random codes at the start
+
+
+@torch.no_grad()
+def start_from_codebooks(core, codebooks: torch.Tensor) -> None:
+    """Write `codebooks` `(K, codebook_size, D)` into the tables and heads of an AR or NAR.
+
+    Entry d of a hidden state begins as axis d of the latent in units of its deviation; entry D is held at one by the
+    last norm and weighs each code's bias. Tied heads are left to the tables' scale, without biases.
+    """
+    K, size, D = codebooks.shape
+    width = core.config.hidden_size
+    if width <= D:
+        raise ValueError(f"codebooks of {D} axes do not fit into hidden_size {width}; give no start or a wider model")
+    tables = getattr(core, "audio_embeddings", None)  # of a NAR
+    pairs = [(core.model.audio_embedding, core.lm_head)] if tables is None else zip(tables, [None, *core.heads])
+    norm, axes = (core.model.norm if tables is None else core.norm), codebooks[0].std(0) + 1e-6
+    for (table, head), book in zip(pairs, codebooks):
+        table.weight[:size, :D] = book / axes * INPUT_DEVIATION
+        if head is None or core.config.tie_word_embeddings:
+            continue
+        deviation, scale = book.std(0), SHARPNESS / book.var(0).sum()
+        head.weight[:size, :D] = book * deviation * scale
+        head.weight[:size, D] = -book.square().sum(1) / 2 * scale
+        head.weight[size:, D] = -2 * SHARPNESS  # specials are never predicted
+    if core.config.tie_word_embeddings:
+        return
+    if isinstance(norm, torch.nn.LayerNorm):
+        norm.weight[D], norm.bias[D] = 0.0, 1.0
+    elif not norm.projected:
+        norm.table[:, D], norm.table[:, width + D] = 0.0, 1.0
+
+
+def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor, own: slice) -> dict:
+    """Losses by name: of the target's first codebook `code`, mean cross-entropy, and `latent`, see `latent_error`.
+
+    Args:
+        model: what is called for gradients; `core` may be the same without its wrapper.
+        batch: as `TrainingStream` gives it.
+        codebooks: `(K, codebook_size, D)`.
+        own: rows whose past target codes are the model's own; those of the other rows are hidden (the pad id).
+    """
+    codes, lengths = batch["audio_codes"][:, 0], batch["prompt_lengths"]
+    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
+    inputs = core.build_inputs(codes, torch.ones_like(codes), lengths)
+    first = lengths + core.config.use_target_bos
+    places = torch.arange(inputs["input_ids"].shape[1], device=codes.device)
+    past = places >= first[:, None]
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(past, core.config.pad_token_id)
+    keep = inputs["input_ids"].shape[1] - int(first.min()) + 1
+    labels = inputs.pop("labels")
+    if len(codes[own]):
+        rows = {k: v[own] for k, v in (inputs | shared).items()}
+        with torch.no_grad():
+            guess = core(**rows, logits_to_keep=keep).logits[..., : core.config.codebook_size].argmax(-1)
+        guess = F.pad(guess[:, :-1], (len(places) - keep + 1, 0))
+        inputs["input_ids"][own] = torch.where(past[own], guess, inputs["input_ids"][own])
+    logits = model(**inputs, **shared, logits_to_keep=keep).logits
+    wanted = sum_of(batch["audio_codes"], codebooks)[:, 1 - keep :]
+    counted = labels[:, 1 - keep :] != -100
+    latent = latent_error(logits[:, :-1][counted], codebooks[0], wanted[counted])
+    return {"code": core.loss(logits, labels[:, -keep:]), "latent": latent}
+
+
+def nar_loss(model, batch, stages, codebooks: torch.Tensor, noise: float, generator) -> dict:
+    """The same losses of each row's stage, `stages` `(B,)`, on lower codebooks that are off by up to `noise`."""
+    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
+    codes, labels = batch["audio_codes"], batch["audio_codes"]
+    prompt = torch.arange(codes.shape[2], device=codes.device) < batch["prompt_lengths"][:, None]
+    if noise:
+        given, repair = disturb(codes, codebooks, noise, generator)
+        codes, labels = torch.where(prompt[:, None], codes, given), repair
+    output = model(audio_codes=codes, stage=stages, labels=labels, **shared)
+    wanted, errors = sum_of(batch["audio_codes"], codebooks), []
+    for row, stage in enumerate(stages.tolist()):
+        left = wanted[row] - sum_of(codes[row : row + 1, :stage], codebooks)[0]
+        target = ~prompt[row]
+        errors.append(latent_error(output.logits[row, target], codebooks[stage], left[target]))
+    return {"code": output.loss, "latent": torch.stack(errors).mean()}
+
+
+def latent_error(logits: torch.Tensor, book: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Squared error of the expected code vector, relative to the codebook's variance: `logits` `(N, V)`, `wanted`
+    `(N, D)`. A code's name says nothing of how near a miss was; this does, and its gradient is far less noisy."""
+    expected = logits[:, : len(book)].float().softmax(-1) @ book
+    return (expected - wanted).square().sum(-1).mean() / book.var(0).sum()
+
+
+def sum_of(codes: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """Latent `(B, T, D)` of codes `(B, K, T)`, of the first K codebooks."""
+    return sum(F.embedding(codes[:, k], codebooks[k]) for k in range(codes.shape[1]))
+
+
+@torch.no_grad()
+def disturb(codes: torch.Tensor, codebooks: torch.Tensor, noise: float, generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose codes anew under noise, each row's deviation drawn up to `noise` times that of the codebook.
+
+    Args:
+        codes (`torch.LongTensor` of shape `(B, K, T)`), codebooks (`torch.Tensor` of shape `(K, codebook_size, D)`).
+    Returns:
+        the disturbed codes, and for every codebook the best code behind the disturbed lower ones, both `(B, K, T)`.
+    """
+    B, K, T = codes.shape
+    residual = sum_of(codes, codebooks).flatten(0, 1)
+    share = (torch.rand(B, 1, generator=generator) * noise).repeat_interleave(T, 0).to(residual)
+    given, best = [], []
+    for book in codebooks:
+        off = torch.randn(residual.shape, generator=generator).to(residual) * share * book.std(0)
+        best.append(nearest(residual, book))
+        given.append(nearest(residual + off, book))
+        residual = residual - F.embedding(given[-1], book)
+    return tuple(torch.stack(c).view(K, B, T).transpose(0, 1) for c in (given, best))

@@ -1,0 +1,123 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Starts and losses of the decoders: near codes have near logits, nobody sees the truth, errors are repaired."""
+
+import pytest
+import torch
+
+from modeling_midivalle import MidiValleARConfig, MidiValleARModel, MidiValleNARConfig, MidiValleNARModel
+from scripts.codec_quantizer import nearest
+from scripts.decoder_objectives import ar_loss, disturb, latent_error, nar_loss, start_from_codebooks, sum_of
+
+
+@pytest.fixture
+def codebooks():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, 2048, 16, generator=generator) * torch.tensor([4.0, 1.0, 0.5, 0.3])[:, None, None]
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    midi_ids = torch.randint(4, 20, (2, 3, 6), generator=generator)
+    codes = torch.randint(0, 2048, (2, 4, 50), generator=generator)
+    lengths = torch.full((2,), 25)
+    return {"midi_ids": midi_ids, "midi_attention_mask": midi_ids[..., 0] * 0 + 1} | {
+        "audio_codes": codes,
+        "prompt_lengths": lengths,
+    }
+
+
+def make(part, **changes):
+    torch.manual_seed(0)
+    config, model = {"ar": (MidiValleARConfig, MidiValleARModel), "nar": (MidiValleNARConfig, MidiValleNARModel)}[part]
+    return model(config.from_preset("tiny", **changes))
+
+
+def test_a_started_head_finds_the_nearest_code(codebooks):
+    """A hidden state that holds a latent, axis by axis, gets its highest logit from the code nearest to it."""
+    model = make("ar", tie_word_embeddings=False)
+    start_from_codebooks(model, codebooks)
+    latent = torch.randn(64, 16) * 4
+    hidden = torch.zeros(64, 32)
+    hidden[:, :16] = latent / codebooks[0].std(0)
+    hidden[:, 16] = 1
+    assert torch.equal(model.lm_head(hidden)[:, :2048].argmax(-1), nearest(latent, codebooks[0]))
+    states = model.model.norm(torch.randn(5, 32))
+    assert torch.allclose(states[:, 16], torch.ones(5))  # whatever comes in, the bias counts once
+
+
+def test_a_started_nar_adds_the_latent_up(codebooks, batch):
+    """The sum of the tables is the partial latent, in deviations of its axes."""
+    model = make("nar", tie_word_embeddings=False)
+    start_from_codebooks(model, codebooks)
+    codes = batch["audio_codes"]
+    total = sum(model.audio_embeddings[k](codes[:, k]) for k in range(4))[..., :16]
+    expected = sum_of(codes, codebooks) / codebooks[0].std(0)
+    assert torch.allclose(total, expected * total.std() / expected.std(), atol=1e-4)
+
+
+def test_a_start_needs_room(codebooks):
+    with pytest.raises(ValueError, match="do not fit"):
+        start_from_codebooks(make("ar"), codebooks.repeat(1, 1, 2))
+
+
+def test_the_ar_never_sees_the_truth(codebooks, batch):
+    """Target inputs are hidden, or the model's own choices one place earlier; the prompt and BOS stay."""
+    model = make("ar").eval()
+    seen = []
+    model.register_forward_pre_hook(lambda _m, _a, k: seen.append(k["input_ids"].clone()), with_kwargs=True)
+    losses = ar_loss(model, model, batch, codebooks, slice(0, 1))
+    assert losses["code"].isfinite() and losses["latent"].isfinite() and len(seen) == 2
+    codes, pad, bos = batch["audio_codes"][:, 0], model.config.pad_token_id, model.config.bos_token_id
+    own, hidden = seen[1]
+    for row in (own, hidden):
+        assert row[25] == bos
+    assert torch.equal(own[:25], codes[0, :25]) and torch.equal(hidden[:25], codes[1, :25])
+    assert (hidden[26:] == pad).all() and (seen[0][0, 26:] == pad).all()
+    first = {k: v[:1] for k, v in batch.items() if k != "audio_codes"}
+    guess = model(input_ids=seen[0], **first).logits[0, :, :2048].argmax(-1)
+    assert torch.equal(own[26:], guess[25:-1])
+
+
+def test_without_own_rows_there_is_one_pass(codebooks, batch):
+    model, calls = make("ar"), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    ar_loss(model, model, batch, codebooks, slice(0, 0))["code"].backward()
+    assert len(calls) == 1
+
+
+def test_losses_count_target_frames_only(codebooks, batch):
+    """The prompt's codes are input, never labels: a NAR's loss is that of its target frames."""
+    model = make("nar").eval()
+    stages = torch.tensor([1, 3])
+    with torch.no_grad():
+        losses = nar_loss(model, batch, stages, codebooks, 0.0, None)
+    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
+    with torch.no_grad():
+        logits = model(audio_codes=batch["audio_codes"], stage=stages, **shared).logits[:, 25:]
+    target = torch.stack([batch["audio_codes"][0, 1], batch["audio_codes"][1, 3]])[:, 25:]
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target)
+    assert float(losses["code"]) == pytest.approx(float(expected), rel=1e-5)
+    left = [
+        codebooks[1][target[0]] + sum_of(batch["audio_codes"][:1, 2:, 25:], codebooks[2:])[0],
+        codebooks[3][target[1]],
+    ]
+    errors = [latent_error(logits[i], codebooks[k], left[i]) for i, k in enumerate((1, 3))]
+    assert float(losses["latent"]) == pytest.approx(float(sum(errors) / 2), rel=1e-4)
+
+
+def test_repairs_are_better_than_the_old_codes(codebooks, batch):
+    """Behind a disturbed codebook, the label leads nearer to the true latent than the code it replaces."""
+    codes = batch["audio_codes"]
+    given, best = disturb(codes, codebooks, 0.0, torch.Generator().manual_seed(0))
+    assert torch.equal(given, best)
+    true = sum_of(codes, codebooks)
+    given, best = disturb(codes, codebooks, 1.0, torch.Generator().manual_seed(0))
+    wrong = given[:, 0] != codes[:, 0]
+    assert 0.1 < wrong.float().mean() < 1
+    below = codebooks[0][given[:, 0]]
+    kept, repaired = (true - below - codebooks[1][c[:, 1]] for c in (codes, best))
+    assert (repaired.square().sum(-1) <= kept.square().sum(-1) + 1e-4).all()
+    assert repaired[wrong].square().mean() < 0.9 * kept[wrong].square().mean()
+    again, _ = disturb(codes, codebooks, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(again, given)
