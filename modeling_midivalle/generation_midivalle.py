@@ -278,7 +278,10 @@ class MidiValleGenerationMixin(GenerationMixin):
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1, : config.codebook_size]
-            ids = sampler(logits, uniform[:, step])[:, None]
+            if not sampler.do_sample and config.code_choice == "expected":
+                ids = self._nearest_to_expected(logits, 0)[:, None]
+            else:
+                ids = sampler(logits, uniform[:, step])[:, None]
             codes.append(ids)
         return torch.cat(codes, 1)
 
@@ -314,11 +317,11 @@ class MidiValleGenerationMixin(GenerationMixin):
 
     def _nearest_to_expected(self, logits: torch.Tensor, stage: int) -> torch.LongTensor:
         """
-        The code nearest to the expected residual under `logits` `(B, T, codebook_size)`: `(B, T)`. Where many codes are
+        The code nearest to the expected vector under `logits` `(..., codebook_size)`: `(...)`. Where many codes are
         about equally likely, the likeliest is a wild guess, and this one the least error to be expected.
         """
         if not torch.isfinite(logits).all():
-            raise ValueError(f"NAR stage {stage}: logits are not finite")
+            raise ValueError(f"codebook {stage}: the model gave NaN or infinite logits: its weights are broken")
         book = self.codec.quantizer.layers[stage].codebook.embed  # (codebook_size, D)
         expected = logits.float().softmax(-1) @ book
         return (2 * expected @ book.T - book.square().sum(-1)).argmax(-1)

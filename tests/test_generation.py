@@ -36,6 +36,11 @@ def row(song, b):
 GREEDY = Sampler(False)
 
 
+def nearest_to_expected(model, logits, stage):
+    book = model.codec.quantizer.layers[stage].codebook.embed
+    return torch.cdist(logits.softmax(-1) @ book, book).argmin(-1)
+
+
 def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=None):
     """The whole sequence anew for each frame, then each stage."""
     ids, prompt, frames = song["input_ids"], song["prompt_codes"], song["target_frames"]
@@ -46,14 +51,17 @@ def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=No
     first = len(audio[0])
     for t in range(frames):
         logits = model.ar(audio, ids, prompt_lengths=P, use_cache=False).logits[:, -1, :2048]
-        audio = torch.cat([audio, ar_sampler(logits, None if uniform is None else uniform[:, 0, t])[:, None]], 1)
+        if ar_sampler is GREEDY and model.config.ar_config.code_choice == "expected":
+            code = nearest_to_expected(model, logits, 0)
+        else:
+            code = ar_sampler(logits, None if uniform is None else uniform[:, 0, t])
+        audio = torch.cat([audio, code[:, None]], 1)
     codes = torch.cat([prompt, torch.zeros(1, 4, frames, dtype=torch.long)], -1)
     codes[:, 0, P:] = audio[:, first:]
     for stage in (1, 2, 3):
         logits = model.nar(codes, ids, prompt_lengths=P, stage=stage).logits[:, P:]
         if nar_sampler is GREEDY and model.config.nar_config.code_choice == "expected":
-            book = model.codec.quantizer.layers[stage].codebook.embed
-            codes[:, stage, P:] = torch.cdist(logits.softmax(-1) @ book, book[None]).argmin(-1)
+            codes[:, stage, P:] = nearest_to_expected(model, logits, stage)
         else:
             codes[:, stage, P:] = nar_sampler(logits, None if uniform is None else uniform[:, stage])
     return codes[..., P:]
@@ -63,7 +71,7 @@ def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=No
 @torch.no_grad()
 def test_cached_greedy_equals_the_definition(make_model, song, preset, choice):
     model = make_model(preset)
-    model.config.nar_config.code_choice = choice
+    model.config.ar_config.code_choice = model.config.nar_config.code_choice = choice
     for b in range(2):
         alone = row(song, b)
         codes = model.generate_codes(**alone, do_sample=False)
@@ -87,6 +95,7 @@ def test_sampling_equals_the_definition(make_model, song):
 def test_the_mixin_agrees(make_model, song, preset, cache):
     """`ar.generate` of GenerationMixin, left-padded and batched, gives the same codebook 0."""
     model = make_model(preset)
+    model.config.ar_config.code_choice = "argmax"
     ids = torch.zeros(2, 9, dtype=torch.long)
     ids[0], ids[1, 5:] = song["prompt_codes"][0, 0], song["prompt_codes"][1, 0, :4]
     mask = torch.ones(2, 9, dtype=torch.long)
