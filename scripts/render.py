@@ -247,6 +247,14 @@ def choose_prompt(folder: Path, name: str | None) -> tuple[str, tuple[Path, Path
     return f"prompt {name}", (folder / "prompts" / f"{name}.mid", folder / "prompts" / f"{name}.flac")
 
 
+def quiet_transformers():
+    """No progress bars and warnings of transformers: what they warn of is refused here, in one sentence."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def load_processor(folder: Path):
     """The processor of a model folder, by this repository's code."""
     from transformers import AutoProcessor
@@ -254,6 +262,7 @@ def load_processor(folder: Path):
     import tokenization  # noqa: F401  registers the class
     from processing import MidiValleProcessor
 
+    quiet_transformers()
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -268,13 +277,10 @@ def load_model(folder: Path, device: str):
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel
-    from transformers.utils import logging
 
     import modeling_midivalle  # noqa: F401  registers the classes
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what it would warn of is refused below, in one sentence
-
+    quiet_transformers()
     if device == "cuda" and not torch.cuda.is_available():
         raise RenderError("--device cuda: no GPU is available")
     if device == "auto":
