@@ -10,6 +10,7 @@ FOLDER` instead of `--model` to score a codec alone. Needs `make install-eval`.
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,15 @@ import torch
 from tqdm import tqdm
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
-from scripts.metrics import log_mel_distance, mean_interval, note_scores
+from scripts.metrics import (
+    chroma_distance,
+    code_statistics,
+    log_mel_distance,
+    mean_interval,
+    note_scores,
+    si_snr,
+    spectrogram_nrmse,
+)
 from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.prepare_dataset import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP
@@ -27,6 +36,7 @@ from scripts.transcription import Transcriber
 from tokenization import MidiValleTokenizer
 
 COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velocity_correlation", "log_mel_db")
+COLUMNS += ("si_snr_db", "nrmse", "chroma")
 
 
 class Excerpt:
@@ -41,12 +51,27 @@ class Excerpt:
 
 
 @torch.no_grad()
-def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> np.ndarray:
-    """The codec's version of the target, encoded inside its surroundings."""
-    device = next(codec.parameters()).device
-    codes = codec.encode_codes(torch.from_numpy(excerpt.around)[None, None].to(device))
+def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """The codec's version of the target, encoded inside its surroundings; the codes `(K, T)` of all; and how many times
+    faster than real time both ways were."""
+    around = torch.from_numpy(excerpt.around)[None, None].to(next(codec.parameters()).device)
+    seconds, begin = len(excerpt.around) / SAMPLING_RATE, time.perf_counter()
+    codes = codec.encode_codes(around)
+    middle = time.perf_counter()
     wave = codec.decode_codes(codes)[0, 0].cpu().numpy()
-    return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]
+    end = time.perf_counter()
+    speed = {"encode_x_real_time": seconds / (middle - begin), "decode_x_real_time": seconds / (end - middle)}
+    return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)], codes[0].cpu().numpy(), speed
+
+
+def distances(target: np.ndarray, wave: np.ndarray) -> dict[str, float]:
+    """All that is measured without a transcriber."""
+    return {
+        "log_mel_db": log_mel_distance(target, wave),
+        "si_snr_db": si_snr(target, wave),
+        "nrmse": spectrogram_nrmse(target, wave),
+        "chroma": chroma_distance(target, wave),
+    }
 
 
 def synthesise(
@@ -138,22 +163,28 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, keep_audio=False)
     sampling = {k: v for k in ("temperature", "top_k", "top_p") if (v := getattr(args, k)) is not None}
-    output, rows = Path(args.output_dir), []
+    output, rows, codes, speeds = Path(args.output_dir), [], [], []
     output.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(args.first, args.first + args.excerpts), unit="excerpt"):
         excerpt = Excerpt(recordings, index, arguments)
-        waves = {"truth": excerpt.wave, "codec": reconstruct(codec, excerpt)}
+        wave, found, speed = reconstruct(codec, excerpt)
+        waves = {"truth": excerpt.wave, "codec": wave}
+        codes.append(found)
+        speeds.append(speed)
         if model is not None:
             seconds = (args.prompt_seconds, args.seconds)
             waves["generated"] = synthesise(model, tokenizer, excerpt, seconds, args.seed + index, sampling)
         for system, wave in waves.items():
             scores = note_scores(excerpt.reference, transcriber(wave, SAMPLING_RATE))
-            scores["log_mel_db"] = log_mel_distance(excerpt.wave, wave)
+            scores |= distances(excerpt.wave, wave)
             rows.append({"index": index, "system": system, "target": excerpt.target.source} | excerpt.about | scores)
             soundfile.write(output / f"{index:02d}_{system}.flac", np.clip(wave, -1, 1), SAMPLING_RATE)
         plot(output / f"{index:02d}.png", excerpt, waves)
     summary = summarise(rows)
-    results = {"settings": vars(args), "summary": summary, "rows": rows}
+    about = code_statistics(np.concatenate(codes, 1), codec.config.codebook_size)
+    about["kbit_per_s"] = sum(about["entropy_bits"]) * SAMPLING_RATE / HOP / 1000
+    about |= {name: float(np.median([speed[name] for speed in speeds])) for name in speeds[0]}
+    results = {"settings": vars(args), "summary": summary, "codec": about, "rows": rows}
     (output / "results.json").write_text(json.dumps(results, indent=1))
     (output / "table.md").write_text(table(summary) + "\n")
     print(table(summary))

@@ -6,7 +6,15 @@ import math
 import numpy as np
 import pytest
 
-from scripts.metrics import log_mel_distance, mean_interval, note_scores
+from scripts.metrics import (
+    chroma_distance,
+    code_statistics,
+    log_mel_distance,
+    mean_interval,
+    note_scores,
+    si_snr,
+    spectrogram_nrmse,
+)
 from tokenization import NOTE_DTYPE
 
 
@@ -76,3 +84,38 @@ def test_spectral_distance():
     little, more = (log_mel_distance(tone, tone + level * noise) for level in (0.001, 0.1))
     assert 0 < little < more < log_mel_distance(tone, noise)
     assert log_mel_distance(tone, other) > 5
+
+
+def tone(pitch, seconds=2.0):
+    return np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * np.arange(round(seconds * 32_000)) / 32_000) * 0.1
+
+
+def test_si_snr_knows_no_gain():
+    """Noise of a tenth of the tone's power is 10 dB below it, at any gain."""
+    target = tone(69)
+    noise = np.random.default_rng(0).standard_normal(len(target)) * np.sqrt(0.1) * target.std()
+    assert si_snr(target, target + noise) == pytest.approx(10, abs=0.2)
+    assert si_snr(target, 7 * (target + noise)) == pytest.approx(si_snr(target, target + noise))
+    assert si_snr(target, noise) < -20
+
+
+def test_spectrogram_nrmse():
+    """0 at any gain; a wrong pitch costs more than a little noise."""
+    target = tone(60)
+    noisy = target + np.random.default_rng(0).standard_normal(len(target)) * 1e-5
+    assert spectrogram_nrmse(target, 3 * target) == pytest.approx(0, abs=0.01)  # rounding, far below the tone
+    faint = spectrogram_nrmse(noisy, noisy + 1e-4 * tone(80))
+    assert 0 < 5 * faint < spectrogram_nrmse(noisy, noisy - target + tone(61))
+
+
+def test_chroma_distance():
+    """An octave is no distance, a semitone is the whole one: what was there is missing, and something else is there."""
+    pytest.importorskip("librosa", reason="chroma needs librosa: make install-eval")
+    assert chroma_distance(tone(60), tone(60)) < 1e-3
+    assert chroma_distance(tone(60), tone(72)) < 0.3 < 1.5 < chroma_distance(tone(60), tone(61))
+
+
+def test_code_statistics_by_hand():
+    """One code always: 0 bits. Four codes equally often: 2 bits, half of a codebook of eight."""
+    stats = code_statistics(np.array([[3] * 8, [0, 1, 2, 3] * 2]), 8)
+    assert stats == {"used": [1 / 8, 1 / 2], "entropy_bits": [pytest.approx(0), pytest.approx(2)]}
