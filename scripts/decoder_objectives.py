@@ -5,6 +5,9 @@ Codes are not names: two of them may be nearly the same sound. So a decoder star
 tables, where near codes have near logits. And what it will have at hand when it plays is its own output, not the truth:
 the AR learns on its own predictions (given the truth, it learns to repeat the frame before, and then never starts a
 note), the NAR on codebooks that are slightly wrong, to find the code that repairs most of the error.
+
+What a struck key sounds like is most of what there is to learn, and takes millions of frames. It needs no attention:
+the frames learn it first, each alone with its notes, ten times as many a second.
 """
 
 import torch
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 from scripts.codec_quantizer import nearest
 
 INPUT_DEVIATION = 0.1  # of a code vector's entries in the residual stream: well above what the other inputs start with
-SHARPNESS = 5.0  # mean logit difference of two random codes at the start
+SHARPNESS = 20.0  # mean logit difference of two random codes at the start
 
 
 @torch.no_grad()
@@ -29,7 +32,10 @@ def start_from_codebooks(core, codebooks: torch.Tensor) -> None:
         raise ValueError(f"codebooks of {D} axes do not fit into hidden_size {width}; give no start or a wider model")
     tables = getattr(core, "audio_embeddings", None)  # of a NAR
     pairs = [(core.model.audio_embedding, core.lm_head)] if tables is None else zip(tables, [None, *core.heads])
-    norm, axes = (core.model.norm if tables is None else core.norm), codebooks[0].std(0) + 1e-6
+    stack = core.model if tables is None else core
+    norm, axes = stack.norm, codebooks[0].std(0) + 1e-6
+    for layer in stack.layers:  # silent, so that what the frames have learned alone still holds
+        layer.self_attn.out_proj.weight.zero_()
     for (table, head), book in zip(pairs, codebooks):
         table.weight[:size, :D] = book / axes * INPUT_DEVIATION
         if head is None or core.config.tie_word_embeddings:
@@ -44,6 +50,22 @@ def start_from_codebooks(core, codebooks: torch.Tensor) -> None:
         norm.weight[D], norm.bias[D] = 0.0, 1.0
     elif not norm.projected:
         norm.table[:, D], norm.table[:, width + D] = 0.0, 1.0
+
+
+def frame_loss(core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor) -> dict:
+    """Squared error `frame` of the latent as a started head reads it from an AR's last hidden state; no attention, no
+    prompt. Relative to the first codebook's variance, as `latent_error`."""
+    lengths = batch["prompt_lengths"]
+    codes = batch["audio_codes"][..., int(lengths.max()) :]
+    frames = lengths[:, None] + torch.arange(codes.shape[2], device=codes.device)
+    states = core.model.audio_embedding(torch.full_like(frames, core.config.pad_token_id))
+    shared = (batch["midi_ids"], batch["midi_attention_mask"], lengths)
+    states = core.model.embeddings.place_audio(states, frames, frames, *shared)
+    for layer in core.model.layers:
+        states = states + layer.linear2(layer.activation(layer.linear1(layer.norm2(states))))
+    book = codebooks[0]
+    read = core.model.norm(states)[..., : book.shape[1]].float() * book.std(0)
+    return {"frame": (read - sum_of(codes, codebooks)).square().sum(-1).mean() / book.var(0).sum()}
 
 
 def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor, own: slice) -> dict:

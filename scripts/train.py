@@ -31,7 +31,7 @@ from modeling_midivalle import (
     PianoEncodecModel,
 )
 from scripts.data import DataError, TrainingStream, dataset_info, shard_files
-from scripts.decoder_objectives import ar_loss, nar_loss, start_from_codebooks
+from scripts.decoder_objectives import ar_loss, frame_loss, nar_loss, start_from_codebooks
 from scripts.prepare_dataset import codec_hash
 from scripts.schedules import warmup_cosine
 from tokenization import MidiValleTokenizer
@@ -60,6 +60,7 @@ class TrainRecipe:
     own_share: float = 0.5  # AR: of a batch's rows see their own predictions, the others no past target code
     code_noise: float = 0.5  # NAR: lower codebooks are disturbed by up to this, relative to the codebook's deviation
     latent_weight: float = 5.0  # of the expected code's distance to the truth, beside the cross-entropy
+    frame_steps: int = 0  # AR: that come first: frames alone with their notes, without attention and prompt
     codebook_start: bool = True  # tables and heads begin as the codec's codebooks
     average_decay: float = 0.998  # of the weights that are saved
     bf16: bool = True
@@ -123,7 +124,8 @@ class Run:
             if self.step % 50 == 0:
                 now = time.time()
                 self.seconds, logged = self.seconds + now - logged, now
-                self._log({name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]})
+                names = losses[-1]
+                self._log({name: float(np.mean([loss[name] for loss in losses if name in loss])) for name in names})
                 losses = []
             if self.step % self.recipe.save_steps == 0:
                 self._log(self.validate())
@@ -193,14 +195,16 @@ class Run:
             size = len(batch["midi_ids"])
             with self.accelerator.accumulate(self.model):
                 with self._autocast():
-                    if self.part == "ar":
+                    if self.part == "ar" and self.step < recipe.frame_steps:
+                        found = frame_loss(self.core, batch, self.codebooks)
+                    elif self.part == "ar":
                         own = slice(0, round(size * recipe.own_share))
                         found = ar_loss(self.model, self.core, batch, self.codebooks, own)
                     else:
                         stages = self.core.draw_stages(size, self.generator).to(self.device)
                         noise = (recipe.code_noise, self.generator)
                         found = nar_loss(self.model, batch, stages, self.codebooks, *noise)
-                loss = found["code"] + recipe.latent_weight * found["latent"]
+                loss = sum(value * (1.0 if name == "code" else recipe.latent_weight) for name, value in found.items())
                 if not torch.isfinite(loss):
                     raise FloatingPointError(f"loss {float(loss)} at step {self.step}")
                 self.accelerator.backward(loss)

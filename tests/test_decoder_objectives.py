@@ -6,7 +6,15 @@ import torch
 
 from modeling_midivalle import MidiValleARConfig, MidiValleARModel, MidiValleNARConfig, MidiValleNARModel
 from scripts.codec_quantizer import nearest
-from scripts.decoder_objectives import ar_loss, disturb, latent_error, nar_loss, start_from_codebooks, sum_of
+from scripts.decoder_objectives import (
+    ar_loss,
+    disturb,
+    frame_loss,
+    latent_error,
+    nar_loss,
+    start_from_codebooks,
+    sum_of,
+)
 
 
 @pytest.fixture
@@ -121,3 +129,21 @@ def test_repairs_are_better_than_the_old_codes(codebooks, batch):
     assert repaired[wrong].square().mean() < 0.9 * kept[wrong].square().mean()
     again, _ = disturb(codes, codebooks, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(again, given)
+
+
+def test_frames_learn_alone(codebooks, batch):
+    """`frame` is the error of what a started head reads: 0 for a model whose last norm gives the latent. Prompt,
+    attention and the audio's truth play no part in what is read."""
+    model = make("ar", tie_word_embeddings=False)
+    start_from_codebooks(model, codebooks)
+    assert not any(layer.self_attn.out_proj.weight.any() for layer in model.model.layers)
+    loss = frame_loss(model, batch, codebooks)["frame"]
+    loss.backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert grads["model.layers.0.self_attn.in_proj.weight"] is None and grads["lm_head.weight"] is None
+    assert all(grads[f"model.layers.{i}.linear1.weight"].any() for i in range(2))
+    latent = sum_of(batch["audio_codes"][..., 25:], codebooks)
+    read = torch.zeros(2, 25, 32)
+    read[..., :16] = latent / codebooks[0].std(0)
+    model.model.norm.forward = lambda states: read
+    assert float(frame_loss(model, batch, codebooks)["frame"]) < 1e-9
