@@ -199,13 +199,14 @@ def test_nan_raises(make_model, song):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": torch.full((1, 3, 6), 20)}, r"input_ids\[0, 0\]: bar id 20 .* at most 32 s"),
+        ({"input_ids": torch.full((1, 3, 6), 20)}, r"MIDI row \[0, 0\]: bar id 20 .* at most 32 s"),
         ({"input_ids": torch.zeros(1, 3, 5, dtype=torch.long)}, r"must be \(B, N, 6\)"),
         ({"input_values": torch.zeros(1, 1, 640)}, "not both"),
         ({"prompt_codes": torch.zeros(1, 3, 5, dtype=torch.long)}, "prompt_codes must be"),
         ({"prompt_codes": torch.full((1, 4, 5), 2048)}, r"prompt_codes must lie in \[0, 2048\)"),
         ({"prompt_lengths": torch.tensor([99])}, "prompt_lengths must be"),
         ({"target_frames": 0}, "target_frames must be"),
+        ({"target_frames": 1592}, r"1601 frames .* at most 1600 \(32 s\)"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"top_p": 0.0}, "top_p"),
         ({"seed": [1, 2, 3]}, "one for each of the 1 rows"),
