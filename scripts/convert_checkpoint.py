@@ -6,9 +6,9 @@
 
 Either file may be given alone: without --codec the model makes codes but no audio; without --midi-valle the folder is a
 codec. --codec also takes a Hugging Face EnCodec folder. With --check the model is compared with a recording of the
-original program, see `scripts.published_check`. The folder is made beside --output, compared with the files, loaded, and
-then renamed; it holds the report `conversion.json`. Exit code 1: a check failed; 2: a file that cannot be used. Neither
-leaves a folder.
+original program, see `scripts.published_check`. The folder is made beside --output, compared with the files, loaded
+again, and renamed; it holds the report `conversion.json`. Exit code 1: a check failed; 2: a file that cannot be used.
+Neither leaves a folder.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import EncodecFeatureExtractor
 from transformers.utils import logging
@@ -39,7 +40,7 @@ from scripts.published_weights import (
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"
-SHARD_SIZE = "200MB"  # saving and loading hold one shard beside the model
+SHARD_SIZE = "500MB"  # saving and loading hold one shard beside the model
 
 
 def read_codec(path: str | Path) -> tuple[PianoEncodecModel, dict[str, list[str]]]:
@@ -73,8 +74,8 @@ def build_model(
             share_midi_embeddings=True,
             has_codec=codec is not None,
         )
-    except ValueError as error:
-        raise CheckpointError(f"codec and MIDI-VALLE do not fit together: {error}") from error
+    except StrictDataclassError as error:
+        raise CheckpointError(f"codec and MIDI-VALLE do not fit together: {error.__cause__}") from error
     with torch.device("meta"):
         model = MidiValleForConditionalGeneration(config)
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("codec.")}

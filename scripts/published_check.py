@@ -2,8 +2,8 @@
 """Compare a converted model with inputs and outputs that were recorded from the original program.
 
 A recording is a `.safetensors` with a `.json` beside it: `teacher_forced.{x, x_lens, y, y_lens, ar_logits,
-nar_logits.STAGE}`, with losses, stages and prefixes in the JSON, and `inference.{x, prompt, greedy_codes, ar_step_logits,
-nar_logits, cap_x, cap_codes}`. Codes are `(T, K)` there.
+nar_logits.STAGE}`, with losses, stages and prefixes in the JSON, and `inference.{x, prompt, greedy_codes,
+ar_step_logits, nar_logits, cap_x, cap_codes}`. Codes are `(T, K)` there.
 """
 
 import json
@@ -42,10 +42,12 @@ def load_recording(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         CheckpointError: one of the two is missing or cannot be read.
     """
     path = Path(path)
-    facts = next((p for p in (path.with_suffix(".json"), path.with_name(f"{path.stem.removesuffix('-io')}.json"))
-                  if p.is_file()), None)  # fmt: skip
-    if not path.is_file() or facts is None:
-        raise CheckpointError(f"{path}: no such file" if facts else f"{path}: no file, or no .json beside it")
+    facts = path.with_suffix(".json")
+    if not facts.is_file():
+        facts = path.with_name(f"{path.stem.removesuffix('-io')}.json")
+    for file in (path, facts):
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file; a recording is a .safetensors with a .json beside it")
     try:
         tensors = load_file(path)
         return {k: v.long() if not v.is_floating_point() else v for k, v in tensors.items()}, json.loads(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts.published_weights import CheckpointError, read_pickle
@@ -53,7 +54,7 @@ def read_codec_export(path: str | Path) -> tuple[PianoEncodecModel, dict[str, li
     try:
         config = read_codec_config(state, settings)
         model = PianoEncodecModel(config).eval()
-    except (ValueError, KeyError, IndexError) as error:
+    except (ValueError, KeyError, IndexError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: not an EnCodec that MIDI-VALLE can use ({error})") from error
     names = {key: rename(key) for key in state}
     wanted = model.state_dict()

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from modeling_midivalle import MidiValleARConfig, MidiValleNARConfig
 
@@ -44,7 +45,7 @@ def read_pickle(path: str | Path) -> dict:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+        if "GLOBAL" not in str(error):
             raise CheckpointError(f"{path}: not a file of torch.save") from error
         raise CheckpointError(
             f"{path}: holds Python objects beside tensors, and reading them would run code: save its tensors alone"
@@ -111,8 +112,8 @@ def read_configs(published: dict[str, torch.Tensor], num_heads: int) -> tuple[Mi
         nar = MidiValleNARConfig.from_preset(
             "published", num_hidden_layers=layers["nar"], **shared, tie_word_embeddings=tied
         )
-    except ValueError as error:
-        raise CheckpointError(f"the sizes contradict one another (see --num-heads): {error}") from error
+    except StrictDataclassError as error:
+        raise CheckpointError(f"the sizes contradict one another (see --num-heads): {error.__cause__}") from error
     return ar, nar
 
 
