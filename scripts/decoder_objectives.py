@@ -5,6 +5,8 @@ Codes are not names: two of them may be nearly the same sound. So a decoder star
 tables, where near codes have near logits. And what it will have at hand when it plays is its own output, not the truth:
 the AR learns on its own predictions (given the truth, it learns to repeat the frame before, and then never starts a
 note), the NAR on codebooks that are slightly wrong, to find the code that repairs most of the error.
+
+Published weights go on as they began (`config.objective` is `"published_sum"`): `published_loss`, on the truth.
 """
 
 import torch
@@ -92,6 +94,21 @@ def nar_loss(model, batch, stages, codebooks: torch.Tensor, noise: float, genera
         target = ~prompt[row]
         errors.append(latent_error(output.logits[row, target], codebooks[stage], left[target]))
     return {"code": output.loss, "latent": torch.stack(errors).mean()}
+
+
+def published_loss(model, core, batch: dict[str, torch.Tensor], stages: torch.LongTensor | None, generator) -> dict:
+    """The published loss of an AR (`stages` None) or of a NAR's `stages` `(B,)`, summed over the batch's frames.
+
+    The past is the truth. A NAR's prompt is the excerpt's own beginning, its length drawn (`draw_prefix`).
+    """
+    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask")}
+    codes = batch["audio_codes"]
+    if stages is None:
+        inputs = core.build_inputs(codes[:, 0], torch.ones_like(codes[:, 0]), batch["prompt_lengths"])
+        return {"code": model(**inputs, **shared).loss}
+    prefix = torch.full_like(stages, core.draw_prefix(torch.tensor([codes.shape[2]]), generator))
+    output = model(audio_codes=codes, prompt_lengths=prefix, stage=stages, labels=codes, **shared)
+    return {"code": output.loss}
 
 
 def latent_error(logits: torch.Tensor, book: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
