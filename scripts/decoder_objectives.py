@@ -64,7 +64,7 @@ def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor
     places = torch.arange(inputs["input_ids"].shape[1], device=codes.device)
     past = places >= first[:, None]
     inputs["input_ids"] = inputs["input_ids"].masked_fill(past, core.config.pad_token_id)
-    keep = inputs["input_ids"].shape[1] - int(first.min()) + 1
+    keep = min(len(places) - int(first.min()) + 1, len(places))
     labels = inputs.pop("labels")
     if len(codes[own]):
         rows = {k: v[own] for k, v in (inputs | shared).items()}
