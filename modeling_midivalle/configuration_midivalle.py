@@ -229,6 +229,7 @@ class MidiValleConfig(PreTrainedConfig):
         codec_config (`PianoEncodecConfig` or `dict`), ar_config (`MidiValleARConfig` or `dict`),
         nar_config (`MidiValleNARConfig` or `dict`): the parts.
         share_midi_embeddings (`bool`, defaults to `False`): AR and NAR use the same six MIDI tables (as published).
+        has_codec (`bool`, defaults to `True`): `False` leaves the codec out: the model knows codes only.
 
     Example:
 
@@ -249,6 +250,7 @@ class MidiValleConfig(PreTrainedConfig):
     ar_config: MidiValleARConfig | dict | None = None
     nar_config: MidiValleNARConfig | dict | None = None
     share_midi_embeddings: bool = False
+    has_codec: bool = True
     initializer_range: float = 0.02
 
     @classmethod

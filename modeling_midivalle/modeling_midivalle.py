@@ -54,7 +54,8 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
 
     def __init__(self, config: MidiValleConfig):
         super().__init__(config)
-        self.codec = PianoEncodecModel(config.codec_config)
+        if config.has_codec:
+            self.codec = PianoEncodecModel(config.codec_config)
         self.ar = MidiValleARModel(config.ar_config)
         self.nar = MidiValleNARModel(config.nar_config)
         if config.share_midi_embeddings:

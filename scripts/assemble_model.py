@@ -37,7 +37,7 @@ class AssembleError(ValueError):
 
 
 def load_part(name: str, folder: str | Path):
-    """The model `name` (`codec`, `ar` or `nar`) of a folder, in fp32; every weight must be there.
+    """The model `name` (`codec`, `ar` or `nar`) of its own folder or of a whole model's, in fp32, every weight found.
 
     Raises:
         AssembleError: no such folder, another kind of model, or missing weights.
@@ -46,14 +46,19 @@ def load_part(name: str, folder: str | Path):
     if not (folder / "config.json").is_file():
         raise AssembleError(f"--{name} {folder}: holds no config.json; give the folder that the training saved")
     config = model_class.config_class.get_config_dict(folder)[0]
+    whole = config.get("model_type") == MidiValleForConditionalGeneration.config_class.model_type
     kinds = CODEC_TYPES if name == "codec" else (model_class.config_class.model_type,)
-    if config.get("model_type") not in kinds:
+    if not whole and config.get("model_type") not in kinds:
         raise AssembleError(
             f"--{name} {folder}: holds a {config.get('model_type')} model, expected {' or '.join(kinds)}"
         )
-    model, report = model_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    loaded_class = MidiValleForConditionalGeneration if whole else model_class
+    model, report = loaded_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     if wrong := {key: value for key, value in report.items() if value}:
         raise AssembleError(f"--{name} {folder}: the weights do not fit the configuration: {wrong}")
+    if whole and not hasattr(model, name):
+        raise AssembleError(f"--{name} {folder}: was converted without a codec")
+    model = getattr(model, name) if whole else model
     model.config.name_or_path = ""  # it would be saved, with the path of this machine
     return model
 

@@ -8,6 +8,8 @@ note), the NAR on codebooks that are slightly wrong, to find the code that repai
 
 What a struck key sounds like is most of what there is to learn, and takes millions of frames. It needs no attention:
 the frames learn it first, each alone with its notes, ten times as many a second.
+
+Published weights go on as they began (`config.objective` is `"published_sum"`): `published_loss`, on the truth.
 """
 
 import torch
@@ -84,7 +86,7 @@ def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor
     places = torch.arange(inputs["input_ids"].shape[1], device=codes.device)
     past = places >= first[:, None]
     inputs["input_ids"] = inputs["input_ids"].masked_fill(past, core.config.pad_token_id)
-    keep = inputs["input_ids"].shape[1] - int(first.min()) + 1
+    keep = min(len(places) - int(first.min()) + 1, len(places))
     labels = inputs.pop("labels")
     if len(codes[own]):
         rows = {k: v[own] for k, v in (inputs | shared).items()}
@@ -114,6 +116,21 @@ def nar_loss(model, batch, stages, codebooks: torch.Tensor, noise: float, genera
         target = ~prompt[row]
         errors.append(latent_error(output.logits[row, target], codebooks[stage], left[target]))
     return {"code": output.loss, "latent": torch.stack(errors).mean()}
+
+
+def published_loss(model, core, batch: dict[str, torch.Tensor], stages: torch.LongTensor | None, generator) -> dict:
+    """The published loss of an AR (`stages` None) or of a NAR's `stages` `(B,)`, summed over the batch's frames.
+
+    The past is the truth. A NAR's prompt is the excerpt's own beginning, its length drawn (`draw_prefix`).
+    """
+    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask")}
+    codes = batch["audio_codes"]
+    if stages is None:
+        inputs = core.build_inputs(codes[:, 0], torch.ones_like(codes[:, 0]), batch["prompt_lengths"])
+        return {"code": model(**inputs, **shared).loss}
+    prefix = torch.full_like(stages, core.draw_prefix(torch.tensor([codes.shape[2]]), generator))
+    output = model(audio_codes=codes, prompt_lengths=prefix, stage=stages, labels=codes, **shared)
+    return {"code": output.loss}
 
 
 def latent_error(logits: torch.Tensor, book: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

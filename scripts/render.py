@@ -6,8 +6,8 @@
     python -m scripts.render piece.mid piece.wav --prompt-audio mine.wav --prompt-midi mine.mid
     python -m scripts.render --list-prompts
 
-The output lasts exactly until the end of the last sounding note plus the ring-out. Same seed, same output. Input that
-cannot be used gives one sentence, exit code 2 and no file.
+The output lasts exactly until the end of the last sounding note plus the ring-out; with --compat published, until the
+model ends it. Same seed, same output. Input that cannot be used gives one sentence, exit code 2 and no file.
 """
 
 import argparse
@@ -73,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument("--temperature", type=float, metavar="T", help="0 chooses the likeliest code")
     sampling.add_argument("--top-k", type=int, metavar="K", help="0 = off")
     sampling.add_argument("--top-p", type=float, metavar="P", help="1 = off")
+    sampling.add_argument(
+        "--compat",
+        choices=("published",),
+        help="generate as the published program: any code, temperature 1, one segment that ends where the model says",
+    )
     return parser
 
 
@@ -122,6 +127,11 @@ def render(args: argparse.Namespace) -> int:
     whole = processor.tokenizer.load_performance(args.input, args.sustain)
     performance = processor.load(whole, start=args.start, end=args.end)
     windows = processor.windows(performance, args.ring_out)
+    if args.compat and len(windows) > 1:
+        raise RenderError(
+            f"--compat {args.compat} renders one segment of at most {processor.max_window_seconds} s, and "
+            f"{performance.name} needs {len(windows)}: give --start and --end"
+        )
     if changes := describe_changes(processor.tokenizer, performance, windows):
         print(f"render: {changes}", file=sys.stderr)
     if args.prompt_audio:
@@ -132,13 +142,14 @@ def render(args: argparse.Namespace) -> int:
     model = load_model(folder, args.device)
     begin = time.perf_counter()
     codes = generate_windows(model, processor, performance, windows, prompt, args.seed, sampling_options(args))
-    wave = to_wave(model.codec, codes, seconds=windows[-1][1])
+    wave = to_wave(model.codec, codes, seconds=None if args.compat else windows[-1][1])
     took = time.perf_counter() - begin
     gain = write_audio(args.output, wave, model.config.sampling_rate)
+    seconds = len(wave) / model.config.sampling_rate
     turned_down = f", turned down by {gain:.2f} to avoid clipping" if gain < 1 else ""
     print(
-        f"{args.output}: {windows[-1][1]:.3f} s, {len(performance.notes)} notes, {len(windows)} windows, {label}, "
-        f"{took:.1f} s on {model.device} ({windows[-1][1] / took:.2f}x real time){turned_down}"
+        f"{args.output}: {seconds:.3f} s, {len(performance.notes)} notes, {len(windows)} windows, {label}, "
+        f"{took:.1f} s on {model.device} ({seconds / took:.2f}x real time){turned_down}"
     )
     return 0
 
@@ -187,21 +198,22 @@ def generate_windows(model, processor, performance, windows, prompt, seed: int, 
         )
 
 
-def to_wave(codec, codes: Iterator, seconds: float):
-    """Join the codes of all windows on the frame grid and decode them as one: float32 `(samples,)` of `seconds`."""
+def to_wave(codec, codes: Iterator, seconds: float | None):
+    """Join the codes of all windows on the frame grid and decode them as one: float32 `(samples,)` of `seconds`, or of
+    all frames."""
     import torch
 
     from scripts.stream_decoding import decode_stream
 
     wave = torch.cat(list(decode_stream(codec, torch.cat(list(codes), -1))))
-    return wave[: round(seconds * codec.config.sampling_rate)].numpy()
+    return wave[: None if seconds is None else round(seconds * codec.config.sampling_rate)].numpy()
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
     """Options of `generate_codes`; what the command line leaves open is the model's."""
     if args.temperature == 0:
-        return {"do_sample": False}
-    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+        return {"do_sample": False, "compat": args.compat}
+    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "compat": args.compat}
 
 
 def model_folder(model: str) -> Path:
@@ -293,6 +305,8 @@ def load_model(folder: Path, device: str):
         raise RenderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
     if model.config.model_type != "midivalle":
         raise RenderError(f"{folder}: holds a {model.config.model_type} model, not midivalle")
+    if not model.config.has_codec:
+        raise RenderError(f"{folder}: holds no codec; convert it together with --codec")
     if wrong := {key: value for key, value in report.items() if value}:
         raise RenderError(f"{folder}: the weights do not fit the configuration: {wrong}")
     if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]:

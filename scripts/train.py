@@ -30,8 +30,9 @@ from modeling_midivalle import (
     MidiValleNARModel,
     PianoEncodecModel,
 )
+from scripts.assemble_model import load_part
 from scripts.data import DataError, TrainingStream, dataset_info, shard_files
-from scripts.decoder_objectives import ar_loss, frame_loss, nar_loss, start_from_codebooks
+from scripts.decoder_objectives import ar_loss, frame_loss, nar_loss, published_loss, start_from_codebooks
 from scripts.prepare_dataset import codec_hash
 from scripts.schedules import warmup_cosine
 from tokenization import MidiValleTokenizer
@@ -44,7 +45,8 @@ class TrainRecipe:
     """What a recipe file (YAML) may set, for either decoder."""
 
     preset: str = "starter"
-    ar: dict = field(default_factory=dict)  # fields of MidiValleARConfig that differ from the preset
+    init_from: str | None = None  # folder of trained weights to go on from: of the decoder, or of a whole model
+    ar: dict = field(default_factory=dict)  # fields of MidiValleARConfig that differ from the preset or from init_from
     nar: dict = field(default_factory=dict)
     batch_size: int = 8  # rows a process and step
     gradient_accumulation_steps: int = 1
@@ -57,11 +59,12 @@ class TrainRecipe:
     clip_norm: float = 1.0
     prompt_seconds: tuple[float, float] = (1.0, 6.0)
     no_prompt_share: float = 0.05
+    mark_held: bool = True  # notes that sound on from before an excerpt get rows; the published model knows none
     own_share: float = 0.5  # AR: of a batch's rows see their own predictions, the others no past target code
     code_noise: float = 0.5  # NAR: lower codebooks are disturbed by up to this, relative to the codebook's deviation
     latent_weight: float = 5.0  # of the expected code's distance to the truth, beside the cross-entropy
     frame_steps: int = 0  # AR: that come first: frames alone with their notes, without attention and prompt
-    codebook_start: bool = True  # tables and heads begin as the codec's codebooks
+    codebook_start: bool = True  # without init_from, tables and heads begin as the codec's codebooks
     average_decay: float = 0.998  # of the weights that are saved
     bf16: bool = True
     save_steps: int = 500
@@ -95,10 +98,7 @@ class Run:
             cpu=not torch.cuda.is_available(), gradient_accumulation_steps=recipe.gradient_accumulation_steps
         )
         torch.manual_seed(recipe.seed)
-        config_class, model_class = PARTS[part]
-        model = model_class(config_class.from_preset(recipe.preset, **getattr(recipe, part)))
-        if recipe.codebook_start:
-            start_from_codebooks(model, codebooks)
+        model = start_model(recipe, part, codebooks)
         decay, rest = [], []
         for parameter in model.parameters():
             (decay if parameter.ndim > 1 else rest).append(parameter)
@@ -106,6 +106,7 @@ class Run:
         optimizer = torch.optim.AdamW(groups, recipe.learning_rate, recipe.betas, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.core, self.device = self.accelerator.unwrap_model(self.model), self.accelerator.device
+        self.published = self.core.config.objective == "published_sum"
         self.average = {k: v.detach().clone() for k, v in self.core.state_dict().items()}
         self.generator = torch.Generator().manual_seed(recipe.seed + self.accelerator.process_index)
         self.validation, self.codebooks = validation, codebooks.to(self.device)
@@ -146,10 +147,13 @@ class Run:
             for batch in self.validation:
                 batch = {k: v.to(self.device) for k, v in batch.items()}
                 with self._autocast():
-                    if self.part == "ar":
+                    stages = torch.full((len(batch["midi_ids"]),), stage, device=self.device) if stage else None
+                    if self.published:
+                        prefix = torch.Generator().manual_seed(self.recipe.seed)  # the same one every time
+                        losses = published_loss(self.core, self.core, batch, stages, prefix)
+                    elif self.part == "ar":
                         losses = ar_loss(self.core, self.core, batch, self.codebooks, slice(None))
                     else:
-                        stages = torch.full((len(batch["midi_ids"]),), stage, device=self.device)
                         losses = nar_loss(self.core, batch, stages, self.codebooks, 0.0, None)
                 found.append(losses)
             for name in found[0]:
@@ -195,7 +199,12 @@ class Run:
             size = len(batch["midi_ids"])
             with self.accelerator.accumulate(self.model):
                 with self._autocast():
-                    if self.part == "ar" and self.step < recipe.frame_steps:
+                    if self.published:
+                        stages = None
+                        if self.part == "nar":  # one stage for the whole batch
+                            stages = self.core.draw_stages(1, self.generator).to(self.device).repeat(size)
+                        found = published_loss(self.model, self.core, batch, stages, self.generator)
+                    elif self.part == "ar" and self.step < recipe.frame_steps:
                         found = frame_loss(self.core, batch, self.codebooks)
                     elif self.part == "ar":
                         own = slice(0, round(size * recipe.own_share))
@@ -250,6 +259,25 @@ class Run:
         self.accelerator.print(f"continuing from {found[-1]} at step {self.step}")
 
 
+def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
+    """A decoder with new weights, or with those of `recipe.init_from`.
+
+    Raises:
+        ValueError: the folder of `init_from` holds no such decoder.
+    """
+    config_class, model_class = PARTS[part]
+    changes = getattr(recipe, part)
+    if recipe.init_from is None:
+        model = model_class(config_class.from_preset(recipe.preset, **changes))
+        if recipe.codebook_start:
+            start_from_codebooks(model, codebooks)
+        return model
+    trained = load_part(part, recipe.init_from)
+    model = model_class(config_class.from_dict(trained.config.to_dict() | changes))
+    model.load_state_dict(trained.state_dict())
+    return model
+
+
 def load_codebooks(folder: str | Path) -> torch.Tensor:
     """`(K, codebook_size, D)` of a codec folder."""
     layers = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).quantizer.layers
@@ -273,17 +301,18 @@ def main(argv: list[str] | None = None) -> int:
         if found != wanted:
             made = f"{args.data} was encoded by codec {found[:12]}"
             raise DataError(f"{made}, but {args.codec} is {wanted[:12]}: encode anew")
-        tokenizer = MidiValleTokenizer()
+        tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held)
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         layout = {"prompt_seconds": recipe.prompt_seconds, "no_prompt_share": recipe.no_prompt_share}
         layout |= {"seed": recipe.seed, "rank": rank, "world_size": world}
         stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
         held_out = TrainingStream(shard_files(args.data, "validation"), tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
+        validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
+        run = Run(recipe, args.part, stream, validation, load_codebooks(args.codec), Path(args.output_dir))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
-    Run(recipe, args.part, stream, validation, load_codebooks(args.codec), Path(args.output_dir)).train(args.stop_after)
+    run.train(args.stop_after)
     return 0
 
 

@@ -27,6 +27,15 @@ from modeling_midivalle import (
 
 torch.set_num_threads(1)
 
+# of transformers' own tests, see test_transformers_common.py
+MARKERS = "accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test torch_compile_test generate order"
+
+
+def pytest_configure(config):
+    for name in MARKERS.split() + [f"is_{kind}_test" for kind in ("training", "tensor_parallel", "pipeline", "fsdp")]:
+        config.addinivalue_line("markers", f"{name}: used by transformers")
+
+
 PUBLISHED_TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
 
 

@@ -12,6 +12,7 @@ from scripts.decoder_objectives import (
     frame_loss,
     latent_error,
     nar_loss,
+    published_loss,
     start_from_codebooks,
     sum_of,
 )
@@ -112,6 +113,28 @@ def test_losses_count_target_frames_only(codebooks, batch):
     ]
     errors = [latent_error(logits[i], codebooks[k], left[i]) for i, k in enumerate((1, 3))]
     assert float(losses["latent"]) == pytest.approx(float(sum(errors) / 2), rel=1e-4)
+
+
+def test_the_published_loss_sees_the_truth_and_sums_it(batch):
+    """All frames of the AR count, the EOS behind the last too; of the NAR those behind a drawn part, weighted."""
+    codes, shared = batch["audio_codes"], {k: batch[k] for k in ("midi_ids", "midi_attention_mask")}
+    model = make("ar", objective="published_sum", use_target_bos=False, use_segment_embeddings=False).eval()
+    logits = model(codes[:, 0], **shared).logits
+    targets = torch.nn.functional.pad(codes[:, 0, 1:], (0, 1), value=2048)
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="sum")
+    torch.testing.assert_close(published_loss(model, model, batch, None, None)["code"], expected)
+    model = make("nar", objective="published_sum").eval()
+    drawn = [model.draw_prefix(torch.tensor([50, 60]), torch.Generator().manual_seed(seed)) for seed in range(100)]
+    assert (min(drawn), max(drawn)) == (12, 23) and model.draw_prefix(torch.tensor([4000])) == 150
+    with pytest.raises(ValueError, match="has 3 frames"):
+        model.draw_prefix(torch.tensor([3]))
+    stages, P = torch.tensor([2, 2]), drawn[0]
+    logits = model(codes, prompt_lengths=torch.tensor([P, P]), stage=2, **shared).logits[:, P:]
+    expected = (
+        torch.nn.functional.cross_entropy(logits.transpose(1, 2), codes[:, 2, P:], reduction="sum") * 50 / (50 - P)
+    )
+    found = published_loss(model, model, batch, stages, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found["code"], expected)
 
 
 def test_repairs_are_better_than_the_old_codes(codebooks, batch):

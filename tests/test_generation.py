@@ -208,13 +208,14 @@ def test_nan_raises(make_model, song):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": torch.full((1, 3, 6), 20)}, r"input_ids\[0, 0\]: bar id 20 .* at most 32 s"),
-        ({"input_ids": torch.zeros(1, 3, 5, dtype=torch.long)}, r"must be \(B, N, 6\)"),
+        ({"input_ids": torch.full((1, 3, 6), 20)}, r"MIDI row \[0, 0\]: bar id 20 .* at most 32 s"),
+        ({"input_ids": torch.zeros(1, 3, 5, dtype=torch.long)}, r"must be \(1, N, 6\)"),
         ({"input_values": torch.zeros(1, 1, 640)}, "not both"),
         ({"prompt_codes": torch.zeros(1, 3, 5, dtype=torch.long)}, "prompt_codes must be"),
         ({"prompt_codes": torch.full((1, 4, 5), 2048)}, r"prompt_codes must lie in \[0, 2048\)"),
         ({"prompt_lengths": torch.tensor([99])}, "prompt_lengths must be"),
         ({"target_frames": 0}, "target_frames must be"),
+        ({"target_frames": 1592}, r"1601 frames .* at most 1600 \(32 s\)"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"top_p": 0.0}, "top_p"),
         ({"seed": [1, 2, 3]}, "one for each of the 1 rows"),
@@ -230,6 +231,80 @@ def test_the_published_model_needs_a_prompt(make_model, song):
     assert make_model().generate_codes(**midi, seed=0).shape == (2, 4, 30)
     with pytest.raises(ValueError, match="needs a prompt"):
         make_model("published").generate_codes(**midi)
+
+
+def published_row(make_model, make_rows, notes=2):
+    """A published model and a row of `notes` + 2 MIDI rows with a prompt of 6 frames."""
+    codes = torch.randint(0, 2048, (1, 4, 6), generator=torch.Generator().manual_seed(1))
+    return make_model("published"), {"input_ids": make_rows(0, notes)[None], "prompt_codes": codes}
+
+
+def edit_logits(model, edit):
+    """Call `edit(logits, frames so far)` on the logits `(1, 1, 2049)` of every step; it changes them in place."""
+
+    def hook(_module, _inputs, kwargs, output):
+        edit(output.logits, kwargs["attention_mask"].shape[1])
+
+    model.ar.register_forward_hook(hook, with_kwargs=True)
+
+
+def test_published_rules_stop_at_the_cap_or_where_eos_is_likeliest(make_model, make_rows):
+    """Whatever `target_frames` says: 16 frames a row and one; or where the argmax is EOS, though it was not drawn."""
+    model, row = published_row(make_model, make_rows)
+    edit_logits(model, lambda logits, _: logits[..., 2048].fill_(-1e4))
+    out = model.generate(**row, target_frames=3, compat="published", seed=0, return_dict_in_generate=True)
+    assert out.audio_codes.shape == (1, 4, 16 * 4 + 1) and out.target_frames.tolist() == [65]
+    assert out.audio_values.shape == (1, 1, 65 * 640)
+    again = model.generate_codes(**row, compat="published", seed=0)
+    padded = {"input_ids": torch.cat([row["input_ids"], torch.zeros(1, 3, 6, dtype=torch.long)], 1)}
+    padded["attention_mask"] = torch.tensor([[1] * 4 + [0] * 3])  # padding counts no frames
+    assert torch.equal(out.audio_codes, again)
+    assert torch.equal(again, model.generate_codes(**(row | padded), compat="published", seed=0))
+
+    def end_after_nine(logits, frames):
+        if frames == 6 + 9:
+            logits[..., 2048] = logits.amax() + 0.01  # the likeliest, but of 2049 hardly ever the drawn one
+
+    edit_logits(model, end_after_nine)
+    assert torch.equal(model.generate_codes(**row, compat="published", seed=0)[:, 0], again[:, 0, :9])
+
+
+def test_published_rules_stop_where_eos_is_drawn(make_model, make_rows):
+    """EOS just below the likeliest code is drawn sooner or later, and then ends the row."""
+    model, row = published_row(make_model, make_rows, notes=6)
+    lengths = set()
+    edit_logits(model, lambda logits, _: logits[..., 2048].fill_(float(logits.amax()) - 0.5))
+    for seed in range(8):
+        try:
+            lengths.add(model.generate_codes(**row, compat="published", seed=seed).shape[-1])
+        except ValueError as error:
+            assert "before the first frame" in str(error)
+    assert len(lengths) > 1 and min(lengths) < 16 * 8  # else only the cap or the argmax would end it
+
+
+def test_published_sampling_draws_from_all_codes(make_model, make_rows):
+    """No top-k, no top-p, temperature 1, whatever the generation configuration says; our own rules follow it."""
+    model, row = published_row(make_model, make_rows)
+    model.generation_config.top_k = 1
+    edit_logits(model, lambda logits, _: logits.zero_()[..., 2048].fill_(-1e4))
+    free = model.generate_codes(**row, compat="published", seed=0)[0, 0]
+    assert len(free.unique()) > 55  # of 65: equal chances for 2048 codes
+    own = model.generate_codes(**row, target_frames=65, seed=0)[0, 0]
+    assert len(own.unique()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"compat": "paper"}, "compat must be"), ({"input_ids": torch.ones(2, 3, 6, dtype=torch.long)}, "one row")],
+)
+def test_published_rules_refuse(make_model, make_rows, change, message):
+    model, row = published_row(make_model, make_rows)
+    if len(change.get("input_ids", row["input_ids"])) == 2:
+        change = change | {"prompt_codes": row["prompt_codes"].repeat(2, 1, 1)}
+    with pytest.raises(ValueError, match=message):
+        model.generate_codes(**(row | {"compat": "published"} | change))
+    with pytest.raises(ValueError, match="without a BOS frame"):
+        make_model().generate_codes(**row, compat="published")
 
 
 # --- parts ----------------------------------------------------------------------------------------

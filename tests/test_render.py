@@ -319,6 +319,26 @@ def test_hub_ids(folder, monkeypatch):
         render.model_folder("me/lost")
 
 
+def test_published_rules(run, monkeypatch):
+    """--compat reaches the model, which sets the length; more than one window or weights of ours are refused."""
+    save_midi("piece.mid", (0.0, 1.0, 60))
+    code, _, err = run("piece.mid", "no.wav", "--compat", "published")
+    assert code == 2 and "for weights without a BOS frame" in err and not Path("no.wav").exists()
+    asked = {}
+
+    def generate_codes(self, *arguments, **options):
+        asked.update(options)
+        return torch.zeros(1, 4, 7, dtype=torch.long)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    code, out, err = run("piece.mid", "out.wav", "--compat", "published", "--seed", 5)
+    assert code == 0 and asked["compat"] == "published" and asked["seed"] == 5, err
+    assert soundfile.info("out.wav").frames == 7 * 640 and "0.140 s" in out
+    save_midi("long.mid", (0.0, 1.0, 60), (40.0, 1.0, 60))
+    code, _, err = run("long.mid", "no.wav", "--compat", "published")
+    assert code == 2 and "renders one segment of at most" in err
+
+
 def test_a_model_without_prompts_renders_without(tmp_path):
     assert render.choose_prompt(tmp_path, None) == ("no prompt (the model folder has none)", None)
     with pytest.raises(render.RenderError, match="the model folder has no prompts"):

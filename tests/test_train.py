@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from modeling_midivalle import MidiValleForConditionalGeneration
 from scripts import train
+from scripts.assemble_model import load_part
 from scripts.data import TrainingStream, shard_files
 from tokenization import MidiValleTokenizer
 
@@ -106,6 +108,34 @@ def test_accumulated_steps_equal_one_larger_batch(tiny_data, tiny_pack, tmp_path
     run._train_step(halves)
     for name, value in run.core.named_parameters():
         assert torch.allclose(value, expected[name], atol=2e-3), name  # Adam's first step is a sign: 1e-2 each
+
+
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_published_weights_go_on_by_their_own_objective(run, part, make_model, tiny_pack, tmp_path, capsys):
+    """From a whole model's folder, one decoder, and its parts go together again; our objective on request."""
+    model = make_model("published")
+    model.save_pretrained(tmp_path / "whole")
+    recipe = RECIPE + "init_from: {}\nmark_held: false\nno_prompt_share: 1.0\n".format(tmp_path / "whole")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert run(part, tmp_path / "out") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    losses = [value for name, value in rows[-1].items() if name.startswith("validation_code")]
+    assert min(losses) > 100 and not any("latent" in name for name in rows[-1])  # sums, and nothing beside them
+    trained = AutoModel.from_pretrained(tmp_path / "out" / "model")
+    assert trained.config.objective == "published_sum"
+    before = getattr(model, part).state_dict()
+    alphas = {name for name in before if name.endswith("alpha")}
+    still = {name for name, value in trained.state_dict().items() if torch.equal(value, before[name])}
+    assert still >= alphas if part == "nar" else not still & alphas
+    parts = {name: str(tmp_path / "whole") for name in ("codec", "ar", "nar")} | {part: str(tmp_path / "out" / "model")}
+    joined = MidiValleForConditionalGeneration.from_sub_models(**{k: load_part(k, v) for k, v in parts.items()})
+    assert torch.equal(getattr(joined, part).state_dict()[min(alphas)], trained.state_dict()[min(alphas)])
+    (tmp_path / "recipe.yaml").write_text(recipe + f"{part}: {{objective: target_mean}}\n")
+    assert run(part, tmp_path / "clean") == 0
+    last = json.loads((tmp_path / "clean" / "log.jsonl").read_text().splitlines()[-1])
+    assert max(value for name, value in last.items() if name.startswith("validation_code")) < 30
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "init_from: nowhere\n")
+    assert run(part, tmp_path / "none") == 2 and "nowhere: holds no config.json" in capsys.readouterr().err
 
 
 def test_bf16_trains_too(tiny_data, tiny_pack, tmp_path):

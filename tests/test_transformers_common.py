@@ -1,0 +1,120 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""transformers' own common tests on our classes.
+
+`TRANSFORMERS_SOURCE=FOLDER` names an unpacked sdist or a checkout of the pinned version; `parameterized` must be there
+too. The sdist leaves some of the tests' files out: what they would test (generation among it) is not run then.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+import types
+import unittest
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_midivalle import MidiValleARConfig, MidiValleARModel, MidiValleNARConfig, MidiValleNARModel
+
+SOURCE = Path(os.environ.get("TRANSFORMERS_SOURCE", ""))
+if not os.environ.get("TRANSFORMERS_SOURCE"):
+    pytest.skip("set TRANSFORMERS_SOURCE to the source of the pinned transformers", allow_module_level=True)
+if f'__version__ = "{version("transformers")}"' not in (SOURCE / "src" / "transformers" / "__init__.py").read_text():
+    pytest.skip(f"TRANSFORMERS_SOURCE is not transformers {version('transformers')}", allow_module_level=True)
+if importlib.util.find_spec("parameterized") is None:
+    pytest.skip("transformers' tests need the package `parameterized`", allow_module_level=True)
+
+PACKAGE = "transformers_tests"  # its own name, `tests`, is ours
+
+
+def load(name):
+    """A module of the source's `tests` folder; of those that the sdist leaves out, an empty stand-in."""
+    package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
+    package.__path__ = [str(SOURCE / "tests")]
+    for absent, things in {
+        "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
+        "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
+        "utils.test_configuration_utils": {"config_common_kwargs": {}},
+    }.items():
+        if not (SOURCE / "tests" / f"{absent.replace('.', '/')}.py").is_file():
+            parent = absent.split(".")[0]
+            sys.modules.setdefault(f"{PACKAGE}.{parent}", types.ModuleType(parent)).__path__ = []
+            module = sys.modules.setdefault(f"{PACKAGE}.{absent}", types.ModuleType(absent))
+            vars(module).update(things)
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+common = load("test_modeling_common")
+ConfigTester = load("test_configuration_common").ConfigTester
+GenerationTesterMixin = load("generation.test_utils").GenerationTesterMixin
+
+
+class ARTester:
+    """Sizes and inputs, as the common tests ask for them. Attention spans MIDI rows and frames."""
+
+    config_class = MidiValleARConfig
+    batch_size, seq_length, rows, is_training = 8, 9, 7, True
+    hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 2, 2050
+    encoder_seq_length = key_length = seq_length + rows
+
+    def get_config(self):
+        return self.config_class.from_preset("tiny")
+
+    def prepare_config_and_inputs_for_common(self):
+        fields = [torch.randint(4, high, (self.batch_size, self.rows)) for high in (92, 68, 300, 772, 388, 8)]
+        inputs = {
+            "input_ids": common.ids_tensor([self.batch_size, self.seq_length], 2048),
+            "attention_mask": torch.ones(self.batch_size, self.seq_length, dtype=torch.long),
+            "midi_ids": torch.stack(fields, -1),
+            "midi_attention_mask": torch.ones(self.batch_size, self.rows, dtype=torch.long),
+            "prompt_lengths": torch.full((self.batch_size,), 3),
+        }
+        return self.get_config(), inputs
+
+
+class NARTester(ARTester):
+    """A stage of the NAR, all frames at once."""
+
+    config_class = MidiValleNARConfig
+
+    def prepare_config_and_inputs_for_common(self):
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        del inputs["input_ids"]
+        return config, {"audio_codes": common.ids_tensor([self.batch_size, 4, self.seq_length], 2048)} | inputs
+
+
+class DecoderTests:
+    """What the tests of both decoders have in common."""
+
+    test_resize_embeddings = False  # codes and MIDI ids are two vocabularies, both fixed
+    additional_model_inputs = ["midi_ids", "midi_attention_mask", "prompt_lengths"]
+
+    def setUp(self):
+        self.model_tester = self.inputs_class()
+        sizes = {"hidden_size": 32, "num_attention_heads": 2}
+        config_class = self.model_tester.config_class
+        self.config_tester = ConfigTester(self, config_class=config_class, has_text_modality=False, **sizes)
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        labels = {"labels": inputs_dict[model_class.main_input_name].clone()} if return_labels else {}
+        return dict(inputs_dict) | labels
+
+
+class TestAR(DecoderTests, common.ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
+    """The AR is a causal language model over codes, with MIDI in front."""
+
+    inputs_class = ARTester
+    all_model_classes = all_generative_model_classes = (MidiValleARModel,)
+
+
+class TestNAR(DecoderTests, common.ModelTesterMixin, unittest.TestCase):
+    """The NAR does not generate by itself."""
+
+    inputs_class = NARTester
+    all_model_classes = (MidiValleNARModel,)
