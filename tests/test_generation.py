@@ -1,8 +1,11 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Generation: cached = uncached, batch = alone, seeds, exact lengths, sampling, refusals."""
 
+import shutil
+
 import pytest
 import torch
+from transformers import StaticCache
 
 from modeling_midivalle.generation_midivalle import Sampler, draw_uniform, join_codes
 
@@ -117,6 +120,30 @@ def test_the_mixin_agrees(make_model, song, preset, cache):
     )
     ours = model.generate_codes(**(song | {"target_frames": 21}), do_sample=False)
     assert torch.equal(out[:, ids.shape[1] :], ours[:, 0])
+
+
+@pytest.mark.slow  # compiling takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@VARIANTS
+@torch.no_grad()
+def test_a_compiled_step_gives_the_same_codes(make_model, song, preset):
+    """The step after the prefill, on a static cache, as one graph."""
+    model, alone = make_model(preset), row(song, 0)
+    ids = alone["prompt_codes"][:, 0]
+    if model.ar.config.use_target_bos:
+        ids = torch.cat([ids, torch.tensor([[2049]])], 1)
+    plain, compiled = model.ar, torch.compile(model.ar, fullgraph=True, dynamic=True)
+    rows, P, results = alone["input_ids"].shape[1], torch.tensor([9]), []
+    for step in (plain, compiled):
+        cache = StaticCache(config=model.ar.config, max_cache_len=rows + ids.shape[1] + 8)
+        shared = {"midi_ids": alone["input_ids"], "prompt_lengths": P, "past_key_values": cache}
+        logits, found = plain(ids, **shared).logits, []
+        for t in range(8):
+            found.append(logits[:, -1, :2048].argmax(-1))
+            mask = torch.ones(1, ids.shape[1] + t + 1, dtype=torch.long)
+            logits = step(found[-1][None], attention_mask=mask, **shared).logits
+        results.append(torch.cat(found))
+    assert torch.equal(*results) and torch.equal(results[0], model.generate_codes(**alone, do_sample=False)[0, 0, :8])
 
 
 @VARIANTS

@@ -281,5 +281,5 @@ def test_a_small_fault_is_seen(make_ar, make_batch):
 
 
 def test_wrong_midi_shape_is_refused(make_ar):
-    with pytest.raises(ValueError, match="midi_ids must be"):
+    with pytest.raises(ValueError, match="MIDI rows must be"):
         make_ar()(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long))

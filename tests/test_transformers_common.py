@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""transformers' own common tests on our classes.
+"""transformers' own common tests on our models and configurations.
 
 `TRANSFORMERS_SOURCE=FOLDER` names an unpacked sdist or a checkout of the pinned version; `parameterized` must be there
 too. The sdist leaves some of the tests' files out: what they would test (generation among it) is not run then.
@@ -17,7 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_midivalle import MidiValleARConfig, MidiValleARModel, MidiValleNARConfig, MidiValleNARModel
+from modeling_midivalle import (
+    MidiValleARConfig,
+    MidiValleARModel,
+    MidiValleNARConfig,
+    MidiValleNARModel,
+    PianoEncodecConfig,
+    PianoEncodecModel,
+)
 
 SOURCE = Path(os.environ.get("TRANSFORMERS_SOURCE", ""))
 if not os.environ.get("TRANSFORMERS_SOURCE"):
@@ -118,3 +125,52 @@ class TestNAR(DecoderTests, common.ModelTesterMixin, unittest.TestCase):
 
     inputs_class = NARTester
     all_model_classes = (MidiValleNARModel,)
+
+
+class CodecTester(ARTester):
+    """Audio of 0.04 s."""
+
+    config_class = PianoEncodecConfig
+    hidden_size, is_training = 16, False  # it returns no loss
+
+    def get_config(self):
+        return PianoEncodecConfig(num_filters=2, hidden_size=16, num_lstm_layers=1)
+
+    def prepare_config_and_inputs_for_common(self):
+        return self.get_config(), {"input_values": common.floats_tensor([self.batch_size, 1, 1280], scale=1.0)}
+
+
+class TestCodec(common.ModelTesterMixin, unittest.TestCase):
+    """As transformers tests its own EnCodec, from which the class derives."""
+
+    all_model_classes = (PianoEncodecModel,)
+    is_encoder_decoder = True
+    has_attentions = test_resize_embeddings = test_torch_exportable = False
+
+    def setUp(self):
+        self.model_tester = CodecTester()
+        self.config_tester = ConfigTester(
+            self, config_class=PianoEncodecConfig, hidden_size=16, common_properties=[], has_text_modality=False
+        )
+
+    def test_config(self):
+        self.config_tester.run_common_tests()
+
+    def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
+        return dict(inputs_dict)
+
+    @unittest.skip("EncodecModel returns no hidden states")
+    def test_hidden_states_output(self):
+        pass
+
+    @unittest.skip("EncodecModel returns no hidden states")
+    def test_retain_grad_hidden_states_attentions(self):
+        pass
+
+    @unittest.skip("EncodecModel.forward refuses output_hidden_states")
+    def test_model_outputs_equivalence(self):
+        pass
+
+    @unittest.skip("EncodecModel has no input embeddings")
+    def test_model_get_set_embeddings(self):
+        pass
