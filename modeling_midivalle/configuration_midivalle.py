@@ -104,7 +104,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     frame_note_offsets: list[int] | tuple[int, ...] = (-1, 0, 1, 2)
     objective: Literal["target_mean", "published_sum"] = "target_mean"
     label_smoothing: float = 0.0
-    code_choice: Literal["expected", "argmax"] = "expected"
+    code_choice: Literal["expected", "argmax"] = "argmax"
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -208,6 +208,7 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
     stage_norm: Literal["table", "projected"] = "table"
     tie_word_embeddings: bool = True
     tie_heads_one_step_off: bool = False
+    code_choice: Literal["expected", "argmax"] = "expected"
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MidiValleNARConfig":

@@ -164,6 +164,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             target_frames (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): frames to generate (50 a second);
                 up to the end of the last note if not given.
             do_sample, temperature, top_k, top_p (*optional*): for codebook 0; from `generation_config` if not given.
+                Any of the last three is enough to sample.
             nar_temperature (`float`, *optional*): above 0, the other codebooks are sampled too.
             seed (`int` or `list[int]`, *optional*): same seed, same audio, alone or in any batch.
             compat (`str`, *optional*): `"published"` generates one row by the published program's rules: every code may
@@ -225,12 +226,11 @@ class MidiValleGenerationMixin(GenerationMixin):
             target_frames = self._check_target(input_ids, attention_mask, prompt_lengths, target_frames)
         else:
             defaults, target_frames = Sampler(do_sample=True), self._published_cap(compat, attention_mask)
-        sampler = Sampler(
-            bool(defaults.do_sample if do_sample is None else do_sample),
-            defaults.temperature if temperature is None else temperature,
-            defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p,
-        )
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if do_sample is None:
+            do_sample = bool(defaults.do_sample) or any(value is not None for value in given.values())
+        given = {k: getattr(defaults, k) if v is None else v for k, v in given.items()}
+        sampler = Sampler(do_sample, **{k: v for k, v in given.items() if v is not None})
         width = int(target_frames.max())
         uniform = draw_uniform(target_frames, self.config.ar_config.num_codebooks, seed, width).to(input_ids.device)
         first = self._generate_ar(

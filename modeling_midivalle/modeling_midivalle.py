@@ -63,7 +63,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
                 f"nar.embeddings.midi_tables.{i}.weight": f"ar.model.embeddings.midi_tables.{i}.weight"
                 for i in range(len(config.ar_config.midi_vocab_sizes))
             }
-        self.generation_config = GenerationConfig(do_sample=True, temperature=0.9, top_k=50, top_p=0.95)
+        self.generation_config = GenerationConfig(do_sample=False)
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:

@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     music.add_argument("--end", type=float, metavar="S", help="clip the notes here, s (default: the end)")
     music.add_argument("--ring-out", type=float, default=2.0, metavar="S", help="after the last note, s (%(default)s)")
     music.add_argument("--sustain", choices=("extend", "ignore"), help="sustain pedal (default: the model's)")
-    sampling = parser.add_argument_group("sampling (defaults: the model's)")
+    sampling = parser.add_argument_group("sampling (default: the model's own; the starter takes the likeliest code)")
     sampling.add_argument("--seed", type=int, default=0, help="0 to 2^62 (default: %(default)s)")
     sampling.add_argument("--temperature", type=float, metavar="T", help="0 chooses the likeliest code")
     sampling.add_argument("--top-k", type=int, metavar="K", help="0 = off")
@@ -287,6 +287,7 @@ def load_processor(folder: Path):
 def load_model(folder: Path, device: str):
     """The model of a folder in fp32, by this repository's code; every weight must be there, and finite."""
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModel
 
@@ -301,7 +302,7 @@ def load_model(folder: Path, device: str):
         model, report = AutoModel.from_pretrained(
             folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise RenderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
     if model.config.model_type != "midivalle":
         raise RenderError(f"{folder}: holds a {model.config.model_type} model, not midivalle")

@@ -81,7 +81,7 @@ def test_what_is_stored(parts, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == config["codec_config"]["dtype"] == "float32"
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    assert generation["do_sample"] and 0 < generation["temperature"] <= 1
+    assert generation["do_sample"] is False
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert (processor.max_window_seconds, processor.max_prompt_seconds) == (16.0, 6.0)
     assert processor.feature_extractor.sampling_rate == 32_000 and processor.tokenizer.sustain == "extend"

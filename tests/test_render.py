@@ -97,9 +97,10 @@ def test_same_seed_same_file_and_choices(run):
     save_midi("piece.mid", (0.0, 0.3, 60), tempos=((0, 70), (0.1, 140)))
     files = {}
     options = {
-        "a.flac": (),
-        "b.flac": ("--seed", 0, "--prompt", "steinway_studio"),
-        "seed.flac": ("--seed", 1),
+        "a.flac": ("--temperature", 0.9),
+        "b.flac": ("--temperature", 0.9, "--seed", 0, "--prompt", "steinway_studio"),
+        "seed.flac": ("--temperature", 0.9, "--seed", 1),
+        "default.flac": ("--seed", 2),
         "prompt.flac": ("--prompt", "upright_hall", "--temperature", 3, "--top-k", 0, "--top-p", 1),
         "greedy.flac": ("--temperature", 0),
         "greedy_seed.flac": ("--temperature", 0, "--seed", 5),
@@ -108,7 +109,8 @@ def test_same_seed_same_file_and_choices(run):
         code, _, err = run("piece.mid", name, "--ring-out", "0.1", *arguments)
         assert code == 0, err
         files[name] = read_audio(name)[0].tobytes()
-    assert files["a.flac"] == files["b.flac"] and files["greedy.flac"] == files["greedy_seed.flac"]
+    assert files["a.flac"] == files["b.flac"]
+    assert files["greedy.flac"] == files["greedy_seed.flac"] == files["default.flac"]
     assert len(set(files.values())) == 4
 
 
@@ -298,6 +300,12 @@ def test_damaged_weights(folder, tmp_path):
     with pytest.raises(render.RenderError, match=f"not finite: {name}"):
         render.load_model(tmp_path / "model", "cpu")
     path.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(render.RenderError, match="no model can be loaded"):
+        render.load_model(tmp_path / "model", "cpu")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    config["ar_config"]["num_attention_heads"] = 7  # refused by the strict configuration, which is no ValueError
+    path.write_text(json.dumps(config))
     with pytest.raises(render.RenderError, match="no model can be loaded"):
         render.load_model(tmp_path / "model", "cpu")
 

@@ -47,6 +47,7 @@ SIZES = {
         "use_segment_embeddings": False,
         "use_frame_notes": False,
         "objective": "published_sum",
+        "code_choice": "argmax",
     },
 }
 
@@ -75,6 +76,8 @@ class MidiValleDecoderConfig(PreTrainedConfig):
         frame_note_offsets (`list[int]`): frames around it whose strikes are given too.
         objective (`str`): `"target_mean"` (mean cross-entropy of the target frames) or `"published_sum"`.
         label_smoothing (`float`): for `"target_mean"`.
+        code_choice (`str`): a code that is not sampled is the likeliest (`"argmax"`, as published) or the nearest to
+            the mean code vector under the logits (`"expected"`).
     """
 
     model_type = "midivalle_decoder"
@@ -101,6 +104,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     frame_note_offsets: list[int] | tuple[int, ...] = (-1, 0, 1, 2)
     objective: Literal["target_mean", "published_sum"] = "target_mean"
     label_smoothing: float = 0.0
+    code_choice: Literal["expected", "argmax"] = "argmax"
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -214,7 +218,6 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
             fields["num_hidden_layers"] = 4
         if name == "published":
             fields |= {"stage_norm": "projected", "tie_heads_one_step_off": True, "midi_embedding_dropout": 0.0}
-            fields["code_choice"] = "argmax"
         return cls(**(fields | overrides))
 
 
@@ -227,6 +230,7 @@ class MidiValleConfig(PreTrainedConfig):
         codec_config (`PianoEncodecConfig` or `dict`), ar_config (`MidiValleARConfig` or `dict`),
         nar_config (`MidiValleNARConfig` or `dict`): the parts.
         share_midi_embeddings (`bool`, defaults to `False`): AR and NAR use the same six MIDI tables (as published).
+        has_codec (`bool`, defaults to `True`): `False` leaves the codec out: the model knows codes only.
 
     Example:
 
@@ -247,6 +251,7 @@ class MidiValleConfig(PreTrainedConfig):
     ar_config: MidiValleARConfig | dict | None = None
     nar_config: MidiValleNARConfig | dict | None = None
     share_midi_embeddings: bool = False
+    has_codec: bool = True
     initializer_range: float = 0.02
 
     @classmethod

@@ -1,7 +1,9 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""Generation: the AR's frames one by one, the NAR's codebooks one by one, audio. The MIDI sets the length, not EOS."""
+"""Generation: the AR's frames one by one, the NAR's codebooks one by one, audio. The MIDI sets the length, not EOS,
+except with `compat="published"`, where the published program's own rules hold."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import Cache
@@ -9,8 +11,11 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
-from .configuration_midivalle import MIDI_FIELDS, UNITS_PER_FRAME
+from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .modeling_midivalle_frame_notes import read_notes
+from .modeling_midivalle_layers import check_midi_ids
+
+PUBLISHED_FRAMES_PER_ROW = 16
 
 
 @dataclass
@@ -142,6 +147,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         top_p: float | None = None,
         nar_temperature: float = 0.0,
         seed: int | list[int] | None = None,
+        compat: Literal["published"] | None = None,
         return_dict_in_generate: bool = False,
     ) -> torch.Tensor | MidiValleGenerateOutput:
         r"""
@@ -158,8 +164,12 @@ class MidiValleGenerationMixin(GenerationMixin):
             target_frames (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): frames to generate (50 a second);
                 up to the end of the last note if not given.
             do_sample, temperature, top_k, top_p (*optional*): for codebook 0; from `generation_config` if not given.
+                Any of the last three is enough to sample.
             nar_temperature (`float`, *optional*): above 0, the other codebooks are sampled too.
             seed (`int` or `list[int]`, *optional*): same seed, same audio, alone or in any batch.
+            compat (`str`, *optional*): `"published"` generates one row by the published program's rules: every code may
+                be drawn at temperature 1 unless told otherwise; it ends where EOS is the likeliest or the drawn id, or
+                after 16 frames per MIDI row and one; `target_frames` is not read.
             return_dict_in_generate (`bool`, *optional*): also return the codes and lengths.
         Returns:
             `torch.Tensor` of shape `(B, 1, hop_length * T)`, float32, T the longest row's frames and 0 after a row's
@@ -168,7 +178,6 @@ class MidiValleGenerationMixin(GenerationMixin):
         prompt_codes, prompt_lengths = self._encode_prompt(
             input_ids, input_values, padding_mask, prompt_codes, prompt_lengths
         )
-        target_frames = self._check_target(input_ids, attention_mask, prompt_lengths, target_frames)
         audio_codes = self.generate_codes(
             input_ids,
             attention_mask,
@@ -181,7 +190,12 @@ class MidiValleGenerationMixin(GenerationMixin):
             top_p=top_p,
             nar_temperature=nar_temperature,
             seed=seed,
+            compat=compat,
         )
+        if compat is None:
+            target_frames = self._check_target(input_ids, attention_mask, prompt_lengths, target_frames)
+        else:
+            target_frames = torch.tensor([audio_codes.shape[-1]], device=audio_codes.device)
         audio_values = self.decode_codes(audio_codes, target_frames)
         if not return_dict_in_generate:
             return audio_values
@@ -201,24 +215,28 @@ class MidiValleGenerationMixin(GenerationMixin):
         top_p: float | None = None,
         nar_temperature: float = 0.0,
         seed: int | list[int] | None = None,
+        compat: Literal["published"] | None = None,
     ) -> torch.LongTensor:
         """The target's codes `(B, K, T)`, 0 after a row's end. Arguments as in `generate`."""
         prompt_codes, prompt_lengths = self._encode_prompt(input_ids, None, None, prompt_codes, prompt_lengths)
-        target_frames = self._check_target(input_ids, attention_mask, prompt_lengths, target_frames)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids[..., 0])
-        defaults = self.generation_config
-        sampler = Sampler(
-            bool(defaults.do_sample if do_sample is None else do_sample),
-            defaults.temperature if temperature is None else temperature,
-            defaults.top_k if top_k is None else top_k,
-            defaults.top_p if top_p is None else top_p,
-        )
+        if compat is None:
+            defaults = self.generation_config
+            target_frames = self._check_target(input_ids, attention_mask, prompt_lengths, target_frames)
+        else:
+            defaults, target_frames = Sampler(do_sample=True), self._published_cap(compat, attention_mask)
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if do_sample is None:
+            do_sample = bool(defaults.do_sample) or any(value is not None for value in given.values())
+        given = {k: getattr(defaults, k) if v is None else v for k, v in given.items()}
+        sampler = Sampler(do_sample, **{k: v for k, v in given.items() if v is not None})
         width = int(target_frames.max())
         uniform = draw_uniform(target_frames, self.config.ar_config.num_codebooks, seed, width).to(input_ids.device)
         first = self._generate_ar(
-            input_ids, attention_mask, prompt_codes[:, 0], prompt_lengths, width, sampler, uniform[:, 0]
+            input_ids, attention_mask, prompt_codes[:, 0], prompt_lengths, width, sampler, uniform[:, 0], bool(compat)
         )
+        target_frames = target_frames.clamp(max=first.shape[1])
         return self._generate_nar(
             input_ids,
             attention_mask,
@@ -238,6 +256,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         `audio_codes` `(B, K, T)` to audio `(B, 1, hop_length * T)`, float32. Rows are decoded each at its own length,
         as the codec hears both sides; 0 after a row's end.
         """
+        self._require_codec()
         B, _, T = audio_codes.shape
         hop = self.config.hop_length
         lengths = [T] * B if target_frames is None else target_frames.tolist()
@@ -255,8 +274,12 @@ class MidiValleGenerationMixin(GenerationMixin):
         frames: int,
         sampler: Sampler,
         uniform: torch.Tensor,
+        until_eos: bool,
     ) -> torch.LongTensor:
-        """Codebook 0 of the target, `(B, frames)`, one cached step per frame; EOS and BOS cannot be chosen."""
+        """
+        Codebook 0 of the target, `(B, frames)`, one cached step per frame; EOS and BOS cannot be chosen. `until_eos`
+        (one row): EOS can, and ends it.
+        """
         config = self.config.ar_config
         ids, mask = align_right(prompt, prompt_lengths)
         if config.use_target_bos:
@@ -277,9 +300,16 @@ class MidiValleGenerationMixin(GenerationMixin):
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
-            ).logits[:, -1, : config.codebook_size]
-            ids = sampler(logits, uniform[:, step])[:, None]
+            ).logits[:, -1, : config.vocab_size if until_eos else config.codebook_size]
+            if not sampler.do_sample and config.code_choice == "expected":
+                ids = self._nearest_to_expected(logits, 0)[:, None]
+            else:
+                ids = sampler(logits, uniform[:, step])[:, None]
+            if until_eos and config.eos_token_id in (int(ids), int(logits.argmax(-1))):
+                break
             codes.append(ids)
+        if not codes:
+            raise ValueError("the model chose to stop before the first frame: try another seed or another prompt")
         return torch.cat(codes, 1)
 
     def _generate_nar(
@@ -314,11 +344,11 @@ class MidiValleGenerationMixin(GenerationMixin):
 
     def _nearest_to_expected(self, logits: torch.Tensor, stage: int) -> torch.LongTensor:
         """
-        The code nearest to the expected residual under `logits` `(B, T, codebook_size)`: `(B, T)`. Where many codes are
+        The code nearest to the expected vector under `logits` `(..., codebook_size)`: `(...)`. Where many codes are
         about equally likely, the likeliest is a wild guess, and this one the least error to be expected.
         """
         if not torch.isfinite(logits).all():
-            raise ValueError(f"NAR stage {stage}: logits are not finite")
+            raise ValueError(f"codebook {stage}: the model gave NaN or infinite logits: its weights are broken")
         book = self.codec.quantizer.layers[stage].codebook.embed  # (codebook_size, D)
         expected = logits.float().softmax(-1) @ book
         return (2 * expected @ book.T - book.square().sum(-1)).argmax(-1)
@@ -332,19 +362,12 @@ class MidiValleGenerationMixin(GenerationMixin):
         prompt_lengths: torch.LongTensor | None,
     ) -> tuple[torch.LongTensor, torch.LongTensor]:
         """Check the inputs; the prompt as codes `(B, K, P)` and frames `(B,)`, P = 0 without one."""
-        sizes = self.config.ar_config.midi_vocab_sizes
-        if input_ids.ndim != 3 or input_ids.shape[-1] != len(sizes):
-            raise ValueError(f"input_ids must be (B, N, {len(sizes)}) MIDI rows, got {tuple(input_ids.shape)}")
-        if (wrong := ((input_ids < 0) | (input_ids >= input_ids.new_tensor(sizes))).nonzero()).numel():
-            b, row, field = wrong[0].tolist()
-            raise ValueError(
-                f"input_ids[{b}, {row}]: {MIDI_FIELDS[field]} id {int(input_ids[b, row, field])} is not below "
-                f"{sizes[field]}; one call holds at most {(sizes[5] - 4) * 2} s of prompt and target: shorten it"
-            )
+        check_midi_ids(input_ids, len(input_ids), self.config.ar_config.midi_vocab_sizes)
         B, K = len(input_ids), self.config.ar_config.num_codebooks
         if input_values is not None:
             if prompt_codes is not None:
                 raise ValueError("give the prompt as input_values or as prompt_codes, not both")
+            self._require_codec()
             prompt_codes = self.codec.encode_codes(input_values, padding_mask)
             samples = (
                 torch.full((B,), input_values.shape[-1]) if padding_mask is None else padding_mask.reshape(B, -1).sum(1)
@@ -400,4 +423,22 @@ class MidiValleGenerationMixin(GenerationMixin):
                 f"target_frames must be {B} positive numbers, got {target_frames.tolist()}; without target_frames the "
                 "MIDI must hold notes after the prompt"
             )
+        bars = self.config.ar_config.midi_vocab_sizes[5] - 4
+        limit = bars * TICKS_PER_BAR * UNITS_PER_TICK // UNITS_PER_FRAME
+        if (longest := int((prompt_lengths + target_frames).max())) > limit:
+            raise ValueError(
+                f"{longest} frames of prompt and target; one call holds at most {limit} ({limit / 50:g} s): shorten it"
+            )
         return target_frames
+
+    def _published_cap(self, compat: str, attention_mask: torch.Tensor) -> torch.LongTensor:
+        """Most frames that the published program generates after the MIDI rows of `attention_mask` `(1, N)`: `(1,)`."""
+        if compat != "published":
+            raise ValueError(f'compat must be None or "published", got {compat!r}')
+        if self.config.ar_config.use_target_bos or len(attention_mask) != 1:
+            raise ValueError('compat="published" is for one row and for weights without a BOS frame (converted ones)')
+        return PUBLISHED_FRAMES_PER_ROW * attention_mask.sum(1) + 1
+
+    def _require_codec(self):
+        if not self.config.has_codec:
+            raise ValueError("this model was saved without a codec: use generate_codes, with prompt_codes")

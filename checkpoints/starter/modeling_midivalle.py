@@ -54,7 +54,8 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
 
     def __init__(self, config: MidiValleConfig):
         super().__init__(config)
-        self.codec = PianoEncodecModel(config.codec_config)
+        if config.has_codec:
+            self.codec = PianoEncodecModel(config.codec_config)
         self.ar = MidiValleARModel(config.ar_config)
         self.nar = MidiValleNARModel(config.nar_config)
         if config.share_midi_embeddings:
@@ -62,7 +63,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
                 f"nar.embeddings.midi_tables.{i}.weight": f"ar.model.embeddings.midi_tables.{i}.weight"
                 for i in range(len(config.ar_config.midi_vocab_sizes))
             }
-        self.generation_config = GenerationConfig(do_sample=True, temperature=0.9, top_k=50, top_p=0.95)
+        self.generation_config = GenerationConfig(do_sample=False)
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:

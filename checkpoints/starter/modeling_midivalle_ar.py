@@ -19,6 +19,7 @@ from .modeling_midivalle_layers import (
     MidiValleEmbeddings,
     MidiVallePreTrainedModel,
     attended_index,
+    check_midi_ids,
     make_norm,
     masked_cross_entropy,
     rotary_angles,
@@ -62,8 +63,6 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         else `(B, T, hidden_size)`.
         """
         B, T = input_ids.shape
-        if midi_ids.ndim != 3 or midi_ids.shape[::2] != (B, 6):
-            raise ValueError(f"midi_ids must be ({B}, N, 6) beside input_ids of {B} rows, got {tuple(midi_ids.shape)}")
         if midi_attention_mask is None:
             midi_attention_mask = torch.ones_like(midi_ids[..., 0])
         if prompt_lengths is None:
@@ -71,6 +70,7 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
         seen, prefill = _seen_frames(past_key_values, midi_ids.shape[1])
+        check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes, values=prefill)
         if attention_mask is None:
             attention_mask = torch.ones(B, int(seen) + T, dtype=torch.long, device=input_ids.device)
         elif isinstance(seen, int) and attention_mask.shape[1] != seen + T:

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_midivalle import (
+    MIDI_FIELDS,
     TICKS_PER_BAR,
     UNITS_PER_FRAME,
     UNITS_PER_SECOND,
@@ -31,6 +32,26 @@ def attended_index(attention_mask: torch.Tensor) -> torch.LongTensor:
     mask = attention_mask.bool()
     places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     return torch.where(mask, mask.long().cumsum(1) - 1, places)
+
+
+def check_midi_ids(midi_ids: torch.LongTensor, batch_size: int, sizes: list[int], values: bool = True) -> None:
+    """
+    Refuse MIDI rows that are not `(batch_size, N, 6)` or, with `values`, whose ids lie outside the tables of `sizes`
+    rows. Compiled code is not held up by a look at the values.
+
+    Raises:
+        ValueError: naming the first wrong row; for a bar, how long a sequence may be.
+    """
+    if midi_ids.ndim != 3 or midi_ids.shape[::2] != (batch_size, len(sizes)):
+        raise ValueError(f"MIDI rows must be ({batch_size}, N, {len(sizes)}), got {tuple(midi_ids.shape)}")
+    if not values or torch.compiler.is_compiling():
+        return
+    if (wrong := ((midi_ids < 0) | (midi_ids >= midi_ids.new_tensor(sizes))).nonzero()).numel():
+        b, row, field = wrong[0].tolist()
+        raise ValueError(
+            f"MIDI row [{b}, {row}]: {MIDI_FIELDS[field]} id {int(midi_ids[b, row, field])} is not in [0, "
+            f"{sizes[field]}); one sequence holds at most {(sizes[5] - 4) * 2} s of prompt and target: shorten it"
+        )
 
 
 def masked_cross_entropy(

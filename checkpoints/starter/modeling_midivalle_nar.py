@@ -18,6 +18,7 @@ from .modeling_midivalle_layers import (
     MidiValleEmbeddings,
     MidiVallePreTrainedModel,
     attended_index,
+    check_midi_ids,
     make_norm,
     masked_cross_entropy,
     rotary_angles,
@@ -101,8 +102,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         B, K, T = audio_codes.shape
         if K != self.config.num_codebooks:
             raise ValueError(f"audio_codes must be (B, {self.config.num_codebooks}, T), got {tuple(audio_codes.shape)}")
-        if midi_ids.ndim != 3 or midi_ids.shape[::2] != (B, 6):
-            raise ValueError(f"midi_ids must be ({B}, N, 6), got {tuple(midi_ids.shape)}")
+        check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes)
         if isinstance(stage, int) and not 1 <= stage < K:
             raise ValueError(f"stage must be 1 to {K - 1}, got {stage}")
         device = audio_codes.device
@@ -196,6 +196,19 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         )  # fair when K - 1 divides not B
         stages = (stages + offset) % (self.config.num_codebooks - 1) + 1
         return stages[torch.randperm(batch_size, generator=generator)]
+
+    def draw_prefix(self, lengths: torch.LongTensor, generator: torch.Generator | None = None) -> int:
+        """
+        Prompt frames of a batch as published (prefix mode 1): the first P frames of the excerpts themselves, P uniform
+        from a quarter of the shortest of `lengths` `(B,)` to below the half, at most 150.
+
+        Raises:
+            ValueError: an excerpt is shorter than four frames.
+        """
+        quarter = int(lengths.min()) // 4
+        if not quarter:
+            raise ValueError(f"an excerpt has {int(lengths.min())} frames; a prefix needs at least 4")
+        return min(int(torch.randint(quarter, 2 * quarter, (1,), generator=generator)), 150)
 
 
 __all__ = ["MidiValleNARModel"]

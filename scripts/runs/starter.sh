@@ -36,7 +36,7 @@ $python -m scripts.train_codec encode --config recipes/codec_starter.yaml "${cod
 $python -m scripts.train_codec decoder --config recipes/codec_starter_decoder.yaml "${codec[@]}" \
   --features "$out/features" --codec "$out/codes" --output-dir "$out/decoder" &
 jobs+=($!)
-for split in train:1152 validation:32; do
+for split in train:1152 validation:16; do
   $python -m scripts.prepare_dataset --codec "$out/codes" "${sound[@]}" --split "${split%:*}" --items "${split#*:}" \
     --shard-items 32 --output-dir "$out/data"
 done
