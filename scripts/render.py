@@ -7,7 +7,8 @@
     python -m scripts.render --list-prompts
 
 The output lasts exactly until the end of the last sounding note plus the ring-out; with --compat published, until the
-model ends it. Same seed, same output. Input that cannot be used gives one sentence, exit code 2 and no file.
+model ends it. Same seed, same output; without --temperature the starter does not draw at all. Input that cannot be used
+gives one sentence, exit code 2 and no file.
 """
 
 import argparse

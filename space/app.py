@@ -77,14 +77,17 @@ def read(midi: str | None, start: float, seconds: float):
 
 
 @torch.no_grad()
-def render(midi: str | None, prompt_name: str, start: float, seconds: float, seed: float) -> tuple[int, np.ndarray]:
+def render(
+    midi: str | None, prompt_name: str, start: float, seconds: float, temperature: float = 0.0, seed: float = 0
+) -> tuple[int, np.ndarray]:
     """Render a span of a MIDI file.
 
     Args:
         midi: path of the uploaded file.
         prompt_name: one of `prompt_names`.
         start, seconds: the span, s.
-        seed: equal seeds give equal sound.
+        temperature: 0 takes the likeliest codes; above, they are drawn, the more freely the higher.
+        seed: of the draws; equal seeds give equal sound.
     Returns:
         Sampling rate in Hz and int16 wave (samples,).
     Raises:
@@ -93,6 +96,9 @@ def render(midi: str | None, prompt_name: str, start: float, seconds: float, see
     began, (_, processor, model) = time.monotonic(), load()
     if not 0 <= seed <= MAX_SEED:
         raise SpaceError(f"choose a seed from 0 to {MAX_SEED}")
+    if not 0 <= temperature <= 2:
+        raise SpaceError("choose a temperature from 0 to 2")
+    sampling = {"temperature": temperature, "top_k": 50, "top_p": 0.95} if temperature else {"do_sample": False}
     prompt, prompt_codes = load_prompt(prompt_name)
     performance = read(midi, start, seconds)
     windows, codes = processor.windows(performance, RING_OUT_S), []
@@ -102,7 +108,7 @@ def render(midi: str | None, prompt_name: str, start: float, seconds: float, see
         inputs = processor.window_inputs(performance, *window, prompt).to(model.device)
         kept = ("input_ids", "attention_mask", "prompt_lengths", "target_frames")
         inputs = {key: inputs[key] for key in kept} | {"prompt_codes": prompt_codes}
-        codes.append(model.generate_codes(**inputs, seed=int(seed) + i))
+        codes.append(model.generate_codes(**inputs, seed=int(seed) + i, **sampling))
     rate = model.config.sampling_rate
     wave = model.codec.decode_codes(torch.cat(codes, -1))[0, 0, : round(windows[-1][1] * rate)].cpu().numpy()
     return rate, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
@@ -112,10 +118,10 @@ def build():
     """The page (`gradio.Blocks`)."""
     import gradio as gr
 
-    def synthesize(midi, prompt, start, seconds, seed):
+    def synthesize(midi, prompt, start, seconds, temperature, seed):
         """Render an expressive piano MIDI file on the piano and in the room of a prompt."""
         try:
-            return render(midi, prompt, start, seconds, seed)
+            return render(midi, prompt, start, seconds, temperature, seed)
         except ValueError as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
 
@@ -126,10 +132,12 @@ def build():
         prompt = gr.Dropdown(names, value=names[0], label="Piano and room")
         start = gr.Number(0, label="Start (s)", minimum=0)
         seconds = gr.Slider(1, MAX_SECONDS, 15, step=1, label="Length (s)")
+        temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0: always the likeliest sound)")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
         go = gr.Button("Render", variant="primary", elem_id="go")
         out = gr.Audio(label="Performance", elem_id="out")
-        go.click(synthesize, [midi, prompt, start, seconds, seed], out, api_name="synthesize", concurrency_limit=1)
+        inputs = [midi, prompt, start, seconds, temperature, seed]
+        go.click(synthesize, inputs, out, api_name="synthesize", concurrency_limit=1)
         gr.Examples([[str(path)] for path in sorted(EXAMPLES.glob("*.mid"))], [midi])
     return page.queue(max_size=16, default_concurrency_limit=1)
 

@@ -39,13 +39,14 @@ def app(make_model, write_midi, tmp_path, monkeypatch):
 
 
 def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
-    """One model serves all: the span's length and seed decide the sound; every bad request is one sentence."""
+    """One model serves all: span, temperature and seed decide the sound; every bad request is one sentence."""
     piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=5.0))
-    rate, wave = app.render(piece, "grand", 1.0, 0.5, 3)
+    rate, wave = app.render(piece, "grand", 1.0, 0.5, 0.9, 3)
     span = app.read(piece, 1.0, 0.5)
     assert rate == 32_000 and wave.dtype == np.int16 and len(wave) == round((span.end + 0.1) * rate)
-    assert np.array_equal(app.render(piece, "grand", 1.0, 0.5, 3)[1], wave)
-    assert not np.array_equal(app.render(piece, "grand", 1.0, 0.5, 4)[1], wave)
+    assert np.array_equal(app.render(piece, "grand", 1.0, 0.5, 0.9, 3)[1], wave)
+    assert not np.array_equal(app.render(piece, "grand", 1.0, 0.5, 0.9, 4)[1], wave)
+    assert np.array_equal(app.render(piece, "grand", 1.0, 0.5)[1], app.render(piece, "grand", 1.0, 0.5, 0, 4)[1])
 
     (tmp_path / "text.mid").write_text("no music")
     (tmp_path / "big.mid").write_bytes(b"MThd" + bytes(app.MAX_BYTES))
@@ -54,7 +55,8 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         "unknown prompt": (piece, "../grand", 0, 1, 0),
         "at most 1 s": (piece, "grand", 0, 1.5, 0),
         "choose a start": (piece, "grand", float("nan"), 1, 0),
-        "choose a seed": (piece, "grand", 0, 1, -1),
+        "choose a seed": (piece, "grand", 0, 1, 0, -1),
+        "choose a temperature": (piece, "grand", 0, 1, -1),
         "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
         "text.mid": (str(tmp_path / "text.mid"), "grand", 0, 1, 0),
         "no note sounds": (piece, "grand", 100, 1, 0),
