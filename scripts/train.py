@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -125,21 +126,18 @@ class Run:
             if self.step % 50 == 0:
                 now = time.time()
                 self.seconds, logged = self.seconds + now - logged, now
-                names = losses[-1]
-                self._log({name: float(np.mean([loss[name] for loss in losses if name in loss])) for name in names})
+                self._log({k: float(np.mean([loss[k] for loss in losses if k in loss])) for k in losses[-1]})
                 losses = []
             if self.step % self.recipe.save_steps == 0:
-                self._log(self.validate())
+                self._log_validation()
                 self.save()
-        self._log(self.validate())
+        self._log_validation()
         self.save()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss of the averaged weights per codebook on the fixed validation batches, as they play: the AR on its own
+        """Loss of the current weights per codebook on the fixed validation batches, as they play: the AR on its own
         past, the NAR on true lower codebooks."""
-        live = {k: v.detach().clone() for k, v in self.core.state_dict().items()}
-        self.core.load_state_dict(self.average)
         self.core.eval()
         result = {}
         for stage in [0] if self.part == "ar" else range(1, self.core.config.num_codebooks):
@@ -158,7 +156,6 @@ class Run:
                 found.append(losses)
             for name in found[0]:
                 result[f"validation_{name}_{stage}"] = float(np.mean([losses[name].item() for losses in found]))
-        self.core.load_state_dict(live)
         self.core.train()
         return result
 
@@ -181,9 +178,15 @@ class Run:
         temporary.rename(target)
         for old in sorted(self.output.glob("step_*"))[:-2]:
             shutil.rmtree(old)
+        with self._averaged():
+            self.core.save_pretrained(self.output / "model")
+
+    @contextmanager
+    def _averaged(self):
+        """The averaged weights are the model's for a while."""
         live = {k: v.detach().clone() for k, v in self.core.state_dict().items()}
         self.core.load_state_dict(self.average)
-        self.core.save_pretrained(self.output / "model")
+        yield
         self.core.load_state_dict(live)
 
     def _train_step(self, batches) -> dict[str, float]:
@@ -233,6 +236,10 @@ class Run:
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
+    def _log_validation(self) -> None:
+        with self._averaged():
+            self._log(self.validate())
+
     def _log(self, values: dict[str, float]) -> None:
         hours = self.frames / 50 / 3600
         row = {"step": self.step, "hours": round(hours, 3), "wall_s": round(self.seconds, 1)}
@@ -267,6 +274,8 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
     """
     config_class, model_class = PARTS[part]
     changes = getattr(recipe, part)
+    if recipe.frame_steps and not (part == "ar" and recipe.codebook_start):
+        raise ValueError("frame_steps are for an AR with codebook_start, whose hidden state begins as the latent")
     if recipe.init_from is None:
         model = model_class(config_class.from_preset(recipe.preset, **changes))
         if recipe.codebook_start:

@@ -76,4 +76,4 @@ def test_starter_fits_the_checkpoint():
         ("nar", MidiValleNARConfig, MidiValleNARModel),
     ):
         count[name] = sum(p.numel() for p in model(config.from_preset("starter")).parameters())
-    assert count == {"ar": 4_842_624, "nar": 5_634_688}
+    assert count == {"ar": 5_367_424, "nar": 7_207_552}

@@ -37,6 +37,7 @@ SIZES = {
         "attention_dropout": 0.0,
         "embedding_dropout": 0.0,
         "midi_embedding_dropout": 0.0,
+        "tie_word_embeddings": False,  # tied, the easiest thing to learn is to repeat the code before
     },
     "base": {"midi_embedding_sizes": PUBLISHED_WIDTHS},
     # The published model number by number (arXiv 2507.08530 and its code), oddities included.
