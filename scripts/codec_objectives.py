@@ -5,21 +5,41 @@ import torch
 
 from modeling_midivalle import PianoEncodecModel
 from scripts.codec_features import SpectralFeatures
+from scripts.codec_listener import Listener, onset_loss
 from scripts.codec_losses import SpectralLoss
 from scripts.codec_oscillators import PITCHES, sing, synthesis_basis
 from scripts.codec_quantizer import quantize_train
 
+EDGE_FRAMES = 6  # at both ends of a crop the listener hears silence beyond it
+
+
+class ListenerObjective(torch.nn.Module):
+    """The listener learns to hear which keys are struck, at any level and over a little noise."""
+
+    def __init__(self, listener: Listener):
+        super().__init__()
+        self.model = listener
+
+    def forward(self, batch, updates=None):
+        wave, onsets = batch["input_values"], batch["onsets"]
+        rows = torch.rand(2, len(wave), 1, device=wave.device)
+        gain_db, noise_db = rows[0] * 14 - 8, rows[1] * 20 - 80
+        wave = wave * 10 ** (gain_db / 20) + torch.randn_like(wave) * 10 ** (noise_db / 20)
+        return {"notes": onset_loss(self.model(wave)[0], onsets)}, None
+
 
 class Objective(torch.nn.Module):
-    """A part of the codec and what it is trained for.
+    """A part of the codec and what it is trained for; `model` is what is saved.
 
-    `forward(batch, updates)` takes `input_values (B, samples)` and perhaps `audio_codes (B, K, T)`; it returns losses
-    by name and, if there is one, the output wave (B, samples). `updates` collects what `ema_update` needs.
+    `forward(batch, updates)` takes `input_values (B, samples)`, `onsets (B, T, 88)` and perhaps
+    `audio_codes (B, K, T)`; it returns losses by name and, if there is one, the output wave (B, samples). `updates`
+    collects what `ema_update` needs.
     """
 
     def __init__(self, codec: PianoEncodecModel, bf16: bool):
         super().__init__()
-        self.codec, self.bf16 = codec, bf16
+        self.model = self.codec = codec
+        self.bf16 = bf16
 
     def encode(self, wave: torch.Tensor) -> torch.Tensor:
         """Latent (B, D, T) in fp32 of wave (B, samples)."""
@@ -55,15 +75,22 @@ class EncoderObjective(Objective):
 
 class DecoderObjective(Objective):
     """The decoder learns to speak the codes: for `sing_steps` only its oscillators' gates, through exact synthesis (an
-    eighth of the work), then all of it."""
+    eighth of the work), then all of it.
 
-    def __init__(self, codec, bf16: bool, sing_steps: int):
+    With more codes than samples, the first ones are a lead: the LSTM hears them, so that it remembers what sounds, and
+    nothing is made of them. A `listener` adds two losses: how many of the struck keys it hears in the output (`notes`),
+    and how differently it hears output and target (`heard`).
+    """
+
+    def __init__(self, codec, bf16: bool, sing_steps: int, listener: Listener | None = None):
         super().__init__(codec, bf16)
-        self.spectral, self.sing_steps = SpectralLoss(), sing_steps
+        self.spectral, self.sing_steps, self.listener = SpectralLoss(), sing_steps, listener
         hop, rate = codec.config.hop_length, codec.config.sampling_rate
         self.register_buffer("basis", synthesis_basis(hop, rate), persistent=False)
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
         codec.encoder.requires_grad_(False)
+        if listener is not None:
+            listener.requires_grad_(False).eval()
         lstm = codec.decoder.layers[1].lstm
         tuned = torch.arange(2 * PITCHES)
         rows = torch.cat([tuned + gate * lstm.hidden_size for gate in range(4)])
@@ -80,11 +107,15 @@ class DecoderObjective(Objective):
             else:
                 latent = self.codec.quantizer.decode(codes.transpose(0, 1))
         first, lstm, *rest = self.codec.decoder.layers
-        hidden = lstm(first(latent))
+        frames = wave.shape[1] // self.codec.config.hop_length
+        hidden = lstm(first(latent))[..., -frames:]
         if self.step < self.sing_steps:
             return self.spectral(sing(hidden, self.basis, self.codec.config.hop_length), wave), None
         output = self._speak(rest, hidden)
-        return self.spectral(output, wave), output
+        losses = self.spectral(output, wave)
+        if self.listener is not None:
+            losses |= listening_losses(self.listener, output, wave, batch["onsets"])
+        return losses, output
 
     def _speak(self, layers, hidden: torch.Tensor) -> torch.Tensor:
         *layers, activation, last = layers
@@ -104,6 +135,21 @@ class WholeObjective(Objective):
         output = self.decode(latent)[:, : wave.shape[1]]
         waveform = ((output - wave).abs().mean(1) / (wave.abs().mean(1) + 0.01)).mean()
         return self.spectral(output, wave) | {"commitment": commitment, "waveform": waveform}, output
+
+
+def listening_losses(
+    listener: Listener, output: torch.Tensor, target: torch.Tensor, onsets: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """`notes` and `heard` of waves (B, 640 T) and struck keys `onsets (B, T, 88)`; see `DecoderObjective`."""
+    with torch.no_grad():
+        _, wanted = listener(target)
+    logits, hidden = listener(output)
+    inside = slice(EDGE_FRAMES, -EDGE_FRAMES)
+    heard = 0.0
+    for a, b in zip(hidden, wanted, strict=True):
+        a, b = a[:, :, inside], b[:, :, inside]
+        heard = heard + (a - b).abs().mean() / (b.abs().mean() + 1e-3)
+    return {"notes": onset_loss(logits[:, inside], onsets[:, inside]), "heard": heard / len(hidden)}
 
 
 def is_narrow_and_strided(layer: torch.nn.Module) -> bool:

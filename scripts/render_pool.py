@@ -3,7 +3,8 @@
 
     python -m scripts.render_pool --midi-root PACK/midi --piano PIANO.tar ... --hours 5 --output runs/pool.npy
 
-Writes int16 (excerpts, samples) at 32 kHz, 230 MB an hour; `scripts.train_codec --audio` crops it.
+Writes int16 (excerpts, samples) at 32 kHz, 230 MB an hour, which `scripts.train_codec --audio` crops, and beside it
+`POOL.onsets.npy`, uint8 (excerpts, frames, 88): the velocity of a key that is struck in a frame of 20 ms.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.pianos import SAMPLING_RATE
-from scripts.rendered_audio import RenderedCrops
+from scripts.rendered_audio import HOP, PITCHES, RenderedCrops, onset_roll, onsets_path
 from scripts.rooms import ROOMS
 
 EXCERPT_S = 12.0
@@ -27,10 +28,10 @@ def _open(args: argparse.Namespace) -> None:
     _source = RenderedCrops(args.midi_root, args.split, args.piano, args.room or list(ROOMS))
 
 
-def _excerpt(task: tuple[int, int]) -> tuple[int, np.ndarray]:
+def _excerpt(task: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
     seed, index = task
-    wave, _, _ = _source.excerpt(np.random.default_rng([seed, index]), EXCERPT_S)
-    return index, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+    wave, notes, _ = _source.excerpt(np.random.default_rng([seed, index]), EXCERPT_S)
+    return index, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16), onset_roll(notes, len(wave) // HOP)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,14 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     count = max(round(args.hours * 3600 / EXCERPT_S), 1)
     shape = (count, round(EXCERPT_S * SAMPLING_RATE))
+    onsets = np.zeros((count, shape[1] // HOP, PITCHES), np.uint8)
     temporary = f"{args.output}.tmp"
     try:
         pool = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int16, shape=shape)
         with multiprocessing.get_context("spawn").Pool(args.processes, _open, (args,)) as workers:
             tasks = ((args.seed, i) for i in range(count))
-            for index, wave in tqdm(workers.imap_unordered(_excerpt, tasks, chunksize=4), total=count, unit="excerpt"):
-                pool[index] = wave
+            found = workers.imap_unordered(_excerpt, tasks, chunksize=4)
+            for index, wave, roll in tqdm(found, total=count, unit="excerpt"):
+                pool[index], onsets[index] = wave, roll
         pool.flush()
+        np.save(onsets_path(args.output), onsets)
         os.replace(temporary, args.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

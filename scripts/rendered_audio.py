@@ -72,6 +72,15 @@ def sounding_excerpt(notes: np.ndarray, start: float, seconds: float) -> np.ndar
     return part
 
 
+def onset_roll(notes: np.ndarray, frames: int) -> np.ndarray:
+    """uint8 (frames, 88): the velocity of each key that is struck in a frame of 20 ms; notes relative to frame 0."""
+    roll = np.zeros((frames, PITCHES), np.uint8)
+    at = np.floor(notes["onset"] * SAMPLING_RATE / HOP).astype(int)
+    struck = (at >= 0) & (at < frames)
+    roll[at[struck], notes["pitch"][struck] - LOWEST_PITCH] = notes["velocity"][struck]
+    return roll
+
+
 class RenderedCrops(IterableDataset):
     """Endless crops of rendered piano.
 
@@ -127,10 +136,7 @@ class RenderedCrops(IterableDataset):
     def _crops(self, rng: np.random.Generator) -> list[dict]:
         wave, notes, _ = self.excerpt(rng)
         size, frames = round(self.crop * SAMPLING_RATE), round(self.crop * SAMPLING_RATE) // HOP
-        onsets = np.zeros((len(wave) // HOP, PITCHES), dtype=np.float32)
-        struck = notes[(notes["onset"] >= 0) & (notes["onset"] < self.excerpt_seconds)]
-        at = np.minimum((struck["onset"] * SAMPLING_RATE / HOP).astype(int), len(onsets) - 1)
-        onsets[at, struck["pitch"] - LOWEST_PITCH] = 1.0
+        onsets = (onset_roll(notes, len(wave) // HOP) > 0).astype(np.float32)
         return [
             {"input_values": wave[i * size : (i + 1) * size], "onsets": onsets[i * frames : (i + 1) * frames]}
             for i in range(len(wave) // size)
@@ -140,29 +146,36 @@ class RenderedCrops(IterableDataset):
 class StoredCrops(IterableDataset):
     """Endless random crops of rendered pools: `.npy` files of int16 (excerpts, samples).
 
-    Yields `input_values (samples,)`; with the hash of a codec that has encoded every pool (see `codes_path`) also
-    `audio_codes (K, frames)`. Crops start on a frame.
+    Yields `input_values (samples,)` and `onsets (frames, 88)`, 1 where a key is struck; with the hash of a codec that
+    has encoded every pool (see `codes_path`) also `audio_codes (K, lead + frames)`, from `lead_seconds` before the crop
+    on. Crops start on a frame.
     """
 
-    def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None):
+    def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None, lead_seconds=0.0):
         self.paths, self.frames, self.seed = list(paths), round(crop_seconds * SAMPLING_RATE) // HOP, seed
-        self.codec_sha256 = codec_sha256
+        self.codec_sha256, self.lead = codec_sha256, round(lead_seconds * SAMPLING_RATE) // HOP
 
     def __iter__(self):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         pools = [np.load(path, mmap_mode="r") for path in self.paths]
+        onsets = [np.load(onsets_path(path), mmap_mode="r") for path in self.paths]
         names = [codes_path(path, self.codec_sha256) for path in self.paths] if self.codec_sha256 else []
         codes = [np.load(name, mmap_mode="r") for name in names] if names and all(n.is_file() for n in names) else None
         while True:
             p = int(rng.integers(len(pools)))
             e = int(rng.integers(len(pools[p])))
-            frame = int(rng.integers(pools[p].shape[1] // HOP - self.frames + 1))
+            frame = int(rng.integers(self.lead, pools[p].shape[1] // HOP - self.frames + 1))
             wave = pools[p][e, frame * HOP : (frame + self.frames) * HOP].astype(np.float32) / 32767
-            item = {"input_values": wave}
+            item = {"input_values": wave, "onsets": (onsets[p][e, frame : frame + self.frames] > 0).astype(np.float32)}
             if codes is not None:
-                item["audio_codes"] = codes[p][e, :, frame : frame + self.frames].astype(np.int64)
+                item["audio_codes"] = codes[p][e, :, frame - self.lead : frame + self.frames].astype(np.int64)
             yield item
+
+
+def onsets_path(pool: str | Path) -> Path:
+    """Where the struck keys, uint8 velocities (excerpts, frames, 88), of a pool lie."""
+    return Path(pool).with_suffix(".onsets.npy")
 
 
 def codes_path(pool: str | Path, codec_sha256: str) -> Path:

@@ -5,14 +5,16 @@
     python -m scripts.train_codec encoder   --config RECIPE [audio] --features RUNS/features --output-dir RUNS/encoder
     python -m scripts.train_codec codebooks --config RECIPE [audio] --codec RUNS/encoder/codec --output-dir RUNS/codes
     python -m scripts.train_codec encode    --config RECIPE --audio POOL.npy --codec RUNS/codes --output-dir RUNS/codes
+    python -m scripts.train_codec listener  --config RECIPE [audio] --output-dir RUNS/listener
     python -m scripts.train_codec decoder   --config RECIPE [audio] --features RUNS/features --codec RUNS/codes \\
-        --output-dir RUNS/decoder
+        [--listener RUNS/listener] --output-dir RUNS/decoder
     python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER_OR_HUB_ID --output-dir RUNS/finetuned
 
 [audio] is `--midi-root PACK/midi --piano PIANO.tar ...` (rendered while it is needed) or `--audio POOL.npy ...`.
 `features` fits the latent's axes; the encoder learns to produce them; `codebooks` fits the residual stack to what it
-does produce, and from then on the codes are fixed, whatever the decoder still learns. `whole` fine-tunes all of any
-32 kHz EnCodec. A run continues from its newest checkpoint.
+does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns to hear
+struck keys, and makes every note that the decoder loses a loss of its own. `whole` fine-tunes all of any 32 kHz
+EnCodec. A run continues from its newest checkpoint.
 """
 
 import argparse
@@ -35,7 +37,14 @@ from tqdm import tqdm
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts.codec_discriminator import MultiScaleSTFTDiscriminator, discriminator_loss, generator_losses
 from scripts.codec_features import SpectralFeatures
-from scripts.codec_objectives import DecoderObjective, EncoderObjective, WholeObjective, start_balanced
+from scripts.codec_listener import Listener
+from scripts.codec_objectives import (
+    DecoderObjective,
+    EncoderObjective,
+    ListenerObjective,
+    WholeObjective,
+    start_balanced,
+)
 from scripts.codec_oscillators import start_oscillators, start_synthesis
 from scripts.codec_quantizer import ema_update, kmeans_start
 from scripts.prepare_dataset import codec_hash
@@ -45,7 +54,8 @@ from scripts.schedules import warmup_cosine
 
 SHIPPED_DTYPE = torch.float16
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
-LOSS_WEIGHTS |= {"adversarial": 0.05, "features": 0.1}
+LOSS_WEIGHTS |= {"adversarial": 0.05, "features": 0.1, "notes": 10.0, "heard": 0.3}
+PARTS = ("features", "encoder", "codebooks", "encode", "listener", "decoder", "whole")
 
 
 @dataclass
@@ -55,6 +65,7 @@ class CodecRecipe:
     model: dict = field(default_factory=dict)  # fields of PianoEncodecConfig
     rooms: list[str] = field(default_factory=lambda: list(ROOMS))
     crop_seconds: float = 2.0
+    lead_seconds: float = 0.0  # of codes before a crop: what still sounds in it began there, the decoder remembers
     batch_size: int = 6
     steps: int = 20_000
     memory: float = 0.6  # share of the frame before that the latent leaves out, see SpectralFeatures
@@ -124,16 +135,16 @@ class Run:
     """One training run of one objective."""
 
     def __init__(self, objective, recipe: CodecRecipe, dataset, output: Path, workers: int):
-        self.recipe, self.output, codec = recipe, output, objective.codec
+        self.recipe, self.output, self.model = recipe, output, objective.model
         self.moves_codebooks = isinstance(objective, WholeObjective)
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False)  # ema_update itself keeps codebooks equal
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
         torch.manual_seed(recipe.seed)
-        self.codec, self.device = codec, self.accelerator.device
+        self.device = self.accelerator.device
         trained = [p for p in objective.parameters() if p.requires_grad]
         optimizers = [torch.optim.Adam(trained, recipe.learning_rate, recipe.betas)]
         self.discriminator = None
-        if recipe.adversarial_from is not None and not isinstance(objective, EncoderObjective):
+        if recipe.adversarial_from is not None and isinstance(objective, DecoderObjective | WholeObjective):
             self.discriminator = MultiScaleSTFTDiscriminator()
             rate = recipe.discriminator_learning_rate
             optimizers.append(torch.optim.Adam(self.discriminator.parameters(), rate, (0.5, 0.9)))
@@ -141,7 +152,7 @@ class Run:
         self.objective, *self.optimizers = self.accelerator.prepare(objective, *optimizers)
         prefetch = 4 if workers else None
         self.loader = iter(DataLoader(dataset, recipe.batch_size, num_workers=workers, prefetch_factor=prefetch))
-        self.average = {k: v.detach().clone() for k, v in codec.state_dict().items()}
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step, self.seconds = 0, 0.0
         self._resume()
@@ -163,16 +174,19 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Checkpoint of the run, and the averaged codec as a loadable folder `codec`."""
+        """Checkpoint of the run, and the averaged weights: a loadable folder `codec`, or `listener.safetensors`."""
         if not self.accelerator.is_main_process:
             return
-        tensors = {f"codec.{k}": v for k, v in self.codec.state_dict().items()}
+        tensors = {f"live.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         if self.discriminator is not None:
             state = self.accelerator.unwrap_model(self.discriminator).state_dict()
             tensors |= {f"discriminator.{k}": v for k, v in state.items()}
         save_checkpoint(self.output, self.step, tensors, self.optimizers, {"seconds": self.seconds})
-        export_codec(self.average, self.codec.config, self.output / "codec")
+        if isinstance(self.model, Listener):
+            save_file(self.average, self.output / "listener.safetensors")
+        else:
+            export_codec(self.average, self.model.config, self.output / "codec")
 
     def _train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         recipe, batch = self.recipe, {k: v.to(self.device) for k, v in batch.items()}
@@ -197,7 +211,7 @@ class Run:
         self.optimizers[0].zero_grad()
         if updates:
             dead = recipe.dead_code * self.accelerator.num_processes
-            losses["revived"] = ema_update(self.codec.quantizer, updates, recipe.codebook_decay, dead, self.generator)
+            losses["revived"] = ema_update(self.model.quantizer, updates, recipe.codebook_decay, dead, self.generator)
         if adversarial:
             losses["discriminator"] = discriminator_loss(self.discriminator, output.detach(), wave)
             self.optimizers[1].zero_grad()
@@ -210,7 +224,7 @@ class Run:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.recipe.average_decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.codec.state_dict().items():
+        for name, value in self.model.state_dict().items():
             if "codebook" in name:
                 self.average[name].copy_(value)  # an average already
             else:
@@ -229,7 +243,7 @@ class Run:
     def _resume(self) -> None:
         for folder in sorted(self.output.glob("step_*"), reverse=True):
             tensors = load_file(folder / "tensors.safetensors")
-            self.codec.load_state_dict(_part(tensors, "codec."))
+            self.model.load_state_dict(_part(tensors, "live."))
             self.average = {k: v.to(self.device) for k, v in _part(tensors, "average.").items()}
             if self.discriminator is not None and _part(tensors, "discriminator."):
                 self.accelerator.unwrap_model(self.discriminator).load_state_dict(_part(tensors, "discriminator."))
@@ -277,19 +291,20 @@ def objective_of(args: argparse.Namespace, recipe: CodecRecipe, codec, data):
     """The objective of the asked part; parts that begin from nothing get their start here."""
     if args.part == "whole":
         return WholeObjective(codec, recipe.bf16)
-    features = load_features(args.features, codec.config.hidden_size, recipe.memory)
     if args.part == "encoder":
+        features = load_features(args.features, codec.config.hidden_size, recipe.memory)
         if not args.go_on:
             wave = next(iter(DataLoader(data, 4)))["input_values"]
             start_balanced(codec.encoder.layers, wave[:, None], 1.0, float(features(wave).std()))
         return EncoderObjective(codec, recipe.bf16, features)
     if not args.go_on:
+        features = load_features(args.features, codec.config.hidden_size, recipe.memory)
         wave = next(iter(DataLoader(data, 16)))["input_values"]
         with torch.no_grad():
-            latent = codec.encoder(wave[:, None])
-            start_oscillators(codec, features, latent)
+            start_oscillators(codec, features, codec.encoder(wave[:, None]))
             start_synthesis(codec)
-    return DecoderObjective(codec, recipe.bf16, 0 if args.go_on else recipe.sing_steps)
+    listener = load_listener(args.listener) if args.listener else None
+    return DecoderObjective(codec, recipe.bf16, 0 if args.go_on else recipe.sing_steps, listener)
 
 
 @torch.no_grad()
@@ -328,16 +343,24 @@ def load_features(folder: str, hidden_size: int, memory: float) -> SpectralFeatu
     return features
 
 
+def load_listener(folder: str) -> Listener:
+    """The trained listener of `train_codec listener`."""
+    listener = Listener()
+    listener.load_state_dict(load_file(Path(folder) / "listener.safetensors"))
+    return listener
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("features", "encoder", "codebooks", "encode", "decoder", "whole"))
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/codec_*.yaml")
     parser.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
     parser.add_argument("--piano", action="append", default=[], help="piano tar or folder, or FONT.sf2[:PROGRAM]")
     parser.add_argument("--audio", nargs="*", default=[], help="rendered pools (scripts.render_pool), instead")
     parser.add_argument("--features", help="output of `features`")
     parser.add_argument("--codec", help="codec folder to go on from")
+    parser.add_argument("--listener", help="output of `listener`; the decoder then learns what it must hear")
     parser.add_argument("--go-on", action="store_true", help="keep what --codec already knows of the part")
     parser.add_argument("--output-dir", required=True, help="checkpoints, log.jsonl and the codec go here")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare audio")
@@ -349,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
         seed = recipe.seed + 1000 * len(list(output.glob("step_*"))) + 100_000 * int(os.environ.get("RANK", 0))
         if args.audio:  # seeds differ between processes and after a resume, so that audio is fresh
             codes = codec_hash(args.codec) if args.part == "decoder" and args.codec else None
-            data = StoredCrops(args.audio, recipe.crop_seconds, seed, codes)
+            data = StoredCrops(args.audio, recipe.crop_seconds, seed, codes, recipe.lead_seconds)
         elif args.midi_root and args.piano:
             data = RenderedCrops(args.midi_root, "train", args.piano, recipe.rooms, recipe.crop_seconds, seed=seed)
         else:
@@ -360,10 +383,14 @@ def main(argv: list[str] | None = None) -> int:
             freeze_codes(recipe, args.codec, data, args.workers, output)
         elif args.part == "encode":
             encode_pools(args.codec, args.audio)
+        elif args.part == "listener":
+            torch.manual_seed(recipe.seed)
+            Run(ListenerObjective(Listener()), recipe, data, output, args.workers).train(args.stop_after)
         else:
             start = args.codec or args.features
-            if start is None or (args.part in ("encoder", "decoder") and args.features is None):
-                parser.error(f"{args.part} needs --codec or --features")
+            begins = args.part == "encoder" or (args.part == "decoder" and not args.go_on)
+            if start is None or (begins and args.features is None):
+                parser.error(f"{args.part} needs {'--features' if begins else '--codec'}")
             codec = PianoEncodecModel.from_pretrained(start, dtype=torch.float32)
             Run(objective_of(args, recipe, codec, data), recipe, data, output, args.workers).train(args.stop_after)
     except (ValueError, OSError) as error:

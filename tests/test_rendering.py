@@ -9,7 +9,7 @@ import pytest
 
 from scripts import pianos
 from scripts.pianos import RenderError, SampledPiano, load_piano, performance_level, velocity_gain
-from scripts.rendered_audio import RenderedCrops, StoredCrops, codes_path, list_midi, render
+from scripts.rendered_audio import RenderedCrops, StoredCrops, codes_path, list_midi, onsets_path, render
 from scripts.rooms import ROOMS, TARGET_RMS_DBFS, Room
 from tokenization import NOTE_DTYPE, MidiError
 
@@ -219,19 +219,24 @@ def test_the_same_seed_gives_the_same_audio(tiny_pack):
 
 
 def test_stored_crops(tmp_path):
-    """Slices of the pool, and their codes where there are some."""
+    """Slices of the pool with their onsets, and their codes, from the lead on, where there are some."""
     pool = np.random.default_rng(0).integers(-30_000, 30_000, (3, 640 * 10), dtype=np.int16)
     np.save(tmp_path / "pool.npy", pool)
+    onsets = np.zeros((3, 10, 88), np.uint8)
+    onsets[..., 0] = np.arange(30).reshape(3, 10)
+    np.save(onsets_path(tmp_path / "pool.npy"), onsets)
     codes = np.arange(3 * 4 * 10, dtype=np.int16).reshape(3, 4, 10)
     crops = [c["input_values"] for c, _ in zip(StoredCrops([tmp_path / "pool.npy"], 0.08, 1), range(3), strict=False)]
     assert all(crop.shape == (2560,) for crop in crops)
     np.save(codes_path(tmp_path / "pool.npy", "0123456789abcdef"), codes)
     assert "audio_codes" not in next(iter(StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "another codec")))
-    stream = StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "0123456789abcdef")
-    for item, _ in zip(stream, range(3), strict=False):
-        excerpt, frame = divmod(int(item["audio_codes"][0, 0]), 40)
-        expected = pool[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
-        assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, 4)
+    for lead in (0, 2):
+        stream = StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "0123456789abcdef", lead * 0.02)
+        for item, _ in zip(stream, range(3), strict=False):
+            excerpt, frame = divmod(int(item["audio_codes"][0, lead]), 40)
+            expected = pool[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
+            assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, lead + 4)
+            assert np.array_equal(item["onsets"], onsets[excerpt, frame : frame + 4] > 0)
 
 
 def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):

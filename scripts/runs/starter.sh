@@ -33,8 +33,13 @@ $python -m scripts.train_codec encoder --config recipes/codec_starter.yaml "${co
 $python -m scripts.train_codec encode --config recipes/codec_starter.yaml "${codec[@]}" --codec "$out/codes" --output-dir "$out/codes"
 
 # The codes are fixed from here on: data and decoders need not wait for the codec's decoder.
-$python -m scripts.train_codec decoder --config recipes/codec_starter_decoder.yaml "${codec[@]}" \
-  --features "$out/features" --codec "$out/codes" --output-dir "$out/decoder" &
+(
+  $python -m scripts.train_codec decoder --config recipes/codec_starter_decoder.yaml "${codec[@]}" \
+    --features "$out/features" --codec "$out/codes" --output-dir "$out/decoder"
+  $python -m scripts.train_codec listener --config recipes/codec_listener.yaml "${codec[@]}" --output-dir "$out/listener"
+  $python -m scripts.train_codec decoder --config recipes/codec_starter_notes.yaml "${codec[@]}" --go-on \
+    --codec "$out/decoder/codec" --listener "$out/listener" --output-dir "$out/notes"
+) &
 jobs+=($!)
 for split in train:1152 validation:16; do
   $python -m scripts.prepare_dataset --codec "$out/codes" "${sound[@]}" --split "${split%:*}" --items "${split#*:}" \
@@ -48,6 +53,6 @@ done
 for job in "${jobs[@]}"; do wait "$job"; done
 jobs=()
 
-$python -m scripts.assemble_model --codec "$out/decoder/codec" --ar "$out/ar/model" --nar "$out/nar/model" \
+$python -m scripts.assemble_model --codec "$out/notes/codec" --ar "$out/ar/model" --nar "$out/nar/model" \
   --output checkpoints/starter
 $python -m scripts.evaluate --model checkpoints/starter "${sound[@]}" --output-dir "$out/evaluation"

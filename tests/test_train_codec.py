@@ -1,0 +1,159 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`python -m scripts.train_codec` on tiny data: part after part, codes that stay, a listener that hears."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from scripts import train_codec
+from scripts.codec_listener import Listener, onset_f1, onset_loss
+from scripts.codec_objectives import DecoderObjective, ListenerObjective, listening_losses
+from scripts.prepare_dataset import codec_hash
+from scripts.rendered_audio import RenderedCrops, codes_path, onset_roll, onsets_path
+from tokenization import NOTE_DTYPE
+
+SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow
+RECIPE = """
+model: {num_filters: 16, hidden_size: 64, upsampling_ratios: [5, 4, 4, 8]}
+rooms: [studio]
+crop_seconds: 0.5
+lead_seconds: 0.2
+batch_size: 2
+steps: 2
+sing_steps: 1
+kmeans_vectors: 2100
+bf16: false
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(tiny_pack, tmp_path_factory):
+    """Two excerpts of 2 s with their onsets."""
+    path = tmp_path_factory.mktemp("pool") / "pool.npy"
+    source = RenderedCrops(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"])
+    waves, rolls = [], []
+    for seed in range(2):
+        wave, notes, _ = source.excerpt(np.random.default_rng(seed), 2.0)
+        waves.append(np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16))
+        rolls.append(onset_roll(notes, 100))
+    np.save(path, np.stack(waves))
+    np.save(onsets_path(path), np.stack(rolls))
+    return path
+
+
+def test_part_after_part(pool, tmp_path):
+    """Every command goes on from the one before; encoder and codebooks, and so the codes, stay while the decoder
+    learns from the listener."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    def run(part, *more):
+        shared = ["--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+        return train_codec.main([part, *shared, "--output-dir", str(tmp_path / part), *map(str, more)])
+
+    assert run("features") == 0
+    assert run("encoder", "--features", tmp_path / "features") == 0
+    assert run("codebooks", "--codec", tmp_path / "encoder" / "codec") == 0
+    codec = tmp_path / "codebooks"
+    assert run("encode", "--codec", codec) == 0
+    assert np.load(codes_path(pool, codec_hash(codec))).shape == (2, 4, 100)
+    assert run("listener") == 0
+    listener = train_codec.load_listener(tmp_path / "listener")
+    assert all(p.isfinite().all() for p in listener.parameters())
+    assert run("decoder", "--features", tmp_path / "features", "--codec", codec) == 0
+    begun = tmp_path / "decoder" / "codec"
+    shutil.move(begun, tmp_path / "begun")
+    shutil.rmtree(tmp_path / "decoder")
+    more = ["--go-on", "--codec", tmp_path / "begun", "--listener", tmp_path / "listener"]
+    assert run("decoder", *more) == 0
+    before, after = (load_file(f / "model.safetensors") for f in (tmp_path / "begun", tmp_path / "decoder" / "codec"))
+    assert codec_hash(codec) == codec_hash(tmp_path / "decoder" / "codec")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith("decoder.") for name in moved)
+    assert PianoEncodecModel.from_pretrained(tmp_path / "decoder" / "codec").decode_codes(torch.zeros(1, 4, 5).long())[
+        0, 0
+    ].shape == (3200,)
+
+
+def test_a_pool_without_onsets_is_refused(pool, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    np.save(tmp_path / "bare.npy", np.load(pool))
+    arguments = ["listener", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(tmp_path / "bare.npy")]
+    assert train_codec.main([*arguments, "--workers", "0", "--output-dir", str(tmp_path / "out")]) == 2
+    assert "bare.onsets.npy" in capsys.readouterr().err
+
+
+def test_onset_roll_holds_velocities():
+    """Frame of 20 ms and key; what is struck before or after the excerpt is not in it."""
+    notes = np.array([(-0.01, 1, 60, 50), (0.0, 1, 21, 70), (0.039, 1, 108, 127), (0.04, 1, 60, 1)], NOTE_DTYPE)
+    expected = np.zeros((2, 88))
+    expected[0, 0], expected[1, 87] = 70, 127
+    assert np.array_equal(onset_roll(notes, 2), expected)
+
+
+def test_onset_f1_by_hand():
+    """Three struck keys; two found, one of them two frames late, and one peak where nothing is struck."""
+    struck, logits = torch.zeros(1, 20, 88), torch.full((1, 20, 88), -9.0)
+    for frame, key in ((3, 10), (8, 10), (8, 40)):
+        struck[0, frame, key] = 64
+    for frame, key in ((3, 10), (10, 40), (15, 5)):
+        logits[0, frame, key] = 4.0
+    assert onset_f1(logits, struck) == pytest.approx(2 / 3)
+    logits[0, 10, 40], logits[0, 11, 40] = -9.0, 4.0  # three frames late is another note
+    assert onset_f1(logits, struck) == pytest.approx(1 / 3)
+
+
+def test_the_listener_learns(pool):
+    """On one excerpt, and then hears what is struck in it."""
+    torch.manual_seed(0)
+    wave = torch.from_numpy(np.load(pool)[:1].astype(np.float32) / 32767)
+    onsets = torch.from_numpy(np.load(onsets_path(pool))[:1])
+    objective = ListenerObjective(Listener())
+    optimizer = torch.optim.Adam(objective.parameters(), 0.01)
+    with torch.no_grad():
+        before = float(onset_loss(objective.model(wave)[0], onsets))
+    for _ in range(60):
+        loss = objective({"input_values": wave, "onsets": onsets})[0]["notes"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits = objective.model(wave)[0]
+    assert float(onset_loss(logits, onsets)) < 0.6 * before
+    found = [onset_f1(logits, onsets, threshold) for threshold in (0.1, 0.2, 0.3)]
+    assert max(found) > 0.3, found
+
+
+def test_what_sounds_alike_is_heard_alike(pool):
+    """No distance between a wave and itself; the losses reach the wave, not the listener."""
+    wave = torch.from_numpy(np.load(pool).astype(np.float32) / 32767)
+    onsets = torch.from_numpy(np.load(onsets_path(pool)))
+    listener = Listener().requires_grad_(False)
+    output = (wave * 0.5).requires_grad_()
+    assert float(listening_losses(listener, wave, wave, onsets)["heard"]) == 0
+    losses = listening_losses(listener, output, wave, onsets)
+    sum(losses.values()).backward()
+    assert float(losses["heard"].detach()) > 0 and output.grad.abs().sum() > 0
+    assert all(p.grad is None for p in listener.parameters())
+
+
+def test_codes_in_front_of_a_crop_are_remembered():
+    """With the codes before it, a crop is decoded as inside the whole; without, the decoder starts from silence."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(**SMALL))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    with torch.no_grad():
+        codec.decoder.layers[1].lstm.bias_ih_l0[256:512] = 5.0  # forget nothing
+    objective = DecoderObjective(codec, False, 0)
+    codes = torch.randint(0, 2048, (1, 4, 60))
+    whole, wave = codec.decode_codes(codes)[0, 0], torch.zeros(1, 30 * 640)
+    inside = slice(5 * 640, -640)
+    with torch.no_grad():
+        _, led = objective({"input_values": wave, "audio_codes": codes})
+        _, alone = objective({"input_values": wave, "audio_codes": codes[..., 30:]})
+    assert torch.allclose(led[0, inside], whole[30 * 640 :][inside], atol=1e-5)
+    assert not torch.allclose(alone[0, inside], whole[30 * 640 :][inside], atol=1e-3)
