@@ -9,13 +9,16 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 import types
 import unittest
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+import transformers
 
 from modeling_midivalle import (
     MidiValleARConfig,
@@ -25,6 +28,8 @@ from modeling_midivalle import (
     PianoEncodecConfig,
     PianoEncodecModel,
 )
+from processing import MidiValleProcessor
+from tokenization import MidiValleTokenizer
 
 SOURCE = Path(os.environ.get("TRANSFORMERS_SOURCE", ""))
 if not os.environ.get("TRANSFORMERS_SOURCE"):
@@ -35,28 +40,38 @@ if importlib.util.find_spec("parameterized") is None:
     pytest.skip("transformers' tests need the package `parameterized`", allow_module_level=True)
 
 PACKAGE = "transformers_tests"  # its own name, `tests`, is ours
+ABSENT = {  # what the sdist leaves out, and what the other files want of it
+    "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
+    "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
+    "utils.test_configuration_utils": {"config_common_kwargs": {}},
+}
 
 
 def load(name):
-    """A module of the source's `tests` folder; of those that the sdist leaves out, an empty stand-in."""
-    package = sys.modules.setdefault(PACKAGE, types.ModuleType(PACKAGE))
-    package.__path__ = [str(SOURCE / "tests")]
-    for absent, things in {
-        "exporters.test_export": {"ExportTesterMixin": type("ExportTesterMixin", (), {})},
-        "generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
-        "utils.test_configuration_utils": {"config_common_kwargs": {}},
-    }.items():
-        if not (SOURCE / "tests" / f"{absent.replace('.', '/')}.py").is_file():
-            parent = absent.split(".")[0]
-            sys.modules.setdefault(f"{PACKAGE}.{parent}", types.ModuleType(parent)).__path__ = []
-            module = sys.modules.setdefault(f"{PACKAGE}.{absent}", types.ModuleType(absent))
-            vars(module).update(things)
+    """A module of the source's `tests` folder."""
     return importlib.import_module(f"{PACKAGE}.{name}")
 
 
+def stand_in(name, **things):
+    """A module made of `things`, importable as `name`."""
+    sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name]).update(things)
+
+
+stand_in(PACKAGE, __path__=[str(SOURCE / "tests")])
+for name, things in ABSENT.items():
+    if not (SOURCE / "tests" / f"{name.replace('.', '/')}.py").is_file():
+        stand_in(f"{PACKAGE}.{name.split('.')[0]}", __path__=[])
+        stand_in(f"{PACKAGE}.{name}", **things)
+if not (SOURCE / "utils" / "fetch_hub_objects_for_ci.py").is_file():
+    stand_in("fetch_hub_objects_for_ci", url_to_local_path=str)  # names files to download; we have no use for them
+with patch("transformers.utils.direct_transformers_import", lambda *_: transformers):  # wants `tests/__init__.py`
+    ConfigTester = load("test_configuration_common").ConfigTester
+
 common = load("test_modeling_common")
-ConfigTester = load("test_configuration_common").ConfigTester
 GenerationTesterMixin = load("generation.test_utils").GenerationTesterMixin
+ProcessorTesterMixin = load("test_processing_common").ProcessorTesterMixin
+tokenization_common = load("test_tokenization_common")  # not its mixin alone: pytest would run that
 
 
 class ARTester:
@@ -174,3 +189,42 @@ class TestCodec(common.ModelTesterMixin, unittest.TestCase):
     @unittest.skip("EncodecModel has no input embeddings")
     def test_model_get_set_embeddings(self):
         pass
+
+
+def tokens(count, pitch=40):
+    """A text of `count` MIDI tokens."""
+    return " ".join(f"Pitch_{pitch + i}" for i in range(count))
+
+
+class TestTokenizer(tokenization_common.TokenizerTesterMixin, unittest.TestCase):
+    """Texts of MIDI tokens; that of MIDI is in test_tokenization.py."""
+
+    tokenizer_class = MidiValleTokenizer
+
+    @classmethod
+    def setUpClass(cls):
+        cls.tmpdirname = tempfile.mkdtemp()
+        MidiValleTokenizer().save_pretrained(cls.tmpdirname)
+        cls.from_pretrained_id = [cls.tmpdirname]
+        cls.tokenizers_list = [(MidiValleTokenizer, cls.tmpdirname, {})]
+
+    def get_clean_sequence(self, tokenizer, with_prefix_space=False, max_length=20, min_length=5):
+        text = tokens(min(max_length, 20))  # the default takes tokens of letters alone
+        return " " * with_prefix_space + text, tokenizer.encode(text, add_special_tokens=False)
+
+
+class TestProcessor(ProcessorTesterMixin, unittest.TestCase):
+    """Texts of MIDI tokens and plain audio; that of MIDI with a prompt is in test_processing.py."""
+
+    processor_class = MidiValleProcessor
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return MidiValleTokenizer()
+
+    @classmethod
+    def _setup_feature_extractor(cls):
+        return transformers.EncodecFeatureExtractor(sampling_rate=32_000)
+
+    def prepare_text_inputs(self, batch_size=None, modalities=None):
+        return tokens(3) if batch_size is None else [tokens(2 + i % 2) for i in range(batch_size)]
