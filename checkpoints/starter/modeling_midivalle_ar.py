@@ -50,7 +50,7 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor,
-        midi_ids: torch.LongTensor,
+        midi_ids: torch.LongTensor | None = None,
         midi_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         prompt_lengths: torch.LongTensor | None = None,
@@ -63,6 +63,8 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         else `(B, T, hidden_size)`.
         """
         B, T = input_ids.shape
+        if midi_ids is None:
+            midi_ids = input_ids.new_zeros((B, 0, len(self.config.midi_vocab_sizes)))
         if midi_attention_mask is None:
             midi_attention_mask = torch.ones_like(midi_ids[..., 0])
         if prompt_lengths is None:
@@ -127,7 +129,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: torch.LongTensor,
-        midi_ids: torch.LongTensor,
+        midi_ids: torch.LongTensor | None = None,
         midi_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         prompt_lengths: torch.LongTensor | None = None,
@@ -141,8 +143,9 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`): codes of codebook 0 and special ids; with a filled cache
                 only the new ones. See [`~MidiValleARModel.build_inputs`].
-            midi_ids (`torch.LongTensor` of shape `(B, N, 6)`): MIDI rows of prompt and target on one time axis; given
-                at every step (with a filled cache they are not attended anew).
+            midi_ids (`torch.LongTensor` of shape `(B, N, 6)`, *optional*): MIDI rows of prompt and target on one time
+                axis; given at every step (with a filled cache they are not attended anew). Without them frames follow
+                frames alone.
             midi_attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 0 on padded rows, either side.
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 on padded frames, either side; with a
                 filled cache it covers the cached frames too, as everywhere in transformers.
@@ -231,14 +234,25 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, next_sequence_length: int | None = None, **kwargs
     ) -> dict:
-        """The forward's arguments; masks stay two-dimensional, because the cache also holds MIDI rows."""
+        """
+        The forward's arguments; masks stay two-dimensional, because the cache also holds MIDI rows. Where `generate`
+        goes on with a filled cache or lets an assistant guess, it takes those rows for frames: that is put right.
+        """
+        cache, midi_ids = kwargs.get("past_key_values"), kwargs.get("midi_ids")
+        if cache is not None and midi_ids is not None and "is_first_iteration" in kwargs:
+            rows, length = midi_ids.shape[1], int(cache.get_seq_length())
+            if 0 < length < rows:  # an assistant's cache was cut back into the MIDI rows: begin it anew
+                cache.crop(-length)
+                length = 0
+            if next_sequence_length is not None:
+                next_sequence_length = input_ids.shape[1] - max(length - rows, 0)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("labels", "is_first_iteration", "position_ids")}
         if next_sequence_length is not None:
             input_ids = input_ids[:, -next_sequence_length:]
         return {"input_ids": input_ids.contiguous(), **kwargs}
 
     def _prepare_static_cache(self, *args, max_cache_len: int, model_kwargs: dict, **kwargs) -> Cache:
-        rows = model_kwargs["midi_ids"].shape[1]
+        rows = 0 if model_kwargs.get("midi_ids") is None else model_kwargs["midi_ids"].shape[1]
         return super()._prepare_static_cache(
             *args, max_cache_len=max_cache_len + rows, model_kwargs=model_kwargs, **kwargs
         )
