@@ -70,7 +70,7 @@ def test_greedy(ar, inputs, options):
     codes, logits = plain_greedy(ar, inputs)
     output = generate(ar, inputs, **options)
     assert torch.equal(output.sequences, codes)
-    torch.testing.assert_close(torch.stack(output.scores, 1), logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.stack(output.scores, 1), logits, atol=1e-5, rtol=0)
 
 
 def test_static_cache_has_room_for_midi_rows_and_frames(ar, inputs):
@@ -133,7 +133,7 @@ def test_assisted(ar, make_ar, make_rows, inputs, guess, notes):
     expected = generate(ar, inputs, steps=12)
     output = generate(ar, inputs, steps=12, **options)
     assert torch.equal(output.sequences, expected.sequences)
-    torch.testing.assert_close(torch.stack(output.scores), torch.stack(expected.scores), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.stack(output.scores), torch.stack(expected.scores), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("given", ["all codes", "new codes"])
@@ -153,7 +153,7 @@ def test_going_on_from_a_cache(ar, inputs, given, cache):
     }
     second = generate(ar, rest, steps=STEPS - 3)
     assert torch.equal(second.sequences[:, -3:], whole.sequences[:, -3:])
-    torch.testing.assert_close(torch.stack(second.scores), torch.stack(whole.scores[3:]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.stack(second.scores), torch.stack(whole.scores[3:]), atol=1e-5, rtol=0)
 
 
 def test_stops(ar, inputs):
