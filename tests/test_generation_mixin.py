@@ -5,10 +5,12 @@ The cache holds MIDI rows in front of the frames; whatever counts cached places 
 """
 
 import inspect
+import shutil
 
 import pytest
 import torch
 from transformers import StaticCache
+from transformers.generation import CompileConfig
 
 STEPS = 6
 
@@ -119,20 +121,26 @@ def test_sampling(ar, inputs):
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2]) and len(runs[0].unique(dim=0)) == 6
 
 
-@pytest.mark.parametrize("guess", ["itself", "another model", "n-grams"])
-@pytest.mark.parametrize("notes", [2, 40])
-def test_assisted(ar, make_ar, make_rows, inputs, guess, notes):
-    """Guessed codes are checked: those of greedy search come out, however many MIDI rows stand before the frames."""
-    inputs = one(inputs) | {"midi_ids": make_rows(notes=notes)[None]}
-    other = make_ar(seed=1, num_hidden_layers=1, eos_token_id=None, tie_word_embeddings=False)
-    options = {
-        "itself": {"assistant_model": ar},
-        "another model": {"assistant_model": other},
-        "n-grams": {"prompt_lookup_num_tokens": 2},
-    }[guess]
-    expected = generate(ar, inputs, steps=12)
-    output = generate(ar, inputs, steps=12, **options)
-    assert torch.equal(output.sequences, expected.sequences)
+def test_assisted_decoding_is_refused(ar, inputs):
+    """It would cut MIDI rows off the cache."""
+    for options in ({"assistant_model": ar}, {"prompt_lookup_num_tokens": 2}):
+        with pytest.raises(ValueError, match="not supported with stateful models, such as MidiValleARModel"):
+            generate(ar, one(inputs), **options)
+
+
+@pytest.mark.slow  # compiling takes a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("padded", [True, False])
+def test_compiled(ar, inputs, padded):
+    """`generate` compiles the step on a static cache as one graph, once: the same codes, and no graph anew."""
+    torch.compiler.reset()
+    inputs = inputs if padded else one(inputs)
+    expected = generate(ar, inputs)
+    config = CompileConfig(fullgraph=True, dynamic=False)
+    config._compile_all_devices = True  # else a CPU is left out
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        output = generate(ar, inputs, cache_implementation="static", compile_config=config)
+    assert hasattr(ar, "_compiled_call") and torch.equal(output.sequences, expected.sequences)
     torch.testing.assert_close(torch.stack(output.scores), torch.stack(expected.scores), atol=1e-5, rtol=0)
 
 
@@ -175,6 +183,22 @@ def test_without_midi(ar):
     assert alone.shape == (1, 1 + STEPS) and torch.equal(alone, generate(ar, empty).sequences)
     codes, logits = plain_greedy(ar, empty | {"attention_mask": torch.ones(1, 1, dtype=torch.long)})
     assert torch.equal(alone, codes)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_from_vectors(ar, inputs, cache):
+    """`inputs_embeds` instead of codes: the same codes follow; other vectors, other logits; never both."""
+    ids = inputs.pop("input_ids")
+    vectors = {"inputs_embeds": ar.get_input_embeddings()(ids).detach()}
+    whole = generate(ar, inputs | {"input_ids": ids})
+    output = generate(ar, inputs | vectors, cache_implementation=cache)
+    assert torch.equal(output.sequences, whole.sequences[:, 9:])
+    torch.testing.assert_close(torch.stack(output.scores), torch.stack(whole.scores), atol=1e-5, rtol=0)
+    mixed = generate(ar, inputs | {"inputs_embeds": vectors["inputs_embeds"].flip(1)})
+    assert (mixed.scores[0] - whole.scores[0]).abs().max() > 0.1
+    for wrong in ({}, vectors | {"input_ids": ids}):
+        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+            ar(**inputs, **wrong)
 
 
 def test_positions_come_from_the_mask_and_the_cache(ar, inputs, monkeypatch):

@@ -48,6 +48,7 @@ SKIP_REASONS = {  # what transformers says -> why it is so here
     "no `base_model_class`|sliding window|position embeddings": "positions are seconds: no RoPE to scale, no window",
     "test_resize_embeddings": "codes and MIDI ids are two vocabularies, both fixed",
     "use `inputs_embeds`": "codes come with their places among MIDI rows: vectors alone do not tell them",
+    "[Ss]tateful models": "assisted decoding cuts caches and outputs by frames; MIDI rows stand before those",
     "TP plan": "371 million parameters at most: nothing to be spread over devices",
     "grouped_mm|sparse experts|router_logits": "there are no experts",
     "[Cc]omposite|subconfigs|support SDPA": "each is one model; the whole is in test_hub_round_trip.py and others",
