@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than
 
 import csv
 import queue
+import re
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ MARKERS = "accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test 
 def pytest_configure(config):
     for name in MARKERS.split() + [f"is_{kind}_test" for kind in ("training", "tensor_parallel", "pipeline", "fsdp")]:
         config.addinivalue_line("markers", f"{name}: used by transformers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """In a module with `SKIP_REASONS`, from patterns to reasons, a skipped test without a reason has failed."""
+    report = yield
+    if report.skipped and (reasons := getattr(getattr(item, "module", None), "SKIP_REASONS", None)):
+        said = f"{item.nodeid.split('::', 1)[1]}: {report.longrepr[2]}"
+        found = [reason for pattern, reason in reasons.items() if re.search(pattern, said)]
+        report.longrepr = (*report.longrepr[:2], f"{report.longrepr[2]} ({found[0]})") if found else said
+        report.outcome = "skipped" if found else "failed"
+    return report
 
 
 PUBLISHED_TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}

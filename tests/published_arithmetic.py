@@ -80,8 +80,8 @@ def norm(w, name, x, stage):
     return scale * F.layer_norm(x, d, w[name + ".norm.weight"], w[name + ".norm.bias"], 1e-5) + shift
 
 
-def stack(w, part, x, allow, heads, layers, stage=None):
-    """allow: bool mask, True where a query may attend."""
+def stack(w, part, x, allow, heads, layers, stage=None, trace=None):
+    """allow: bool mask, True where a query may attend. The outputs of the layers and of the norm go to list `trace`."""
     B, T, D = x.shape
     for i in range(layers):
         p = f"{part}_decoder.layers.{i}"
@@ -92,7 +92,12 @@ def stack(w, part, x, allow, heads, layers, stage=None):
         x = x + F.linear(o, w[p + ".self_attn.out_proj.weight"], w[p + ".self_attn.out_proj.bias"])
         h = F.relu(F.linear(norm(w, p + ".norm2", x, stage), w[p + ".linear1.weight"], w[p + ".linear1.bias"]))
         x = x + F.linear(h, w[p + ".linear2.weight"], w[p + ".linear2.bias"])
-    return norm(w, f"{part}_decoder.norm", x, stage)
+        if trace is not None:
+            trace.append(x)
+    x = norm(w, f"{part}_decoder.norm", x, stage)
+    if trace is not None:
+        trace.append(x)
+    return x
 
 
 def pads(x_lens, y_lens, S, T):
@@ -100,7 +105,7 @@ def pads(x_lens, y_lens, S, T):
     return torch.arange(S)[None] >= x_lens[:, None], torch.arange(T)[None] >= y_lens[:, None]
 
 
-def ar_forward(w, x, x_lens, y, y_lens, heads, layers):
+def ar_forward(w, x, x_lens, y, y_lens, heads, layers, trace=None):
     """x (B, S, 6), y (B, T, K) -> logits (B, T, eos + 1) and the published summed loss."""
     S, T = x.shape[1], y.shape[1]
     eos = len(w["ar_predict_layer.weight"]) - 1
@@ -112,13 +117,13 @@ def ar_forward(w, x, x_lens, y, y_lens, heads, layers):
     allow = prefix & ~torch.cat([pad_x, pad_y], 1)[:, None, None]
     a = w["ar_audio_embedding.word_embeddings.weight"][inp]
     a = a + w["ar_audio_position.alpha"] * sinusoid(T, a.shape[2])
-    h = stack(w, "ar", torch.cat([embed_midi(w, x, "ar"), a], 1), allow, heads, layers)[:, S:]
+    h = stack(w, "ar", torch.cat([embed_midi(w, x, "ar"), a], 1), allow, heads, layers, None, trace)[:, S:]
     logits = F.linear(h, w["ar_predict_layer.weight"])
     target = torch.cat([inp[:, 1:], torch.full_like(inp[:, :1], eos)], 1)
     return logits, F.cross_entropy(logits.transpose(1, 2), target, reduction="sum")
 
 
-def nar_forward(w, x, x_lens, y, y_lens, stage, P, heads, layers):
+def nar_forward(w, x, x_lens, y, y_lens, stage, P, heads, layers, trace=None):
     """Stage k in 1..K-1 after P prompt frames -> logits (B, T - P, codebook_size) and the published weighted loss."""
     S, T, K = x.shape[1], y.shape[1], y.shape[2]
     eos = len(w["ar_predict_layer.weight"]) - 1
@@ -133,7 +138,7 @@ def nar_forward(w, x, x_lens, y, y_lens, stage, P, heads, layers):
     a = a + w["nar_audio_position.alpha"] * sinusoid(T, a.shape[2])
     allow = ~torch.cat([pad_x, pad_y], 1)[:, None, None]
     vec = w[f"nar_stage_embeddings.{stage - 1}.word_embeddings.weight"]
-    h = stack(w, "nar", torch.cat([embed_midi(w, x, "nar"), a], 1), allow, heads, layers, vec)[:, S + P :]
+    h = stack(w, "nar", torch.cat([embed_midi(w, x, "nar"), a], 1), allow, heads, layers, vec, trace)[:, S + P :]
     logits = F.linear(h, w[f"nar_predict_layers.{stage - 1}.weight"])
     target = codes[:, P:, stage].masked_fill(pad_y[:, P:], eos)
     total = float(y_lens.sum())

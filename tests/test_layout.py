@@ -46,6 +46,11 @@ def test_flat_and_unique():
     assert len(names) == len(set(names)) and all(f.parent.parent == ROOT for f in HUB_FILES)
 
 
+def test_the_starter_carries_this_code():
+    carried = {f.name: f.read_text() for f in (ROOT / "checkpoints" / "starter").glob("*.py")}
+    assert carried == {f.name: f.read_text() for f in HUB_FILES}
+
+
 def test_the_hub_scanner_finds_every_relative_import():
     for path in HUB_FILES:
         assert set(get_relative_imports(path)) == {m for level, m in imports(path) if level}, path.name

@@ -288,6 +288,9 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
         ({"prompt_audio": np.zeros(0)}, AudioError, "no samples"),
         ({"midi": None}, ProcessorError, "midi is missing"),
         ({"midi": []}, ProcessorError, "empty list"),
+        ({"audio": noise(2)}, ProcessorError, "text and audio: not an argument beside midi"),
+        ({"promt_audio": noise(2), "padding": True}, ProcessorError, "promt_audio, padding: not an argument beside"),
+        ({"midi": None, "text": "Pitch_60"}, ProcessorError, "need midi"),
         ({"midi": midi()}, MidiError, "no notes"),
         ({"midi": midi((0, 45, 60))}, ProcessorError, "45.000 s of target; one call makes up to 20.0 s"),
         ({"start": 3.0}, ProcessorError, "no note sounds between 3.0 and inf"),
@@ -317,6 +320,21 @@ def test_impossible_ring_outs_and_limits(processor, ring_out):
         MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 13.0, 20.0)
 
 
+def test_parts_by_themselves(processor):
+    """`text` goes to the tokenizer and `audio` to the feature extractor, padded; options go where they belong."""
+    texts, waves = ["Pitch_60", "Pitch_60 Velocity_63"], [noise(0.5), noise(1.0)]
+    inputs = processor(text=texts, audio=waves)
+    assert set(inputs) == set(processor.model_input_names)
+    assert inputs["attention_mask"].tolist() == [[1, 0], [1, 1]]
+    assert inputs["input_ids"].tolist() == processor.tokenizer(texts, padding=True)["input_ids"]
+    assert inputs["input_values"].shape == (2, 1, RATE) and inputs["padding_mask"].sum(1).tolist() == [RATE // 2, RATE]
+    assert np.array_equal(inputs["input_values"][1, 0].numpy(), waves[1])
+    assert processor(text=texts, padding="max_length", max_length=5)["input_ids"].shape == (2, 5)
+    assert isinstance(processor(audio=waves, return_tensors="np")["input_values"], np.ndarray)
+    with pytest.raises(ValueError, match="sampling rate of 32000"):
+        processor(audio=waves, sampling_rate=44_100)
+
+
 # --- saved folders
 
 
@@ -328,6 +346,7 @@ def test_saved_and_loaded(processor, tmp_path):
     assert type(again) is MidiValleProcessor and type(again.tokenizer) is MidiValleTokenizer
     assert (again.max_prompt_seconds, again.max_window_seconds, again.tokenizer.sustain) == (4.0, 20.0, "ignore")
     assert again.feature_extractor.sampling_rate == RATE
+    assert set(again.to_dict()) == set(processor.to_dict())
     assert json.loads((tmp_path / "processor_config.json").read_text())["max_window_seconds"] == 20.0
     for key, value in processor(midi=midi((0, 1, 60)), **PROMPT).items():
         assert torch.equal(again(midi=midi((0, 1, 60)), **PROMPT)[key], value), key

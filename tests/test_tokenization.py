@@ -279,6 +279,29 @@ def test_flat_vocabulary_for_transformers(tokenizer):
     assert tokenizer.pad({"input_ids": [flat, flat[:2]]})["input_ids"][1] == flat[:2] + [0] * 4
 
 
+def test_texts_and_paths_are_told_apart(tokenizer, tmp_path, monkeypatch):
+    """A `str` with a MIDI ending, or of something that exists, is a path; the rest is text, in flat ids as lists."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tokenization.tokenization_midivalle.logger.warning_once", (said := []).append)
+    (tmp_path / "piece").write_bytes(GOLDEN.read_bytes())
+    rows = tokenizer(GOLDEN)["input_ids"]
+    assert np.array_equal(tokenizer("piece")["input_ids"], rows)
+    assert np.array_equal(tokenizer(["piece", str(GOLDEN)])["input_ids"], np.concatenate([rows, rows]))
+    with pytest.raises(MidiError, match="missing.MID: cannot be read"):
+        tokenizer("missing.MID")
+    text = "Pitch_60 Velocity_63 Duration_0.1.96 IOI_-3 Position_0 Bar_15"
+    flat = tokenizer.encode(text)
+    assert tokenizer(text)["input_ids"] == tokenizer(text=text)["input_ids"] == flat and not said
+    assert tokenizer([text, "Bar_15"], padding=True)["attention_mask"] == [[1] * 6, [1] + [0] * 5]
+    six = tokenizer([text, text], padding=True, return_tensors="pt")["input_ids"]  # six long, and yet not rows
+    assert six.tolist() == [flat, flat]
+    assert tokenizer("Pitch_60 forte")["input_ids"] == [flat[0], tokenizer.mask_token_id]
+    assert said == ["1 of 2 words are no MIDI tokens, 'forte' first; a MIDI file's name ends in .mid"]
+    for arguments in ({"text": text}, {"text_pair": text}, {"truncation": True}):
+        with pytest.raises(MidiError, match=f"{[*arguments][0]}: for texts of tokens only"):
+            tokenizer(GOLDEN, **arguments)
+
+
 def test_saving_keeps_the_options(tmp_path):
     tokenizer = MidiValleTokenizer(sustain="ignore", mark_held=False, padding_side="left")
     tokenizer.save_pretrained(tmp_path)

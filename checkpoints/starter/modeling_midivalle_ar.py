@@ -49,12 +49,13 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor,
-        midi_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
+        midi_ids: torch.LongTensor | None = None,
         midi_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         prompt_lengths: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
@@ -62,25 +63,36 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         Arguments as in [`MidiValleARModel`]. `last_hidden_state` is `(B, N + T, hidden_size)` when MIDI rows enter,
         else `(B, T, hidden_size)`.
         """
-        B, T = input_ids.shape
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.audio_embedding(input_ids)
+        B, T, _ = inputs_embeds.shape
+        device = inputs_embeds.device
+        if midi_ids is None:
+            midi_ids = torch.zeros(B, 0, len(self.config.midi_vocab_sizes), dtype=torch.long, device=device)
         if midi_attention_mask is None:
             midi_attention_mask = torch.ones_like(midi_ids[..., 0])
         if prompt_lengths is None:
-            prompt_lengths = torch.zeros(B, dtype=torch.long, device=input_ids.device)
+            prompt_lengths = torch.zeros(B, dtype=torch.long, device=device)
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
         seen, prefill = _seen_frames(past_key_values, midi_ids.shape[1])
         check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes, values=prefill)
+        places = seen + torch.arange(T, device=device)
         if attention_mask is None:
-            attention_mask = torch.ones(B, int(seen) + T, dtype=torch.long, device=input_ids.device)
-        elif isinstance(seen, int) and attention_mask.shape[1] != seen + T:
-            raise ValueError(
-                f"attention_mask must cover the {seen} cached and the {T} new frames, got {attention_mask.shape[1]}"
-            )
-        index = attended_index(attention_mask)[:, -T:]
+            index = places.expand(B, -1)
+            length = seen + T if isinstance(seen, int) else past_key_values.get_max_length() - midi_ids.shape[1]
+            attention_mask = torch.ones(B, length, dtype=torch.long, device=device)
+        else:
+            if isinstance(seen, int) and attention_mask.shape[1] != seen + T:
+                raise ValueError(
+                    f"attention_mask must cover the {seen} cached and the {T} new frames, got {attention_mask.shape[1]}"
+                )
+            index = attended_index(attention_mask)[:, places]
         frames = self.predicted_frames(index, prompt_lengths)
         hidden_states = self.embeddings.place_audio(
-            self.audio_embedding(input_ids), index, frames, midi_ids, midi_attention_mask, prompt_lengths
+            inputs_embeds, index, frames, midi_ids, midi_attention_mask, prompt_lengths
         )
         clock, blocks = frames * UNITS_PER_FRAME, None
         if prefill:
@@ -115,6 +127,8 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
     """
 
     config: MidiValleARConfig
+    # No assisted decoding: it cuts caches, attentions and hidden states by frames, and MIDI rows stand before those.
+    _is_stateful = True
     _tied_weights_keys = {"lm_head.weight": "model.audio_embedding.weight"}
 
     def __init__(self, config: MidiValleARConfig):
@@ -126,12 +140,13 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor,
-        midi_ids: torch.LongTensor,
+        input_ids: torch.LongTensor | None = None,
+        midi_ids: torch.LongTensor | None = None,
         midi_attention_mask: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         prompt_lengths: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
@@ -141,13 +156,16 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`): codes of codebook 0 and special ids; with a filled cache
                 only the new ones. See [`~MidiValleARModel.build_inputs`].
-            midi_ids (`torch.LongTensor` of shape `(B, N, 6)`): MIDI rows of prompt and target on one time axis; given
-                at every step (with a filled cache they are not attended anew).
+            midi_ids (`torch.LongTensor` of shape `(B, N, 6)`, *optional*): MIDI rows of prompt and target on one time
+                axis; given at every step (with a filled cache they are not attended anew). Without them frames follow
+                frames alone.
             midi_attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 0 on padded rows, either side.
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 on padded frames, either side; with a
                 filled cache it covers the cached frames too, as everywhere in transformers.
             prompt_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): prompt frames of each row; 0 if not given.
             past_key_values (`Cache`, *optional*): holds MIDI rows and earlier frames.
+            inputs_embeds (`torch.Tensor` of shape `(B, T, hidden_size)`, *optional*): code vectors instead of
+                `input_ids`, rows of `get_input_embeddings()` or mixtures of them.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*): aligned with `input_ids` (shifted inside), -100
                 where nothing is to be predicted.
             logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all.
@@ -161,11 +179,12 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             attention_mask,
             prompt_lengths,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
-        keep = logits_to_keep or input_ids.shape[1]
-        logits = self.lm_head(outputs.last_hidden_state[:, -keep:])
+        frames = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        logits = self.lm_head(outputs.last_hidden_state[:, -(logits_to_keep or frames) :])
         return CausalLMOutputWithPast(
             loss=None if labels is None else self.loss(logits, labels, **kwargs),
             logits=logits,
@@ -229,16 +248,44 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         return masked_cross_entropy(logits, shift_labels, self.config.label_smoothing, num_items_in_batch)
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.LongTensor, next_sequence_length: int | None = None, **kwargs
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = None,
+        **kwargs,
     ) -> dict:
-        """The forward's arguments; masks stay two-dimensional, because the cache also holds MIDI rows."""
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("labels", "is_first_iteration", "position_ids")}
+        """
+        The forward's arguments; masks stay two-dimensional, because the cache also holds MIDI rows. Where `generate`
+        goes on with a filled cache, it takes those rows for frames: that is put right. Steps that may be compiled get
+        tensors of one shape and stride.
+        """
+        inputs = {"input_ids": input_ids}
+        if inputs_embeds is not None and is_first_iteration:
+            inputs = {"inputs_embeds": inputs_embeds}
+        [(name, given)] = inputs.items()
+        midi_ids = kwargs.get("midi_ids")
+        rows = 0 if midi_ids is None else midi_ids.shape[1]
+        if next_sequence_length is not None and is_first_iteration:
+            next_sequence_length = given.shape[1] - int(_seen_frames(past_key_values, rows)[0])
         if next_sequence_length is not None:
-            input_ids = input_ids[:, -next_sequence_length:]
-        return {"input_ids": input_ids.contiguous(), **kwargs}
+            given = given[:, -next_sequence_length:]
+        if attention_mask is not None and not is_first_iteration and getattr(past_key_values, "is_compileable", False):
+            attention_mask = F.pad(
+                attention_mask, (0, past_key_values.get_max_length() - rows - attention_mask.shape[1])
+            )
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("labels", "position_ids")}
+        return {
+            name: given.clone(memory_format=torch.contiguous_format),
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            **kwargs,
+        }
 
     def _prepare_static_cache(self, *args, max_cache_len: int, model_kwargs: dict, **kwargs) -> Cache:
-        rows = model_kwargs["midi_ids"].shape[1]
+        rows = 0 if model_kwargs.get("midi_ids") is None else model_kwargs["midi_ids"].shape[1]
         return super()._prepare_static_cache(
             *args, max_cache_len=max_cache_len + rows, model_kwargs=model_kwargs, **kwargs
         )

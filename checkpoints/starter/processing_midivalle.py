@@ -8,10 +8,11 @@ The target's time zero is the end of the prompt's *audio*, on the frame grid. Pr
 import dataclasses
 import math
 import os
+from typing import TypedDict
 
 import numpy as np
 from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
 from .audio_midivalle import SAMPLING_RATE, check_wave, read_audio, to_mono_32k
@@ -54,6 +55,21 @@ class Prompt:
         return round(self.seconds * FRAME_RATE)
 
 
+class MidiValleAudioKwargs(TypedDict, total=False):
+    """Options of the feature extractor for plain `audio`; its `sampling_rate` is an argument of the call."""
+
+    padding: bool | str | None
+    truncation: bool | None
+    max_length: int | None
+    return_tensors: str | None
+
+
+class MidiValleProcessorKwargs(ProcessingKwargs, total=False):
+    """Options of a call: `return_tensors` of every call, those of tokenizer and feature extractor with `text`."""
+
+    audio_kwargs: MidiValleAudioKwargs
+
+
 class MidiValleProcessor(ProcessorMixin):
     """MIDI and an audio prompt -> inputs of `MidiValleForConditionalGeneration.generate`.
 
@@ -64,23 +80,28 @@ class MidiValleProcessor(ProcessorMixin):
         tokenizer (`MidiValleTokenizer`): also reads the MIDI files; its `sustain` is the default of this processor.
         max_prompt_seconds (`float`, defaults to 8.0): Of a longer prompt the first part is used.
         max_window_seconds (`float`, defaults to 20.0): Longest target of one call; with the prompt at most 32 s.
+        chat_template (`str`, *optional*): As of any processor; MIDI has no use for it.
     """
 
-    def __init__(self, feature_extractor=None, tokenizer=None, max_prompt_seconds=8.0, max_window_seconds=20.0):
+    valid_processor_kwargs = MidiValleProcessorKwargs
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+    audio_kwargs = {"return_tensors": "pt"}
+
+    def __init__(
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        max_prompt_seconds=8.0,
+        max_window_seconds=20.0,
+        chat_template=None,
+    ):
         if not MIN_PROMPT_S <= max_prompt_seconds <= SEQUENCE_S - max_window_seconds < SEQUENCE_S:
             raise ValueError(
                 f"max_prompt_seconds {max_prompt_seconds} and max_window_seconds {max_window_seconds} must be positive "
                 f"and at most {SEQUENCE_S} together"
             )
         self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
-        super().__init__(feature_extractor, tokenizer)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """Keys of the inputs, those of the prompt last."""
-        return [
-            "input_ids", "attention_mask", "prompt_lengths", "target_frames", "input_values", "padding_mask",
-        ]  # fmt: skip
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     def __call__(
         self,
@@ -91,7 +112,9 @@ class MidiValleProcessor(ProcessorMixin):
         start=None,
         end=None,
         sustain=None,
-        return_tensors="pt",
+        text: str | list[str] | None = None,
+        audio: np.ndarray | list[np.ndarray] | None = None,
+        **kwargs: Unpack[MidiValleProcessorKwargs],
     ) -> BatchFeature:
         """Make the inputs of one window, or of a batch of windows.
 
@@ -108,7 +131,11 @@ class MidiValleProcessor(ProcessorMixin):
             start, end (`float`, *optional*):
                 Window of `midi` in s; by default from 0 to the end of the last sounding note. It may end later.
             sustain (`str`, *optional*): `"extend"` or `"ignore"`; the tokenizer's by default.
-            return_tensors (`str`): `"pt"` or `"np"`.
+            text, audio (*optional*):
+                Instead of `midi`, inputs of tokenizer and feature extractor as they are: texts of MIDI tokens
+                (`"Pitch_60 Velocity_63"`) become flat ids, waves at 32 kHz the codec's input. Neither makes a window.
+            return_tensors (`str`, defaults to `"pt"`): `"pt"` or `"np"`.
+            **kwargs: With `text` or `audio`, the options of tokenizer (padded by default) and feature extractor.
 
         Returns:
             `BatchFeature`: `input_ids (B, N, 6)`, `attention_mask (B, N)`, `prompt_lengths (B,)` and
@@ -117,8 +144,18 @@ class MidiValleProcessor(ProcessorMixin):
         Raises:
             `ValueError` (`MidiError`, `AudioError` or `ProcessorError`): one sentence on what cannot be used.
         """
+        if midi is None and (text is not None or audio is not None):
+            if not all(value is None for value in (prompt_midi, prompt_audio, start, end, sustain)):
+                raise ProcessorError(
+                    "prompt_midi, prompt_audio, start, end and sustain need midi; give it, or leave them"
+                )
+            return self._process_parts(text, audio, sampling_rate, **kwargs)
         if midi is None:
             raise ProcessorError("midi is missing; give the MIDI that is to be rendered")
+        return_tensors = kwargs.pop("return_tensors", None) or "pt"
+        if text is not None or audio is not None or kwargs:
+            others = ", ".join([*kwargs] or ["text and audio"])
+            raise ProcessorError(f"{others}: not an argument beside midi; the prompt's audio is prompt_audio")
         midis = list(midi) if isinstance(midi, (list, tuple)) else [midi]
         if not midis:
             raise ProcessorError("midi is an empty list; give at least one MIDI input")
@@ -222,6 +259,25 @@ class MidiValleProcessor(ProcessorMixin):
         """Inputs of one of the `windows` of a performance (batch of one), after a prompt of `prepare_prompt`."""
         return self._collate([(performance, start, end, prompt)], return_tensors)
 
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """As [`ProcessorMixin.save_pretrained`], whose note for the folder, the map of its code, is taken off again."""
+        files = super().save_pretrained(save_directory, push_to_hub, **kwargs)
+        vars(self).pop("auto_map", None)  # loading does not set it: a loaded processor would differ from its original
+        return files
+
+    def _process_parts(self, text, audio, sampling_rate: int | None, **kwargs) -> BatchFeature:
+        """Texts through the tokenizer, waves through the feature extractor."""
+        options = self._merge_kwargs(
+            MidiValleProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+        data = {}
+        if text is not None:
+            data |= self.tokenizer(text=text, **options["text_kwargs"])
+        if audio is not None:
+            rate = SAMPLING_RATE if sampling_rate is None else sampling_rate
+            data |= self.feature_extractor(audio, sampling_rate=rate, **options["audio_kwargs"])
+        return BatchFeature(data)
+
     def _collate(self, items: list[tuple], return_tensors: str) -> BatchFeature:
         """Items of (performance, start, end, prompt) -> padded inputs."""
         prompts = [item[3] for item in items]
@@ -233,7 +289,7 @@ class MidiValleProcessor(ProcessorMixin):
         if prompts[0] is not None:
             waves = [prompt.wave for prompt in prompts]
             data |= self.feature_extractor(waves, sampling_rate=SAMPLING_RATE, return_tensors="np")
-        return BatchFeature({key: data[key] for key in self.model_input_names if key in data}, return_tensors)
+        return BatchFeature(data, return_tensors)
 
     def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
         """MIDI rows `(N, 6)` of the prompt and one window."""
@@ -278,4 +334,4 @@ def _per_item(value, count: int) -> list:
     return list(value)
 
 
-__all__ = ["MidiValleProcessor", "ProcessorError", "Prompt"]
+__all__ = ["MidiValleProcessor", "MidiValleProcessorKwargs", "ProcessorError", "Prompt"]

@@ -44,6 +44,7 @@ NUM_SPECIAL = len(SPECIAL_TOKENS)
 MAX_DURATION = 1152  # ticks, 6 s: longer notes are clipped as published
 IOI_ZERO = 388  # id of inter-onset interval 0
 MAX_AGE = 384  # ticks: older held notes share an id
+MIDI_ENDINGS = (".mid", ".midi", ".kar", ".smf")
 GRID_S = 0.5  # 25 codec frames = 96 ticks, the smallest common grid
 SEQUENCE_SECONDS = NUM_BARS * TICKS_PER_BAR // TICKS_PER_SECOND
 
@@ -53,7 +54,8 @@ class MidiValleTokenizer(PreTrainedTokenizer):
 
     `tokenizer(midi)` encodes whole inputs of at most 32 s; `encode_notes` lays windows of performances, a prompt and a
     target for example, on one time axis; `decode_rows` and `ids_to_score` go back. The flat vocabulary that
-    transformers sees (`get_vocab`, `convert_tokens_to_ids`) lists the six vocabularies one after the other.
+    transformers sees (`get_vocab`, `convert_tokens_to_ids`) lists the six vocabularies one after the other; texts of
+    its tokens (`"Pitch_60 Velocity_63"`) are encoded and decoded as by any tokenizer of transformers.
 
     Args:
         midi_tokenizer_file (`str`, *optional*): A saved `midi_tokenizer.json` (miditok).
@@ -86,7 +88,8 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         self._flat_ids = {token: i for i, token in enumerate(self._flat_tokens)}
         for name in ("pad", "bos", "eos", "mask"):
             kwargs.setdefault(f"{name}_token", f"{name.upper()}_None")
-        super().__init__(sustain=sustain, mark_held=mark_held, **kwargs)
+        kwargs.setdefault("unk_token", kwargs["mask_token"])  # of a text; MIDI has no unknown
+        super().__init__(midi_tokenizer_file=midi_tokenizer_file, sustain=sustain, mark_held=mark_held, **kwargs)
 
     # --- MIDI -> ids
 
@@ -110,27 +113,50 @@ class MidiValleTokenizer(PreTrainedTokenizer):
 
     def __call__(
         self,
-        midi,
-        padding: bool | str | PaddingStrategy = True,
+        midi=None,
+        text_pair=None,
+        text=None,
+        padding: bool | str | PaddingStrategy | None = None,
         add_special_tokens: bool = True,
         padding_side: str | None = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
-        return_tensors: str | None = "np",
+        return_tensors: str | None = None,
+        **kwargs,
     ) -> BatchEncoding:
         """Encode whole MIDI inputs, pedal as in `self.sustain`. Nothing is truncated; left-out notes are logged.
 
+        A text is encoded as `PreTrainedTokenizer` does: flat ids, as lists and not padded by default. A `str` is the
+        path of a MIDI file if it ends in .mid, .midi, .kar or .smf, or if something of that name exists; any other is
+        a text. Words that are no tokens become `unk_token`, and are logged.
+
         Args:
             midi (path, `bytes`, `symusic.Score`, or a list of these): Inputs of at most 32 s.
-            padding, padding_side, max_length, pad_to_multiple_of, return_tensors: As in `pad`.
-            add_special_tokens (`bool`): Put a BOS row first and an EOS row last.
+            padding, padding_side, max_length, pad_to_multiple_of, return_tensors:
+                As in `pad`; for MIDI padding is `True` and return_tensors `"np"` by default.
+            add_special_tokens (`bool`): Put a BOS row first and an EOS row last. Texts get none.
+            text, text_pair, **kwargs: Texts, and the further arguments that `PreTrainedTokenizer` has for them.
 
         Returns:
-            `BatchEncoding`: `input_ids (B, N, 6)` and `attention_mask (B, N)`, int64.
+            `BatchEncoding`: of MIDI `input_ids (B, N, 6)` and `attention_mask (B, N)`, int64.
 
         Raises:
             `MidiError`: unusable input (see `load_performance`), or a note at or after 32 s.
         """
+        options = {
+            "padding": padding,
+            "padding_side": padding_side,
+            "max_length": max_length,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "return_tensors": return_tensors,
+        }
+        if midi is None or _is_text(midi):
+            options |= {"padding": padding or False, "add_special_tokens": add_special_tokens}
+            return super().__call__(text if midi is None else midi, text_pair, **options, **kwargs)
+        if text is not None or text_pair is not None or kwargs:
+            given = {"text": text, "text_pair": text_pair} | kwargs
+            names = ", ".join(name for name in given if given[name] is not None)
+            raise MidiError(f"{names}: for texts of tokens only; leave it out with MIDI")
         inputs, batch = midi if isinstance(midi, (list, tuple)) else [midi], []
         if not inputs:
             raise MidiError("an empty list of MIDI inputs; give at least one")
@@ -142,14 +168,8 @@ class MidiValleTokenizer(PreTrainedTokenizer):
                 batch.append(self.encode_notes([(performance.notes, 0.0, math.inf)], add_special_tokens))
             except MidiError as error:
                 raise MidiError(f"{performance.name}: {error}") from error
-        return self.pad(
-            {"input_ids": batch},
-            padding=padding,
-            padding_side=padding_side,
-            max_length=max_length,
-            pad_to_multiple_of=pad_to_multiple_of,
-            return_tensors=return_tensors,
-        )
+        options["padding"] = True if padding is None else padding
+        return self.pad({"input_ids": batch}, **options | {"return_tensors": return_tensors or "np"})
 
     def encode_notes(
         self,
@@ -255,7 +275,8 @@ class MidiValleTokenizer(PreTrainedTokenizer):
 
         Args:
             encoded_inputs (mapping, or list of mappings, with `input_ids` and optionally `attention_mask`):
-                One `(N, 6)` or several. Other keys are passed on; flat ids go to the parent class.
+                One `(N, 6)` or several. Other keys are passed on; flat ids go to the parent class (plain lists of six
+                numbers are those of one sequence only beside its mask).
             padding (`bool` or `str`): `True` or `"longest"`, `"max_length"`, or `False`.
             return_tensors (`str`, *optional*): `"np"` or `"pt"`; by default `"pt"` if the ids are torch tensors.
 
@@ -264,13 +285,12 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         """
         if isinstance(encoded_inputs, (list, tuple)):
             encoded_inputs = {key: [item[key] for item in encoded_inputs] for key in encoded_inputs[0]}
-        ids = encoded_inputs["input_ids"]
-        if np.ndim(ids[0]) == 0 or (np.ndim(ids[0]) == 1 and any(len(row) != len(FIELDS) for row in ids)):
+        ids, masks = encoded_inputs["input_ids"], encoded_inputs.get("attention_mask")
+        if not _are_rows(ids, masks):
             options = (padding, max_length, pad_to_multiple_of, padding_side, return_attention_mask, return_tensors)
             return super().pad(encoded_inputs, *options, verbose)
         if return_tensors is None and is_torch_tensor(ids[0]):
             return_tensors = "pt"
-        masks = encoded_inputs.get("attention_mask")
         if np.ndim(ids[0]) == 1:  # one sequence: a batch of one
             ids, masks = [ids], None if masks is None else [masks]
         ids = [np.asarray(rows, dtype=np.int64) for rows in ids]
@@ -312,13 +332,38 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         return (path,)
 
     def _tokenize(self, text: str, **kwargs) -> list[str]:
-        return text.split()  # the text form of a token sequence; MIDI goes through __call__
+        words = text.split()
+        unknown = [word for word in words if word not in self._flat_ids]
+        if unknown:
+            logger.warning_once(
+                f"{len(unknown)} of {len(words)} words are no MIDI tokens, {unknown[0]!r} first; a MIDI file's name "
+                "ends in .mid"
+            )
+        return words
 
     def _convert_token_to_id(self, token: str) -> int | None:
-        return self._flat_ids.get(token)
+        unknown = self.unk_token
+        return self._flat_ids.get(token, self._flat_ids.get(unknown, self._added_tokens_encoder.get(unknown)))
 
     def _convert_id_to_token(self, index: int) -> str | None:
         return self._flat_tokens[index] if 0 <= index < len(self._flat_tokens) else None
+
+
+def _is_text(inputs) -> bool:
+    """Whether these are texts (or their words or ids), not MIDI; by the first of a batch."""
+    while isinstance(inputs, (list, tuple)) and len(inputs):
+        inputs = inputs[0]
+    if not isinstance(inputs, str):
+        return isinstance(inputs, int)
+    return not inputs.lower().endswith(MIDI_ENDINGS) and not os.path.exists(inputs)
+
+
+def _are_rows(ids, masks) -> bool:
+    """Whether ids to be padded are rows of six: `(N, 6)`, or several such; else they are flat."""
+    depth = np.ndim(ids[0]) if len(ids) else 0
+    if depth != 1 or any(len(row) != len(FIELDS) for row in ids):
+        return depth > 1
+    return not isinstance(ids, list) or not isinstance(ids[0], list) or (masks is not None and np.ndim(masks) == 1)
 
 
 def _edges(start: float, end: float, is_last: bool) -> tuple[int, int]:
