@@ -22,7 +22,8 @@ logger = logging.get_logger(__name__)
 FRAME_RATE = 50
 MIN_PROMPT_S = 1.0
 MAX_RING_OUT_S = 10.0
-SEQUENCE_S = 32.0  # prompt and target together: 16 bars of 2 s
+SEQUENCE_S = 32.0  # prompt and window together: 16 bars of 2 s, 1600 codec frames
+LOOK_AHEAD_S = 0.5  # notes behind a window's end that it is told of: its last frames are not the last of the music
 SILENCE = 1e-3  # a prompt whose peak is lower (-60 dBFS) tells nothing about a piano
 SLACK = 32  # samples (1 ms) by which a prompt may miss the grid without losing 0.5 s
 
@@ -57,29 +58,47 @@ class Prompt:
 class MidiValleProcessor(ProcessorMixin):
     """MIDI and an audio prompt -> inputs of `MidiValleForConditionalGeneration.generate`.
 
-    One call makes one window; for longer music `load` a performance, plan `windows`, and take `window_inputs` of each.
+    A call gives all windows of its pieces. To take them one by one, `load` a performance, plan its `windows`, and take
+    the `window_inputs` of each.
 
     Args:
         feature_extractor (`EncodecFeatureExtractor`): mono, 32 kHz.
         tokenizer (`MidiValleTokenizer`): also reads the MIDI files; its `sustain` is the default of this processor.
         max_prompt_seconds (`float`, defaults to 8.0): Of a longer prompt the first part is used.
-        max_window_seconds (`float`, defaults to 20.0): Longest target of one call; with the prompt at most 32 s.
+        max_window_seconds (`float`, defaults to 20.0):
+            Longest window, the longest target that the model was trained on; with the prompt at most 32 s.
+        context_seconds (`float`, defaults to 4.0):
+            How much of its music before a window is conditioned on: a multiple of 0.5 s; it is part of the window.
     """
 
-    def __init__(self, feature_extractor=None, tokenizer=None, max_prompt_seconds=8.0, max_window_seconds=20.0):
+    def __init__(
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        max_prompt_seconds=8.0,
+        max_window_seconds=20.0,
+        context_seconds=4.0,
+    ):
         if not MIN_PROMPT_S <= max_prompt_seconds <= SEQUENCE_S - max_window_seconds < SEQUENCE_S:
             raise ValueError(
                 f"max_prompt_seconds {max_prompt_seconds} and max_window_seconds {max_window_seconds} must be positive "
                 f"and at most {SEQUENCE_S} together"
             )
+        if context_seconds % GRID_S or not 0 <= context_seconds <= max_window_seconds - 2 * LOOK_AHEAD_S - GRID_S:
+            raise ValueError(
+                f"context_seconds {context_seconds} must be a multiple of {GRID_S} s and leave room for new frames in "
+                f"max_window_seconds {max_window_seconds}"
+            )
         self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
+        self.context_seconds = context_seconds
         super().__init__(feature_extractor, tokenizer)
 
     @property
     def model_input_names(self) -> list[str]:
         """Keys of the inputs, those of the prompt last."""
         return [
-            "input_ids", "attention_mask", "prompt_lengths", "target_frames", "input_values", "padding_mask",
+            "input_ids", "attention_mask", "target_frames", "context_frames", "window_counts", "prompt_lengths",
+            "input_values", "padding_mask",
         ]  # fmt: skip
 
     def __call__(
@@ -93,7 +112,7 @@ class MidiValleProcessor(ProcessorMixin):
         sustain=None,
         return_tensors="pt",
     ) -> BatchFeature:
-        """Make the inputs of one window, or of a batch of windows.
+        """Make the inputs of one piece of any length, or of several: all their windows.
 
         With a list of MIDI inputs every other argument may be a list of the same length, or one value for all.
 
@@ -106,13 +125,15 @@ class MidiValleProcessor(ProcessorMixin):
                 `max_prompt_seconds`.
             sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
             start, end (`float`, *optional*):
-                Window of `midi` in s; by default from 0 to the end of the last sounding note. It may end later.
+                Span of `midi` in s; by default from 0 to the end of the last sounding note. It may end up to
+                10 s later.
             sustain (`str`, *optional*): `"extend"` or `"ignore"`; the tokenizer's by default.
             return_tensors (`str`): `"pt"` or `"np"`.
 
         Returns:
-            `BatchFeature`: `input_ids (B, N, 6)`, `attention_mask (B, N)`, `prompt_lengths (B,)` and
-            `target_frames (B,)` in codec frames, and with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
+            `BatchFeature`, of B pieces with W windows together: `input_ids (W, N, 6)`, `attention_mask (W, N)`;
+            `target_frames (W,)` and `context_frames (W,)`, codec frames; `window_counts (B,)`, `prompt_lengths (B,)`;
+            with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
 
         Raises:
             `ValueError` (`MidiError`, `AudioError` or `ProcessorError`): one sentence on what cannot be used.
@@ -129,12 +150,15 @@ class MidiValleProcessor(ProcessorMixin):
         else:
             prompts = [self.prepare_prompt(*prompt_arguments)] * len(midis)
         columns = [_per_item(value, len(midis)) for value in (sustain, start, end)]
-        items = []
+        items, counts = [], []
         for midi, prompt, mode, first, last in zip(midis, prompts, *columns, strict=True):
-            performance = self.load(midi, mode, start=first)
-            last = performance.end if last is None else last - (first or 0.0)
-            items.append((performance, 0.0, last, prompt))
-        return self._collate(items, return_tensors)
+            performance = self.load(midi, mode, start=first, end=last)
+            ring_out = 0.0 if last is None else last - (first or 0.0) - performance.end
+            windows = self.windows(performance, max(ring_out, 0.0))
+            items += [(performance, *window, prompt) for window in windows]
+            counts.append(len(windows))
+        data = self._windows(items) | {"window_counts": np.array(counts)} | self._prompts(prompts)
+        return self._batch(data, return_tensors)
 
     def load(self, midi, sustain: str | None = None, start: float | None = None, end: float | None = None):
         """Read a MIDI input and cut a span out of it.
@@ -201,7 +225,7 @@ class MidiValleProcessor(ProcessorMixin):
         return Prompt(wave, performance.notes)
 
     def windows(self, performance, ring_out: float = 2.0) -> list[tuple[float, float]]:
-        """Windows that cover a performance and its ring-out; a note across a cut is restated as held, never lost.
+        """Windows that cover a performance and its ring-out: a short one first, then longer ones (see `plan_windows`).
 
         Args:
             performance (`Performance`): From `load`, or any input of it.
@@ -210,43 +234,60 @@ class MidiValleProcessor(ProcessorMixin):
         Returns:
             `list[tuple[float, float]]`: start and end in s, for `window_inputs`. The last end is off the grid.
         """
-        limit = min(MAX_RING_OUT_S, self.max_window_seconds - GRID_S)  # it fits into the last window
+        longest = (self.max_window_seconds - self.context_seconds - LOOK_AHEAD_S) // GRID_S * GRID_S
+        limit = min(MAX_RING_OUT_S, longest - GRID_S)  # it fits into the last window
         if not 0 <= ring_out <= limit:
             raise ProcessorError(f"a ring-out of {ring_out} s is not possible; choose 0 to {limit} s")
         performance = self.load(performance)
-        return plan_windows(performance.notes, performance.end + ring_out, self.max_window_seconds)
+        return plan_windows(performance.notes, performance.end + ring_out, longest)
 
     def window_inputs(
         self, performance, start: float, end: float, prompt: Prompt | None = None, return_tensors: str = "pt"
     ) -> BatchFeature:
-        """Inputs of one of the `windows` of a performance (batch of one), after a prompt of `prepare_prompt`."""
-        return self._collate([(performance, start, end, prompt)], return_tensors)
+        """Inputs of one of the `windows` of a performance, after a prompt of `prepare_prompt`; as in `__call__`, but
+        without `window_counts`. With lists of equal length, of one window of each piece."""
+        columns = [value if isinstance(value, list) else [value] for value in (performance, start, end, prompt)]
+        data = self._windows(list(zip(*columns, strict=True))) | self._prompts(columns[3])
+        return self._batch(data, return_tensors)
 
-    def _collate(self, items: list[tuple], return_tensors: str) -> BatchFeature:
-        """Items of (performance, start, end, prompt) -> padded inputs."""
-        prompts = [item[3] for item in items]
-        if None in prompts and any(prompt is not None for prompt in prompts):
-            raise ProcessorError("only some items of the batch have a prompt; give one to every item or to none")
-        data = dict(self.tokenizer.pad({"input_ids": [self._rows(*item) for item in items]}, return_tensors="np"))
-        data["prompt_lengths"] = np.array([0 if prompt is None else prompt.frames for prompt in prompts])
-        data["target_frames"] = np.array([math.ceil((end - start) * FRAME_RATE - 1e-6) for _, start, end, _ in items])
-        if prompts[0] is not None:
-            waves = [prompt.wave for prompt in prompts]
-            data |= self.feature_extractor(waves, sampling_rate=SAMPLING_RATE, return_tensors="np")
+    def context_of(self, start: float) -> float:
+        """How much of its own music, s, a window that begins at `start` s is conditioned on."""
+        return min(start, self.context_seconds)
+
+    def _batch(self, data: dict, return_tensors: str) -> BatchFeature:
         return BatchFeature({key: data[key] for key in self.model_input_names if key in data}, return_tensors)
 
+    def _prompts(self, prompts: list[Prompt | None]) -> dict[str, np.ndarray]:
+        """Padded inputs of one prompt a piece."""
+        if None in prompts and any(prompt is not None for prompt in prompts):
+            raise ProcessorError("only some items of the batch have a prompt; give one to every item or to none")
+        if prompts[0] is None:
+            return {"prompt_lengths": np.zeros(len(prompts), np.int64)}
+        waves = [prompt.wave for prompt in prompts]
+        data = self.feature_extractor(waves, sampling_rate=SAMPLING_RATE, return_tensors="np")
+        return {"prompt_lengths": np.array([prompt.frames for prompt in prompts]), **data}
+
+    def _windows(self, items: list[tuple]) -> dict[str, np.ndarray]:
+        """Items of (performance, start, end, prompt) -> padded inputs of windows."""
+        data = dict(self.tokenizer.pad({"input_ids": [self._rows(*item) for item in items]}, return_tensors="np"))
+        data["target_frames"] = np.array([math.ceil((end - start) * FRAME_RATE - 1e-6) for _, start, end, _ in items])
+        contexts = [self.context_of(start) for _, start, _, _ in items]
+        return data | {"context_frames": np.array([round(seconds * FRAME_RATE) for seconds in contexts])}
+
     def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
-        """MIDI rows `(N, 6)` of the prompt and one window."""
-        if not 0 < end - start <= self.max_window_seconds + 1e-6:
+        """MIDI rows `(N, 6)`: prompt, context, new frames, and a little of what follows."""
+        first = start - self.context_of(start)
+        if not (start < end and end - first <= self.max_window_seconds + 1e-6):
             raise ProcessorError(
-                f"{performance.name}: {end - start:.3f} s of target; one call makes up to {self.max_window_seconds} s: "
-                "choose start and end, plan `windows`, or use python -m scripts.render"
+                f"{performance.name}: {end - first:.3f} s of context and new music; one window holds up to "
+                f"{self.max_window_seconds} s: plan the `windows` of a performance"
             )
         before = [] if prompt is None else [(prompt.notes, 0.0, prompt.seconds)]
-        rows, report = self.tokenizer.encode_notes([*before, (performance.notes, start, end)], return_report=True)
+        segment = (performance.notes, first, end + LOOK_AHEAD_S)
+        rows, report = self.tokenizer.encode_notes([*before, segment], return_report=True)
         if report["held_left_out"]:
             logger.warning(
-                f"{performance.name}: {report['held_left_out']} notes that sound at {start} s are left out there: "
+                f"{performance.name}: {report['held_left_out']} notes that sound at {first} s are left out there: "
                 "this model knows no held notes"
             )
         return rows
