@@ -15,12 +15,13 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
 
 from .audio_midivalle import SAMPLING_RATE, check_wave, read_audio, to_mono_32k
+from .prompts_midivalle import check_offset, choose_excerpt
 from .windows_midivalle import GRID_S, plan_windows
 
 logger = logging.get_logger(__name__)
 
 FRAME_RATE = 50
-MIN_PROMPT_S = 1.0
+MIN_PROMPT_S, MAX_PROMPT_S = 1.0, 15.0
 MAX_RING_OUT_S = 10.0
 SEQUENCE_S = 32.0  # prompt and window together: 16 bars of 2 s, 1600 codec frames
 LOOK_AHEAD_S = 0.5  # notes behind a window's end that it is told of: its last frames are not the last of the music
@@ -39,10 +40,16 @@ class Prompt:
     Attributes:
         wave (`np.ndarray` of shape `(samples,)`): float32, 32 kHz, a multiple of 0.5 s.
         notes (`np.ndarray` of shape `(M,)`): its notes, in s from the start of `wave`; later ones may be among them.
+        start (`float`): where in the given recording it begins, s.
+        offset (`float`): by how much the onsets of its MIDI were corrected, s.
+        remark (`str`): what the user should know of it; mostly empty.
     """
 
     wave: np.ndarray
     notes: np.ndarray
+    start: float = 0.0
+    offset: float = 0.0
+    remark: str = ""
 
     @property
     def seconds(self) -> float:
@@ -64,7 +71,8 @@ class MidiValleProcessor(ProcessorMixin):
     Args:
         feature_extractor (`EncodecFeatureExtractor`): mono, 32 kHz.
         tokenizer (`MidiValleTokenizer`): also reads the MIDI files; its `sustain` is the default of this processor.
-        max_prompt_seconds (`float`, defaults to 8.0): Of a longer prompt the first part is used.
+        max_prompt_seconds (`float`, defaults to 8.0):
+            Of a longer recording the part is used that shows most of the piano (`choose_excerpt`). At most 15 s.
         max_window_seconds (`float`, defaults to 20.0):
             Longest window, the longest target that the model was trained on; with the prompt at most 32 s.
         context_seconds (`float`, defaults to 4.0):
@@ -79,10 +87,11 @@ class MidiValleProcessor(ProcessorMixin):
         max_window_seconds=20.0,
         context_seconds=4.0,
     ):
-        if not MIN_PROMPT_S <= max_prompt_seconds <= SEQUENCE_S - max_window_seconds < SEQUENCE_S:
+        longest = min(MAX_PROMPT_S, SEQUENCE_S - max_window_seconds)
+        if not MIN_PROMPT_S <= max_prompt_seconds <= longest < SEQUENCE_S:
             raise ValueError(
-                f"max_prompt_seconds {max_prompt_seconds} and max_window_seconds {max_window_seconds} must be positive "
-                f"and at most {SEQUENCE_S} together"
+                f"max_prompt_seconds {max_prompt_seconds} must be {MIN_PROMPT_S} to {MAX_PROMPT_S}, and with "
+                f"max_window_seconds {max_window_seconds} at most {SEQUENCE_S}"
             )
         if context_seconds % GRID_S or not 0 <= context_seconds <= max_window_seconds - 2 * LOOK_AHEAD_S - GRID_S:
             raise ValueError(
@@ -121,8 +130,8 @@ class MidiValleProcessor(ProcessorMixin):
             prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
             prompt_audio (path, `bytes` or array, *optional*):
                 Recording of the prompt: WAV or FLAC of any rate, or an array or CPU tensor `(samples,)`,
-                `(samples, channels)` or `(channels, samples)`. At least 1 s; trimmed to a multiple of 0.5 s and to
-                `max_prompt_seconds`.
+                `(samples, channels)` or `(channels, samples)`. At least 1 s; a multiple of 0.5 s up to
+                `max_prompt_seconds` is used (see `prepare_prompt`).
             sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
             start, end (`float`, *optional*):
                 Span of `midi` in s; by default from 0 to the end of the last sounding note. It may end up to
@@ -198,7 +207,10 @@ class MidiValleProcessor(ProcessorMixin):
     def prepare_prompt(
         self, prompt_midi=None, prompt_audio=None, sampling_rate: float | None = None, sustain: str | None = None
     ) -> Prompt | None:
-        """Check and trim a prompt; arguments as in `__call__`. None if neither MIDI nor audio is given.
+        """Check a prompt, correct its offset and take the best part of it; arguments as in `__call__`.
+
+        An offset between recording and MIDI of 20 to 300 ms is corrected; `remark` of the result says so, or that they
+        do not seem to belong together. None if neither MIDI nor audio is given.
 
         Raises:
             `ValueError`: `ProcessorError` for one without the other, under 1 s, silence, or no note inside.
@@ -209,20 +221,45 @@ class MidiValleProcessor(ProcessorMixin):
             given, missing = ("MIDI", "audio") if prompt_audio is None else ("audio", "MIDI")
             raise ProcessorError(f"a prompt needs its audio and its MIDI: only the {given} is given, add the {missing}")
         name = os.path.basename(prompt_audio) if isinstance(prompt_audio, (str, os.PathLike)) else "prompt audio"
+        wave = self.read_prompt(prompt_audio, sampling_rate)
+        performance = self.load(prompt_midi, sustain)
+        offset, remark = check_offset(wave, performance.notes, name)
+        notes = performance.notes.copy()
+        notes["onset"] += offset
+        seconds, start = self._prompt_seconds(wave), 0.0
+        if len(wave) / SAMPLING_RATE >= seconds + GRID_S:
+            start = choose_excerpt(wave, notes, seconds)
+            used = f"{name}: {start:g} to {start + seconds:g} s are used"
+            remark = f"{remark}; {used.removeprefix(f'{name}: ')}" if remark else used
+        wave = np.pad(wave, (0, SLACK))[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
+        notes = notes[notes["onset"] + notes["duration"] > start]
+        notes["onset"] -= start
+        if np.abs(wave).max() < SILENCE:
+            raise ProcessorError(
+                f"{name}: the {seconds} s of the prompt are silence; give one in which the piano sounds"
+            )
+        if not ((notes["onset"] >= 0) & (notes["onset"] < seconds)).any():
+            raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
+        if remark:
+            logger.warning(remark)
+        return Prompt(wave, notes, start, offset, remark)
+
+    def read_prompt(self, prompt_audio, sampling_rate: float | None = None) -> np.ndarray:
+        """A recording, of any form that `__call__` takes, as wave `(samples,)`, 32 kHz; ProcessorError if it is under
+        1 s or silent."""
+        name = os.path.basename(prompt_audio) if isinstance(prompt_audio, (str, os.PathLike)) else "prompt audio"
         wave = to_mono_32k(*self._read_wave(prompt_audio, sampling_rate, name))
         if len(wave) < MIN_PROMPT_S * SAMPLING_RATE - SLACK:
             raise ProcessorError(
                 f"{name}: lasts {len(wave) / SAMPLING_RATE:.2f} s; a prompt needs at least {MIN_PROMPT_S} s"
             )
-        seconds = min((len(wave) + SLACK) / SAMPLING_RATE, self.max_prompt_seconds) // GRID_S * GRID_S
-        samples = round(seconds * SAMPLING_RATE)
-        wave = np.pad(wave, (0, SLACK))[:samples]
         if np.abs(wave).max() < SILENCE:
-            raise ProcessorError(f"{name}: the first {seconds} s are silence; give a prompt in which the piano sounds")
-        performance = self.load(prompt_midi, sustain)
-        if performance.notes["onset"][0] >= seconds:
-            raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
-        return Prompt(wave, performance.notes)
+            raise ProcessorError(f"{name}: is silence; give a prompt in which the piano sounds")
+        return wave
+
+    def _prompt_seconds(self, wave: np.ndarray) -> float:
+        """How much of a recording is used, a multiple of 0.5 s."""
+        return min((len(wave) + SLACK) / SAMPLING_RATE, self.max_prompt_seconds) // GRID_S * GRID_S
 
     def windows(self, performance, ring_out: float = 2.0) -> list[tuple[float, float]]:
         """Windows that cover a performance and its ring-out: a short one first, then longer ones (see `plan_windows`).
@@ -274,8 +311,9 @@ class MidiValleProcessor(ProcessorMixin):
         contexts = [self.context_of(start) for _, start, _, _ in items]
         return data | {"context_frames": np.array([round(seconds * FRAME_RATE) for seconds in contexts])}
 
-    def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
-        """MIDI rows `(N, 6)`: prompt, context, new frames, and a little of what follows."""
+    def encode_window(self, performance, start: float, end: float, prompt: Prompt | None = None):
+        """MIDI rows `(N, 6)` of prompt, context, new frames and a little of what follows; and the tokenizer's report
+        (`held_left_out`, `clipped_durations`)."""
         first = start - self.context_of(start)
         if not (start < end and end - first <= self.max_window_seconds + 1e-6):
             raise ProcessorError(
@@ -284,11 +322,14 @@ class MidiValleProcessor(ProcessorMixin):
             )
         before = [] if prompt is None else [(prompt.notes, 0.0, prompt.seconds)]
         segment = (performance.notes, first, end + LOOK_AHEAD_S)
-        rows, report = self.tokenizer.encode_notes([*before, segment], return_report=True)
+        return self.tokenizer.encode_notes([*before, segment], return_report=True)
+
+    def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
+        rows, report = self.encode_window(performance, start, end, prompt)
         if report["held_left_out"]:
             logger.warning(
-                f"{performance.name}: {report['held_left_out']} notes that sound at {first} s are left out there: "
-                "this model knows no held notes"
+                f"{performance.name}: {report['held_left_out']} notes that sound at {start - self.context_of(start)} s "
+                "are left out there: this model knows no held notes"
             )
         return rows
 
