@@ -166,6 +166,21 @@ def _choose(job: Job, window: int, codes: torch.LongTensor, again: Callable, jud
     return (0, codes) if judge is None else judge(job, window, codes, again)
 
 
+class Collected(list):
+    """A sink that keeps the audio."""
+
+    write = list.append
+
+
+def render_wave(model, processor, performance, prompt, seed: int, ring_out: float, sampling: dict) -> np.ndarray:
+    """A performance after a prompt as one wave `(samples,)`."""
+    windows, sink = processor.windows(performance, ring_out), Collected()
+    job = Job(performance, windows, prompt, encode_prompt(model, prompt), seed, sinks=[sink])
+    for _ in render_jobs(model, processor, [job], sampling):
+        pass
+    return np.concatenate(sink)
+
+
 def encode_prompt(model, prompt) -> torch.LongTensor:
     """Codes `(1, K, P)` of a `Prompt`; P = 0 for None."""
     if prompt is None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -190,6 +191,74 @@ def test_a_span_cut_out_anywhere(processor):
     alone = processor(piece, start=1.3, end=3.75)
     assert torch.equal(alone["input_ids"][-1], processor.window_inputs(span, 1.0, 2.45)["input_ids"][0])
     assert alone["target_frames"].tolist() == [50, 73]
+
+
+# --- prompts
+
+
+def played(seconds, seed=0, density=6):
+    """Notes of a random performance, and a recording of it: decaying tones with three partials."""
+    rng = np.random.default_rng(seed)
+    onsets = np.sort(rng.uniform(0, seconds - 0.3, round(seconds * density)))
+    notes = performance(*[(t, 0.25, int(p)) for t, p in zip(onsets, rng.integers(45, 85, len(onsets)), strict=True)])
+    wave = 0.003 * rng.standard_normal(round(seconds * RATE))
+    for note in notes.notes:
+        time = np.arange(len(wave)) / RATE - note["onset"]
+        tone = sum(np.sin(2 * np.pi * k * 440 * 2 ** ((note["pitch"] - 69) / 12) * time) / k for k in (1, 2, 3))
+        wave += 0.05 * tone * np.exp(-np.maximum(time, 0) / 0.3) * (time >= 0)
+    return notes, wave.astype(np.float32)
+
+
+def moved(piece, seconds):
+    notes = piece.notes.copy()
+    notes["onset"] += seconds
+    return dataclasses.replace(piece, notes=notes)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01, 0.05, 0.2, 0.29, -0.12])
+def test_offsets_of_prompts_are_measured_and_corrected(processor, late):
+    """MIDI that is early or late by up to 300 ms is moved to within a frame; by less than a frame it is left alone."""
+    piece, wave = played(6.0)
+    prompt = processor.prepare_prompt(moved(piece, -late), wave, RATE)
+    assert np.abs(prompt.notes["onset"] - piece.notes["onset"]).max() < 0.012
+    assert (prompt.offset == 0) == (abs(late) < 0.02) and prompt.offset == pytest.approx(late, abs=0.012)
+    said = f"is {abs(prompt.offset) * 1000:.0f} ms {'later' if late > 0 else 'earlier'} than its MIDI; corrected"
+    assert said in prompt.remark if abs(late) > 0.02 else prompt.remark == ""
+
+
+def test_what_does_not_belong_together_is_told(processor, caplog):
+    piece, wave = played(6.0)
+    prompt = processor.prepare_prompt(moved(piece, -0.8), wave, RATE)
+    assert prompt.offset == 0 and re.search("(79|80). ms later than its MIDI, which is too much", prompt.remark)
+    prompt = processor.prepare_prompt(played(6.0, seed=1)[0], wave, RATE)
+    assert prompt.offset == 0 and "do not seem to belong together" in prompt.remark
+    assert prompt.remark in caplog.text
+
+
+def test_the_best_part_of_a_long_recording_is_used(processor):
+    """The middle, with many notes over a wide register; not the beginning, which is clipped, nor the thin end."""
+    dense, wave = played(24.0, density=12)
+    onset = dense.notes["onset"]
+    kept = dataclasses.replace(dense, notes=dense.notes[(onset < 16) | (dense.notes["pitch"] == 60)])
+    wave[: 7 * RATE : 50] = 1.0
+    prompt = processor.prepare_prompt(kept, wave, RATE)
+    assert 7 <= prompt.start <= 9 and prompt.seconds == 8 and prompt.start % 0.5 == 0
+    assert f"prompt audio: {prompt.start:g} to {prompt.start + 8:g} s are used" in prompt.remark
+    first = round(prompt.start * RATE)
+    assert np.array_equal(prompt.wave, wave[first : first + 8 * RATE])
+    inside = kept.notes[kept.notes["onset"] + kept.notes["duration"] > prompt.start]
+    assert np.allclose(prompt.notes["onset"], inside["onset"] - prompt.start)
+
+
+def test_prompts_up_to_15_seconds(processor):
+    longest = MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 15.0, 16.0)
+    piece, wave = played(15.0)
+    assert longest.prepare_prompt(piece, wave, RATE).frames == 750
+    inputs = longest(performance(*[(t / 2, 1.0, 60) for t in range(80)]), piece, wave, RATE)
+    known = inputs["prompt_lengths"][0] + inputs["context_frames"] + inputs["target_frames"]
+    assert known.max() <= 1600 and (inputs["context_frames"] + inputs["target_frames"]).max() <= 800
+    with pytest.raises(ValueError, match="max_prompt_seconds 15.5"):
+        MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 15.5, 16.0)
 
 
 # --- windows
