@@ -137,7 +137,8 @@ def timbre(wave: np.ndarray) -> np.ndarray:
     window, hop = 2048, 1024
     frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
     bank = mel_filter_bank(window // 2 + 1, 40, 50.0, RATE / 2, RATE, norm=None, mel_scale="htk")
-    level = 10 * np.log10((np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2) @ bank + 1e-6)
+    power = (np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2) @ bank
+    level = 10 * np.log10(power + 1e-7 * power.max())
     loud = level.mean(1) >= np.median(level.mean(1))
     mean = level[loud].mean(0)
     return mean - mean.mean()

@@ -38,7 +38,7 @@ TRANSCRIBED_S = 120.0  # of a long prompt without MIDI
 
 @dataclass
 class Task:
-    """One input: where it goes (None: nowhere, it is only computed along), and whether that has been done before."""
+    """One input: where it goes (None: to the stream, or it is only computed along), and whether it is there."""
 
     source: Path
     output: Path | None
@@ -61,6 +61,7 @@ class Setting:
     recipe: dict
     verifier: object
     recorded: dict | None
+    differs: bool = False  # from what the manifest says
 
 
 def render_files(args: argparse.Namespace) -> int:
@@ -68,32 +69,23 @@ def render_files(args: argparse.Namespace) -> int:
     recorded = read_manifest(args.from_manifest) if args.from_manifest else None
     if recorded:
         args = argparse.Namespace(**(vars(args) | recorded["recipe"]["settings"]))
-    tasks = find_tasks(args, recorded)
-    several, failed = bool(args.output_dir), 0
-    tasks, failed = keep_going(tasks, several, lambda task: load_performance(task.source))  # before a model is fetched
+    every = find_tasks(args, recorded)
+    several = bool(args.output_dir)
+    tasks = keep_going(every, several, lambda task: load_performance(task.source))  # before a model is fetched
     if not tasks:
         return 2
     folder = model_folder(args.model)
     processor = load_processor(folder)
-    tasks, bad = keep_going(tasks, several, lambda task: load_task(args, processor, task))
-    failed += bad
+    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
     setting = make_setting(args, folder, processor, recorded)
-    tasks, bad = keep_going(tasks, several, lambda task: check_done(setting, task))
-    failed += bad
-    size = len(tasks) if recorded else args.batch_size
-    for i in range(0, len(tasks), size):
-        group = tasks[i : i + size]
-        try:
-            same = render_group(setting, group)
-        except ValueError as error:
-            if not several:
-                raise
-            say(f"{', '.join(task.source.name for task in group if not task.is_done)}: {error}")
-            failed += sum(not task.is_done for task in group)
-    if recorded and not same:
+    tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
+    size = max(len(tasks), 1) if recorded else args.batch_size
+    groups = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+    keep_going(groups, several, lambda group: render_group(setting, group))
+    if recorded and setting.differs:
         say(f"{args.paths[0]}: is not bit for bit what {Path(args.from_manifest).name} describes")
         return 1
-    return 2 if failed else 0
+    return 0 if all(task.is_done for task in every if task.output) else 2
 
 
 def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
@@ -116,18 +108,18 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
     return tasks
 
 
-def keep_going(tasks: list[Task], several: bool, work) -> tuple[list[Task], int]:
-    """Do `work(task)`; of several tasks drop those it refuses, each with a sentence. What is left, and how many not."""
+def keep_going(items: list, several: bool, work) -> list:
+    """Do `work(item)`; if the command is about several files, drop what it refuses, with a sentence. What is left."""
     kept = []
-    for task in tasks:
+    for item in items:
         try:
-            work(task)
-            kept.append(task)
+            work(item)
+            kept.append(item)
         except ValueError as error:
             if not several:
                 raise
             say(error)
-    return kept, len(tasks) - len(kept)
+    return kept
 
 
 def load_task(args: argparse.Namespace, processor, task: Task) -> None:
@@ -253,12 +245,12 @@ def make_job(setting: Setting, group: list[Task], index: int) -> tuple[Job, dict
     return job, recipe
 
 
-def render_group(setting: Setting, group: list[Task]) -> bool:
-    """Render a batch of files; whether they came out as a manifest says, if there is one."""
+def render_group(setting: Setting, group: list[Task]) -> None:
+    """Render a batch of files."""
     if all(task.is_done for task in group):
-        return True
+        return
     jobs, recipes = zip(*(make_job(setting, group, i) for i in range(len(group))), strict=True)
-    args, begin, same, ready = setting.args, time.perf_counter(), True, []
+    args, begin, ready = setting.args, time.perf_counter(), []
     stream = open_stream(setting, group[0], jobs[0]) if args.stream else None
     bar = tqdm(total=sum(len(task.windows) for task in group), unit="window", desc="render", disable=None)
     try:
@@ -268,24 +260,35 @@ def render_group(setting: Setting, group: list[Task]) -> bool:
             bar.update(window + 1 - bar.n if len(jobs) == 1 else 1)
             i = jobs.index(job)
             if window + 1 == len(job.windows) and group[i].output and not job.is_mate:
-                same &= finish(setting, group, i, job, recipes[i], time.perf_counter() - begin)
+                took = time.perf_counter() - begin
+                keep_going(
+                    [i], len(group) > 1, lambda i, took=took: finish(setting, group, i, jobs[i], recipes[i], took)
+                )
         if stream:
             stream.close()
             say(describe_stream(stream, begin, ready, jobs[0]))
+    except ValueError as error:
+        if not args.output_dir:
+            raise
+        raise RenderError(f"{', '.join(task.source.name for task in group if not task.is_done)}: {error}") from error
     except KeyboardInterrupt:
         if stream is None or not stream.gone:
             raise
         say("the reader of the stream has gone")
     finally:
         bar.close()
-    return same
 
 
 def open_stream(setting: Setting, task: Task, job: Job) -> PcmStream:
     """Give a job the standard output. When its reader goes, the work ends, unless there is a file to be finished."""
     rate, args = setting.model.config.sampling_rate, setting.args
     samples = round(task.windows[-1][1] * rate) if job.is_exact else None
-    stream = PcmStream(1, rate, samples, args.raw, lambda: task.output or _thread.interrupt_main())
+
+    def on_gone():
+        if task.output is None:
+            _thread.interrupt_main()
+
+    stream = PcmStream(1, rate, samples, args.raw, on_gone)
     job.sinks.append(stream)
     return stream
 
@@ -302,8 +305,8 @@ def describe_stream(stream: PcmStream, begin: float, ready: list[float], job: Jo
     )
 
 
-def finish(setting: Setting, group: list[Task], index: int, job: Job, recipe: dict, took: float) -> bool:
-    """Write the files of a finished job; whether it is what a manifest says, if there is one."""
+def finish(setting: Setting, group: list[Task], index: int, job: Job, recipe: dict, took: float) -> None:
+    """Write the files of a finished job, and say so."""
     task, args, model = group[index], setting.args, setting.model
     rate, digest = model.config.sampling_rate, job.digest.hexdigest()
     gain = job.sinks[0].close()
@@ -327,4 +330,6 @@ def finish(setting: Setting, group: list[Task], index: int, job: Job, recipe: di
         f"{setting.label}, {took:.1f} s on {model.device} ({seconds / took:.2f}x real time){resumed}{turned_down}",
         file=sys.stderr if args.stream else sys.stdout,
     )
-    return setting.recorded is None or digest == setting.recorded["output"]["samples_sha256"]
+    task.is_done = True
+    if setting.recorded:
+        setting.differs = digest != setting.recorded["output"]["samples_sha256"]

@@ -20,7 +20,7 @@ from symusic import Note, Score, Tempo, Track
 from transformers import EncodecFeatureExtractor
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
-from processing import MidiValleProcessor, read_audio, write_audio
+from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from scripts import model_folder, plots, render, render_files
 from scripts.transcription import TranscriptionError
 from scripts.verification import compare
@@ -477,6 +477,20 @@ def test_many_files_in_batches(music, run, monkeypatch):
         code, _, err = run(f"again_{name}.wav", "--from-manifest", f"out/{name}.json")
         assert code == 0 and Path(f"again_{name}.wav").read_bytes() == Path(f"out/{name}.wav").read_bytes(), err
     assert calls == [2, 1, 1, 2]
+
+
+def test_a_file_that_cannot_be_written_stops_nobody(music, run, monkeypatch):
+    real = render_files.AudioWriter.close
+
+    def close(self):
+        if self.path.name == "b.wav":
+            raise AudioError("b.wav: cannot be written to out (disk full)")
+        return real(self)
+
+    monkeypatch.setattr(render_files.AudioWriter, "close", close)
+    code, out, err = run(*MANY)
+    assert code == 2 and "b.wav: cannot be written" in err and out.count("s on cpu") == 2
+    assert sorted(os.listdir("out")) == [".b.wav.windows", "a.json", "a.wav", "c.json", "c.wav"]
 
 
 def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch):
