@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import wave as wave_module
 from pathlib import Path
 
 import huggingface_hub
@@ -21,7 +23,9 @@ from transformers import EncodecFeatureExtractor
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
+from processing.audio_midivalle import to_int16
 from scripts import model_folder, plots, render, render_files
+from scripts.pcm_stream import PcmStream
 from scripts.transcription import TranscriptionError
 from scripts.verification import compare
 from tokenization import NOTE_DTYPE, MidiValleTokenizer, load_performance
@@ -341,6 +345,41 @@ def samples_of(path):
     return soundfile.read(path, dtype="int16")[0]
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_stream_writes_pcm(raw):
+    """16 bit, with or without a WAV header; louder samples are clipped; all is there when it is closed."""
+    source, sink = os.pipe()
+    wave = np.linspace(-1.1, 1.1, 5000, dtype=np.float32)
+    stream = PcmStream(sink, RATE, 5000, raw, lambda: None)
+    stream.write(wave[:3000])
+    stream.write(wave[3000:])
+    stream.close()
+    os.close(sink)
+    with open(source, "rb") as file:
+        data = file.read()
+    if not raw:
+        with wave_module.open(io.BytesIO(data)) as file:
+            assert file.getparams()[:4] == (1, 2, RATE, 5000)
+            data = file.readframes(5000)
+    assert np.array_equal(np.frombuffer(data, "<i2"), to_int16(wave)) and stream.first_at > 0
+
+
+def test_a_stream_notices_that_nobody_reads():
+    """Also while it waits for audio, and while it is full; nothing blocks then."""
+    for chunks in (0, 100):
+        source, sink = os.pipe()
+        gone = threading.Event()
+        stream = PcmStream(sink, RATE, None, False, gone.set)
+        os.close(source)
+        for _ in range(chunks):
+            stream.write(np.zeros(RATE, np.float32))
+        assert gone.wait(10) and stream.gone
+        stream.write(np.zeros(RATE, np.float32))
+        stream.close()
+        os.close(sink)
+
+
+@pytest.mark.slow
 def test_streaming(folder, tmp_path):
     """WAV and raw PCM on standard output, with and without a file: the same samples; times are told on stderr."""
     save_midi(tmp_path / "piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
@@ -363,9 +402,19 @@ def test_a_consumer_that_goes_ends_the_render(folder, tmp_path):
     process = start_render(folder, tmp_path / "long.mid", "--stream", "-")
     assert process.stdout.read(44 + 2000)[:4] == b"RIFF"
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=120) == 0
     assert b"the reader of the stream has gone" in process.stderr.read()
     assert [path.name for path in tmp_path.iterdir()] == ["long.mid"]
+
+
+@pytest.mark.slow
+def test_a_file_beside_the_stream_is_finished_without_the_consumer(folder, tmp_path):
+    save_midi(tmp_path / "piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    process = start_render(folder, tmp_path / "piece.mid", tmp_path / "piece.wav", "--stream", "-")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert len(samples_of(tmp_path / "piece.wav")) == round((render_end(tmp_path / "piece.mid") + 2.0) * RATE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["piece.json", "piece.mid", "piece.wav"]
 
 
 def counted(monkeypatch):
