@@ -102,14 +102,6 @@ class MidiValleProcessor(ProcessorMixin):
         self.context_seconds = context_seconds
         super().__init__(feature_extractor, tokenizer)
 
-    @property
-    def model_input_names(self) -> list[str]:
-        """Keys of the inputs, those of the prompt last."""
-        return [
-            "input_ids", "attention_mask", "target_frames", "context_frames", "window_counts", "prompt_lengths",
-            "input_values", "padding_mask",
-        ]  # fmt: skip
-
     def __call__(
         self,
         midi=None,
@@ -167,7 +159,7 @@ class MidiValleProcessor(ProcessorMixin):
             items += [(performance, *window, prompt) for window in windows]
             counts.append(len(windows))
         data = self._windows(items) | {"window_counts": np.array(counts)} | self._prompts(prompts)
-        return self._batch(data, return_tensors)
+        return BatchFeature(data, return_tensors)
 
     def load(self, midi, sustain: str | None = None, start: float | None = None, end: float | None = None):
         """Read a MIDI input and cut a span out of it.
@@ -285,14 +277,11 @@ class MidiValleProcessor(ProcessorMixin):
         without `window_counts`. With lists of equal length, of one window of each piece."""
         columns = [value if isinstance(value, list) else [value] for value in (performance, start, end, prompt)]
         data = self._windows(list(zip(*columns, strict=True))) | self._prompts(columns[3])
-        return self._batch(data, return_tensors)
+        return BatchFeature(data, return_tensors)
 
     def context_of(self, start: float) -> float:
         """How much of its own music, s, a window that begins at `start` s is conditioned on."""
         return min(start, self.context_seconds)
-
-    def _batch(self, data: dict, return_tensors: str) -> BatchFeature:
-        return BatchFeature({key: data[key] for key in self.model_input_names if key in data}, return_tensors)
 
     def _prompts(self, prompts: list[Prompt | None]) -> dict[str, np.ndarray]:
         """Padded inputs of one prompt a piece."""
