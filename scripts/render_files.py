@@ -28,7 +28,7 @@ from scripts.manifest import (
 )
 from scripts.model_folder import choose_prompt, load_model, load_processor, model_folder
 from scripts.pcm_stream import PcmStream
-from scripts.render import BEGIN, MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
+from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
 from scripts.rendering import Job, encode_prompt, frames_of, render_jobs
 from scripts.transcription import Transcriber, TranscriptionError
 from tokenization import Performance, load_performance
@@ -61,11 +61,13 @@ class Setting:
     recipe: dict
     verifier: object
     recorded: dict | None
+    begin: float = 0.0  # `time.perf_counter()` when the command began
     differs: bool = False  # from what the manifest says
 
 
-def render_files(args: argparse.Namespace) -> int:
-    """Render what the command line names; exit code 0, 1 if a manifest's render came out otherwise, 2 for failures."""
+def render_files(args: argparse.Namespace, begin: float) -> int:
+    """Render what the command line names; exit code 0, 1 if a manifest's render came out otherwise, 2 for failures.
+    `begin`: `time.perf_counter()` when the command began."""
     recorded = read_manifest(args.from_manifest) if args.from_manifest else None
     if recorded:
         args = argparse.Namespace(**(vars(args) | recorded["recipe"]["settings"]))
@@ -78,6 +80,7 @@ def render_files(args: argparse.Namespace) -> int:
     processor = load_processor(folder)
     tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
     setting = make_setting(args, folder, processor, recorded)
+    setting.begin = begin
     tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
     size = max(len(tasks), 1) if recorded else args.batch_size
     groups = [tasks[i : i + size] for i in range(0, len(tasks), size)]
@@ -266,7 +269,7 @@ def render_group(setting: Setting, group: list[Task]) -> None:
                 )
         if stream:
             stream.close()
-            say(describe_stream(stream, begin, ready, jobs[0]))
+            say(describe_stream(setting, stream, begin, ready, jobs[0]))
     except ValueError as error:
         if not args.output_dir:
             raise
@@ -293,14 +296,14 @@ def open_stream(setting: Setting, task: Task, job: Job) -> PcmStream:
     return stream
 
 
-def describe_stream(stream: PcmStream, begin: float, ready: list[float], job: Job) -> str:
+def describe_stream(setting: Setting, stream: PcmStream, begin: float, ready: list[float], job: Job) -> str:
     """When the first audio was there, and how fast the longer chunks followed."""
     lengths = [end - start for start, end in job.windows[-len(ready) :]]
     took = [later - earlier for earlier, later in zip([begin, *ready], ready, strict=False)]
     steady = [(time, length) for time, length in zip(took, lengths, strict=True) if length >= max(lengths) / 2]
     slowest, median = max(time for time, _ in steady), statistics.median(length / time for time, length in steady)
     return (
-        f"first audio after {stream.first_at - begin:.2f} s, {stream.first_at - BEGIN:.2f} s with loading; "
+        f"first audio after {stream.first_at - begin:.2f} s, {stream.first_at - setting.begin:.2f} s with loading; "
         f"chunks of up to {max(lengths):.1f} s in up to {slowest:.2f} s, {median:.1f}x real time"
     )
 
