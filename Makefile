@@ -44,7 +44,7 @@ $(STAMP): requirements.txt pyproject.toml | $(PY)
 	@touch $@
 
 # Without its dependencies: transkun asks for torchaudio, which breaks `import transformers` beside a CPU torch.
-install-eval: install  ## add the transcriber and librosa for scripts.evaluate
+install-eval: install  ## add the transcriber: for scripts.evaluate, --verify and prompts without MIDI
 	$(PIP) install -q moduleconf==0.1.4 pretty_midi==0.2.11.post0 ncls==0.0.71 pydub==0.25.1 librosa==0.11.0
 	$(PIP) install -q --no-deps transkun==2.0.1
 

@@ -9,6 +9,7 @@ from .modeling_midivalle import MidiValleForConditionalGeneration
 from .modeling_midivalle_ar import MidiValleARModel
 from .modeling_midivalle_nar import MidiValleNARModel
 from .modeling_piano_encodec import PianoEncodecModel
+from .streaming_piano_encodec import CodecStream
 
 for _config, _model in (
     (PianoEncodecConfig, PianoEncodecModel),
@@ -23,6 +24,7 @@ for _config, _model in (
 
 
 __all__ = [
+    "CodecStream",
     "MidiValleARConfig",
     "MidiValleARModel",
     "MidiValleConfig",

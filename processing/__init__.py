@@ -3,7 +3,7 @@
 
 from transformers import AutoProcessor
 
-from .audio_midivalle import AudioError, read_audio, to_mono_32k, write_audio
+from .audio_midivalle import AudioError, AudioWriter, read_audio, to_mono_32k, write_audio
 from .processing_midivalle import MidiValleProcessor, ProcessorError, Prompt
 from .windows_midivalle import plan_windows
 
@@ -12,6 +12,7 @@ MidiValleProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "AudioError",
+    "AudioWriter",
     "MidiValleProcessor",
     "ProcessorError",
     "Prompt",

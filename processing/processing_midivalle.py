@@ -16,14 +16,16 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 
 from .audio_midivalle import SAMPLING_RATE, check_wave, read_audio, to_mono_32k
+from .prompts_midivalle import check_offset, choose_excerpt
 from .windows_midivalle import GRID_S, plan_windows
 
 logger = logging.get_logger(__name__)
 
 FRAME_RATE = 50
-MIN_PROMPT_S = 1.0
+MIN_PROMPT_S, MAX_PROMPT_S = 1.0, 15.0
 MAX_RING_OUT_S = 10.0
-SEQUENCE_S = 32.0  # prompt and target together: 16 bars of 2 s
+SEQUENCE_S = 32.0  # prompt and window together: 16 bars of 2 s, 1600 codec frames
+LOOK_AHEAD_S = 0.5  # notes behind a window's end that it is told of: its last frames are not the last of the music
 SILENCE = 1e-3  # a prompt whose peak is lower (-60 dBFS) tells nothing about a piano
 SLACK = 32  # samples (1 ms) by which a prompt may miss the grid without losing 0.5 s
 
@@ -39,10 +41,16 @@ class Prompt:
     Attributes:
         wave (`np.ndarray` of shape `(samples,)`): float32, 32 kHz, a multiple of 0.5 s.
         notes (`np.ndarray` of shape `(M,)`): its notes, in s from the start of `wave`; later ones may be among them.
+        start (`float`): where in the given recording it begins, s.
+        offset (`float`): by how much the onsets of its MIDI were corrected, s.
+        remark (`str`): what the user should know of it; mostly empty.
     """
 
     wave: np.ndarray
     notes: np.ndarray
+    start: float = 0.0
+    offset: float = 0.0
+    remark: str = ""
 
     @property
     def seconds(self) -> float:
@@ -73,13 +81,18 @@ class MidiValleProcessorKwargs(ProcessingKwargs, total=False):
 class MidiValleProcessor(ProcessorMixin):
     """MIDI and an audio prompt -> inputs of `MidiValleForConditionalGeneration.generate`.
 
-    One call makes one window; for longer music `load` a performance, plan `windows`, and take `window_inputs` of each.
+    A call gives all windows of its pieces. To take them one by one, `load` a performance, plan its `windows`, and take
+    the `window_inputs` of each.
 
     Args:
         feature_extractor (`EncodecFeatureExtractor`): mono, 32 kHz.
         tokenizer (`MidiValleTokenizer`): also reads the MIDI files; its `sustain` is the default of this processor.
-        max_prompt_seconds (`float`, defaults to 8.0): Of a longer prompt the first part is used.
-        max_window_seconds (`float`, defaults to 20.0): Longest target of one call; with the prompt at most 32 s.
+        max_prompt_seconds (`float`, defaults to 8.0):
+            Of a longer recording the part is used that shows most of the piano (`choose_excerpt`). At most 15 s.
+        max_window_seconds (`float`, defaults to 20.0):
+            Longest window, the longest target that the model was trained on; with the prompt at most 32 s.
+        context_seconds (`float`, defaults to 4.0):
+            How much of its music before a window is conditioned on: a multiple of 0.5 s; it is part of the window.
         chat_template (`str`, *optional*): As of any processor; MIDI has no use for it.
     """
 
@@ -93,14 +106,22 @@ class MidiValleProcessor(ProcessorMixin):
         tokenizer=None,
         max_prompt_seconds=8.0,
         max_window_seconds=20.0,
+        context_seconds=4.0,
         chat_template=None,
     ):
-        if not MIN_PROMPT_S <= max_prompt_seconds <= SEQUENCE_S - max_window_seconds < SEQUENCE_S:
+        longest = min(MAX_PROMPT_S, SEQUENCE_S - max_window_seconds)
+        if not MIN_PROMPT_S <= max_prompt_seconds <= longest < SEQUENCE_S:
             raise ValueError(
-                f"max_prompt_seconds {max_prompt_seconds} and max_window_seconds {max_window_seconds} must be positive "
-                f"and at most {SEQUENCE_S} together"
+                f"max_prompt_seconds {max_prompt_seconds} must be {MIN_PROMPT_S} to {MAX_PROMPT_S}, and with "
+                f"max_window_seconds {max_window_seconds} at most {SEQUENCE_S}"
+            )
+        if context_seconds % GRID_S or not 0 <= context_seconds <= max_window_seconds - 2 * LOOK_AHEAD_S - GRID_S:
+            raise ValueError(
+                f"context_seconds {context_seconds} must be a multiple of {GRID_S} s and leave room for new frames in "
+                f"max_window_seconds {max_window_seconds}"
             )
         self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
+        self.context_seconds = context_seconds
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -116,7 +137,7 @@ class MidiValleProcessor(ProcessorMixin):
         audio: np.ndarray | list[np.ndarray] | None = None,
         **kwargs: Unpack[MidiValleProcessorKwargs],
     ) -> BatchFeature:
-        """Make the inputs of one window, or of a batch of windows.
+        """Make the inputs of one piece of any length, or of several: all their windows.
 
         With a list of MIDI inputs every other argument may be a list of the same length, or one value for all.
 
@@ -125,11 +146,12 @@ class MidiValleProcessor(ProcessorMixin):
             prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
             prompt_audio (path, `bytes` or array, *optional*):
                 Recording of the prompt: WAV or FLAC of any rate, or an array or CPU tensor `(samples,)`,
-                `(samples, channels)` or `(channels, samples)`. At least 1 s; trimmed to a multiple of 0.5 s and to
-                `max_prompt_seconds`.
+                `(samples, channels)` or `(channels, samples)`. At least 1 s; a multiple of 0.5 s up to
+                `max_prompt_seconds` is used (see `prepare_prompt`).
             sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
             start, end (`float`, *optional*):
-                Window of `midi` in s; by default from 0 to the end of the last sounding note. It may end later.
+                Span of `midi` in s; by default from 0 to the end of the last sounding note. It may end up to
+                10 s later.
             sustain (`str`, *optional*): `"extend"` or `"ignore"`; the tokenizer's by default.
             text, audio (*optional*):
                 Instead of `midi`, inputs of tokenizer and feature extractor as they are: texts of MIDI tokens
@@ -138,8 +160,9 @@ class MidiValleProcessor(ProcessorMixin):
             **kwargs: With `text` or `audio`, the options of tokenizer (padded by default) and feature extractor.
 
         Returns:
-            `BatchFeature`: `input_ids (B, N, 6)`, `attention_mask (B, N)`, `prompt_lengths (B,)` and
-            `target_frames (B,)` in codec frames, and with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
+            `BatchFeature`, of B pieces with W windows together: `input_ids (W, N, 6)`, `attention_mask (W, N)`;
+            `target_frames (W,)` and `context_frames (W,)`, codec frames; `window_counts (B,)`, `prompt_lengths (B,)`;
+            with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
 
         Raises:
             `ValueError` (`MidiError`, `AudioError` or `ProcessorError`): one sentence on what cannot be used.
@@ -166,12 +189,15 @@ class MidiValleProcessor(ProcessorMixin):
         else:
             prompts = [self.prepare_prompt(*prompt_arguments)] * len(midis)
         columns = [_per_item(value, len(midis)) for value in (sustain, start, end)]
-        items = []
+        items, counts = [], []
         for midi, prompt, mode, first, last in zip(midis, prompts, *columns, strict=True):
-            performance = self.load(midi, mode, start=first)
-            last = performance.end if last is None else last - (first or 0.0)
-            items.append((performance, 0.0, last, prompt))
-        return self._collate(items, return_tensors)
+            performance = self.load(midi, mode, start=first, end=last)
+            ring_out = 0.0 if last is None else last - (first or 0.0) - performance.end
+            windows = self.windows(performance, max(ring_out, 0.0))
+            items += [(performance, *window, prompt) for window in windows]
+            counts.append(len(windows))
+        data = self._windows(items) | {"window_counts": np.array(counts)} | self._prompts(prompts)
+        return BatchFeature(data, return_tensors)
 
     def load(self, midi, sustain: str | None = None, start: float | None = None, end: float | None = None):
         """Read a MIDI input and cut a span out of it.
@@ -211,7 +237,10 @@ class MidiValleProcessor(ProcessorMixin):
     def prepare_prompt(
         self, prompt_midi=None, prompt_audio=None, sampling_rate: float | None = None, sustain: str | None = None
     ) -> Prompt | None:
-        """Check and trim a prompt; arguments as in `__call__`. None if neither MIDI nor audio is given.
+        """Check a prompt, correct its offset and take the best part of it; arguments as in `__call__`.
+
+        An offset between recording and MIDI of 20 to 300 ms is corrected; `remark` of the result says so, or that they
+        do not seem to belong together. None if neither MIDI nor audio is given.
 
         Raises:
             `ValueError`: `ProcessorError` for one without the other, under 1 s, silence, or no note inside.
@@ -222,23 +251,48 @@ class MidiValleProcessor(ProcessorMixin):
             given, missing = ("MIDI", "audio") if prompt_audio is None else ("audio", "MIDI")
             raise ProcessorError(f"a prompt needs its audio and its MIDI: only the {given} is given, add the {missing}")
         name = os.path.basename(prompt_audio) if isinstance(prompt_audio, (str, os.PathLike)) else "prompt audio"
+        wave = self.read_prompt(prompt_audio, sampling_rate)
+        performance = self.load(prompt_midi, sustain)
+        offset, remark = check_offset(wave, performance.notes, name)
+        notes = performance.notes.copy()
+        notes["onset"] += offset
+        seconds, start = self._prompt_seconds(wave), 0.0
+        if len(wave) / SAMPLING_RATE >= seconds + GRID_S:
+            start = choose_excerpt(wave, notes, seconds)
+            used = f"{name}: {start:g} to {start + seconds:g} s are used"
+            remark = f"{remark}; {used.removeprefix(f'{name}: ')}" if remark else used
+        wave = np.pad(wave, (0, SLACK))[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
+        notes = notes[notes["onset"] + notes["duration"] > start]
+        notes["onset"] -= start
+        if np.abs(wave).max() < SILENCE:
+            raise ProcessorError(
+                f"{name}: the {seconds} s of the prompt are silence; give one in which the piano sounds"
+            )
+        if not ((notes["onset"] >= 0) & (notes["onset"] < seconds)).any():
+            raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
+        if remark:
+            logger.warning(remark)
+        return Prompt(wave, notes, start, offset, remark)
+
+    def read_prompt(self, prompt_audio, sampling_rate: float | None = None) -> np.ndarray:
+        """A recording, of any form that `__call__` takes, as wave `(samples,)`, 32 kHz; ProcessorError if it is under
+        1 s or silent."""
+        name = os.path.basename(prompt_audio) if isinstance(prompt_audio, (str, os.PathLike)) else "prompt audio"
         wave = to_mono_32k(*self._read_wave(prompt_audio, sampling_rate, name))
         if len(wave) < MIN_PROMPT_S * SAMPLING_RATE - SLACK:
             raise ProcessorError(
                 f"{name}: lasts {len(wave) / SAMPLING_RATE:.2f} s; a prompt needs at least {MIN_PROMPT_S} s"
             )
-        seconds = min((len(wave) + SLACK) / SAMPLING_RATE, self.max_prompt_seconds) // GRID_S * GRID_S
-        samples = round(seconds * SAMPLING_RATE)
-        wave = np.pad(wave, (0, SLACK))[:samples]
         if np.abs(wave).max() < SILENCE:
-            raise ProcessorError(f"{name}: the first {seconds} s are silence; give a prompt in which the piano sounds")
-        performance = self.load(prompt_midi, sustain)
-        if performance.notes["onset"][0] >= seconds:
-            raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
-        return Prompt(wave, performance.notes)
+            raise ProcessorError(f"{name}: is silence; give a prompt in which the piano sounds")
+        return wave
+
+    def _prompt_seconds(self, wave: np.ndarray) -> float:
+        """How much of a recording is used, a multiple of 0.5 s."""
+        return min((len(wave) + SLACK) / SAMPLING_RATE, self.max_prompt_seconds) // GRID_S * GRID_S
 
     def windows(self, performance, ring_out: float = 2.0) -> list[tuple[float, float]]:
-        """Windows that cover a performance and its ring-out; a note across a cut is restated as held, never lost.
+        """Windows that cover a performance and its ring-out: a short one first, then longer ones (see `plan_windows`).
 
         Args:
             performance (`Performance`): From `load`, or any input of it.
@@ -247,17 +301,21 @@ class MidiValleProcessor(ProcessorMixin):
         Returns:
             `list[tuple[float, float]]`: start and end in s, for `window_inputs`. The last end is off the grid.
         """
-        limit = min(MAX_RING_OUT_S, self.max_window_seconds - GRID_S)  # it fits into the last window
+        longest = (self.max_window_seconds - self.context_seconds - LOOK_AHEAD_S) // GRID_S * GRID_S
+        limit = min(MAX_RING_OUT_S, longest - GRID_S)  # it fits into the last window
         if not 0 <= ring_out <= limit:
             raise ProcessorError(f"a ring-out of {ring_out} s is not possible; choose 0 to {limit} s")
         performance = self.load(performance)
-        return plan_windows(performance.notes, performance.end + ring_out, self.max_window_seconds)
+        return plan_windows(performance.notes, performance.end + ring_out, longest)
 
     def window_inputs(
         self, performance, start: float, end: float, prompt: Prompt | None = None, return_tensors: str = "pt"
     ) -> BatchFeature:
-        """Inputs of one of the `windows` of a performance (batch of one), after a prompt of `prepare_prompt`."""
-        return self._collate([(performance, start, end, prompt)], return_tensors)
+        """Inputs of one of the `windows` of a performance, after a prompt of `prepare_prompt`; as in `__call__`, but
+        without `window_counts`. With lists of equal length, of one window of each piece."""
+        columns = [value if isinstance(value, list) else [value] for value in (performance, start, end, prompt)]
+        data = self._windows(list(zip(*columns, strict=True))) | self._prompts(columns[3])
+        return BatchFeature(data, return_tensors)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs) -> list[str]:
         """As [`ProcessorMixin.save_pretrained`], whose note for the folder, the map of its code, is taken off again."""
@@ -278,32 +336,46 @@ class MidiValleProcessor(ProcessorMixin):
             data |= self.feature_extractor(audio, sampling_rate=rate, **options["audio_kwargs"])
         return BatchFeature(data)
 
-    def _collate(self, items: list[tuple], return_tensors: str) -> BatchFeature:
-        """Items of (performance, start, end, prompt) -> padded inputs."""
-        prompts = [item[3] for item in items]
+    def context_of(self, start: float) -> float:
+        """How much of its own music, s, a window that begins at `start` s is conditioned on."""
+        return min(start, self.context_seconds)
+
+    def _prompts(self, prompts: list[Prompt | None]) -> dict[str, np.ndarray]:
+        """Padded inputs of one prompt a piece."""
         if None in prompts and any(prompt is not None for prompt in prompts):
             raise ProcessorError("only some items of the batch have a prompt; give one to every item or to none")
-        data = dict(self.tokenizer.pad({"input_ids": [self._rows(*item) for item in items]}, return_tensors="np"))
-        data["prompt_lengths"] = np.array([0 if prompt is None else prompt.frames for prompt in prompts])
-        data["target_frames"] = np.array([math.ceil((end - start) * FRAME_RATE - 1e-6) for _, start, end, _ in items])
-        if prompts[0] is not None:
-            waves = [prompt.wave for prompt in prompts]
-            data |= self.feature_extractor(waves, sampling_rate=SAMPLING_RATE, return_tensors="np")
-        return BatchFeature(data, return_tensors)
+        if prompts[0] is None:
+            return {"prompt_lengths": np.zeros(len(prompts), np.int64)}
+        waves = [prompt.wave for prompt in prompts]
+        data = self.feature_extractor(waves, sampling_rate=SAMPLING_RATE, return_tensors="np")
+        return {"prompt_lengths": np.array([prompt.frames for prompt in prompts]), **data}
 
-    def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
-        """MIDI rows `(N, 6)` of the prompt and one window."""
-        if not 0 < end - start <= self.max_window_seconds + 1e-6:
+    def _windows(self, items: list[tuple]) -> dict[str, np.ndarray]:
+        """Items of (performance, start, end, prompt) -> padded inputs of windows."""
+        data = dict(self.tokenizer.pad({"input_ids": [self._rows(*item) for item in items]}, return_tensors="np"))
+        data["target_frames"] = np.array([math.ceil((end - start) * FRAME_RATE - 1e-6) for _, start, end, _ in items])
+        contexts = [self.context_of(start) for _, start, _, _ in items]
+        return data | {"context_frames": np.array([round(seconds * FRAME_RATE) for seconds in contexts])}
+
+    def encode_window(self, performance, start: float, end: float, prompt: Prompt | None = None):
+        """MIDI rows `(N, 6)` of prompt, context, new frames and a little of what follows; and the tokenizer's report
+        (`held_left_out`, `clipped_durations`)."""
+        first = start - self.context_of(start)
+        if not (start < end and end - first <= self.max_window_seconds + 1e-6):
             raise ProcessorError(
-                f"{performance.name}: {end - start:.3f} s of target; one call makes up to {self.max_window_seconds} s: "
-                "choose start and end, plan `windows`, or use python -m scripts.render"
+                f"{performance.name}: {end - first:.3f} s of context and new music; one window holds up to "
+                f"{self.max_window_seconds} s: plan the `windows` of a performance"
             )
         before = [] if prompt is None else [(prompt.notes, 0.0, prompt.seconds)]
-        rows, report = self.tokenizer.encode_notes([*before, (performance.notes, start, end)], return_report=True)
+        segment = (performance.notes, first, end + LOOK_AHEAD_S)
+        return self.tokenizer.encode_notes([*before, segment], return_report=True)
+
+    def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
+        rows, report = self.encode_window(performance, start, end, prompt)
         if report["held_left_out"]:
             logger.warning(
-                f"{performance.name}: {report['held_left_out']} notes that sound at {start} s are left out there: "
-                "this model knows no held notes"
+                f"{performance.name}: {report['held_left_out']} notes that sound at {start - self.context_of(start)} s "
+                "are left out there: this model knows no held notes"
             )
         return rows
 

@@ -17,6 +17,7 @@ from datasets import load_dataset
 NOTE_FIELDS = ("onset", "duration", "pitch", "velocity")
 NOTE_DTYPE = np.dtype([("onset", "f8"), ("duration", "f8"), ("pitch", "i2"), ("velocity", "i2")])
 FRAMES_PER_STEP, STEPS_PER_SECOND = 25, 2  # prompts end on the 0.5 s grid
+LOOK_AHEAD_S = 0.5  # notes behind a short target that its rows hold too, as in rendering
 
 
 class DataError(ValueError):
@@ -69,6 +70,8 @@ class TrainingStream:
         batch_size: rows of a batch on this process.
         prompt_seconds: range (low, high) of the prompt's length, s; drawn per batch in steps of 0.5 s.
         no_prompt_share: share of batches without any prompt.
+        short_share: share of batches whose targets are cut to a drawn length from 1 s on: the first windows of a piece
+            are short, and the NAR looks both ways.
         seed, rank, world_size: rank r takes batches r, r + world_size, ...
     """
 
@@ -79,6 +82,7 @@ class TrainingStream:
         batch_size: int,
         prompt_seconds: tuple[float, float] = (1.0, 6.0),
         no_prompt_share: float = 0.05,
+        short_share: float = 0.0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -87,7 +91,8 @@ class TrainingStream:
         self.files, self.tokenizer, self.batch_size = files, tokenizer, batch_size
         low, high = (min(seconds, self.info["prompt_seconds"]) for seconds in prompt_seconds)
         self.prompt_steps = (round(low * STEPS_PER_SECOND), round(high * STEPS_PER_SECOND))
-        self.no_prompt_share, self.seed, self.rank, self.world_size = no_prompt_share, seed, rank, world_size
+        self.no_prompt_share, self.short_share = no_prompt_share, short_share
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch, self.position = 0, 0  # position: batches given in this epoch, over all ranks
 
     def state_dict(self) -> dict[str, int]:
@@ -122,12 +127,17 @@ class TrainingStream:
         """
         steps = 0 if rng.random() < self.no_prompt_share else int(rng.integers(*self.prompt_steps, endpoint=True))
         frames, seconds = steps * FRAMES_PER_STEP, steps / STEPS_PER_SECOND
+        whole = length = round(self.info["target_seconds"] * STEPS_PER_SECOND)
+        if self.short_share and rng.random() < self.short_share:
+            length = int(rng.integers(STEPS_PER_SECOND, whole, endpoint=True))
+        end = min(length / STEPS_PER_SECOND + (LOOK_AHEAD_S if length < whole else 0.0), self.info["target_seconds"])
         ids, codes = [], []
         for row in rows:
             segments = [(notes_of(row, "prompt"), 0.0, seconds)] if steps else []
-            segments.append((notes_of(row, "target"), 0.0, self.info["target_seconds"]))
+            segments.append((notes_of(row, "target"), 0.0, end))
             ids.append(torch.from_numpy(self.tokenizer.encode_notes(segments)))
             prompt, target = (codes_of(row, part, self.info["num_codebooks"]) for part in ("prompt", "target"))
+            target = target if length == whole else target[:, : length * FRAMES_PER_STEP]
             codes.append(torch.from_numpy(np.concatenate([prompt[:, :frames], target], 1)))
         midi_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         lengths = torch.tensor([len(i) for i in ids])

@@ -17,10 +17,7 @@ def note_scores(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: fl
     result["velocity_correlation"] = np.nan
     if not len(reference) or not len(estimate):
         return result
-    intervals, pitches = zip(*(_intervals(notes) for notes in (reference, estimate)))
-    matched = mir_eval.transcription.match_notes(
-        intervals[0], pitches[0], intervals[1], pitches[1], onset_tolerance=onset_tolerance, offset_ratio=None
-    )
+    matched = match_onsets(reference, estimate, onset_tolerance)
     result["precision"], result["recall"] = len(matched) / len(estimate), len(matched) / len(reference)
     result["f1"] = 2 * len(matched) / (len(estimate) + len(reference))
     if matched:
@@ -31,6 +28,16 @@ def note_scores(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: fl
             correlation = stats.spearmanr(reference["velocity"][r], estimate["velocity"][e]).statistic
             result["velocity_correlation"] = float(correlation)
     return result
+
+
+def match_onsets(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: float) -> list[tuple[int, int]]:
+    """Pairs of places in both: notes of equal pitch with onsets within `onset_tolerance` s, as many as possible."""
+    if not len(reference) or not len(estimate):
+        return []
+    intervals, pitches = zip(*(_intervals(notes) for notes in (reference, estimate)))
+    return mir_eval.transcription.match_notes(
+        intervals[0], pitches[0], intervals[1], pitches[1], onset_tolerance=onset_tolerance, offset_ratio=None
+    )
 
 
 def mean_interval(values, groups=None) -> tuple[float, float]:

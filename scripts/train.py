@@ -60,6 +60,7 @@ class TrainRecipe:
     clip_norm: float = 1.0
     prompt_seconds: tuple[float, float] = (1.0, 6.0)
     no_prompt_share: float = 0.05
+    short_share: float = 0.0  # of batches whose targets are cut to a drawn length, as the first windows of a piece are
     mark_held: bool = True  # notes that sound on from before an excerpt get rows; the published model knows none
     own_share: float = 0.5  # AR: of a batch's rows see their own predictions, the others no past target code
     code_noise: float = 0.5  # NAR: lower codebooks are disturbed by up to this, relative to the codebook's deviation
@@ -313,6 +314,7 @@ def main(argv: list[str] | None = None) -> int:
         tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held)
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         layout = {"prompt_seconds": recipe.prompt_seconds, "no_prompt_share": recipe.no_prompt_share}
+        layout |= {"short_share": recipe.short_share}
         layout |= {"seed": recipe.seed, "rank": rank, "world_size": world}
         stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
         held_out = TrainingStream(shard_files(args.data, "validation"), tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)

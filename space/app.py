@@ -46,15 +46,12 @@ def prompt_names() -> list[str]:
     return [entry["name"] for entry in json.loads((load()[0] / "prompts" / "prompts.json").read_text())]
 
 
-@lru_cache(maxsize=16)
-def load_prompt(name: str) -> tuple:
-    """A bundled prompt, checked and trimmed, and its codes `(1, K, P)`."""
+def prompt_files(name: str) -> dict[str, str]:
+    """The files of a bundled prompt, as the processor takes them."""
     if name not in prompt_names():
         raise SpaceError("unknown prompt; choose one of the list")
-    folder, processor, model = load()
-    files = (folder / "prompts" / f"{name}{ending}" for ending in (".mid", ".flac"))
-    prompt = processor.prepare_prompt(*files)
-    return prompt, model.codec.encode_codes(torch.from_numpy(prompt.wave)[None, None].to(model.device))
+    path = load()[0] / "prompts" / name
+    return {"prompt_midi": f"{path}.mid", "prompt_audio": f"{path}.flac"}
 
 
 def read(midi: str | None, start: float, seconds: float):
@@ -99,18 +96,17 @@ def render(
     if not 0 <= temperature <= 2:
         raise SpaceError("choose a temperature from 0 to 2")
     sampling = {"temperature": temperature, "top_k": 50, "top_p": 0.95} if temperature else {"do_sample": False}
-    prompt, prompt_codes = load_prompt(prompt_name)
+    prompt = prompt_files(prompt_name)
     performance = read(midi, start, seconds)
-    windows, codes = processor.windows(performance, RING_OUT_S), []
-    for i, window in enumerate(windows):
+    length = performance.end + RING_OUT_S
+    inputs = processor(performance, end=length, **prompt).to(model.device)
+    waves = []
+    for audio in model.generate_stream(**inputs, seed=int(seed), **sampling):
+        waves.append(audio[0, 0].cpu().numpy())
         if time.monotonic() - began > DEADLINE_S:
             raise SpaceError("this takes too long; choose a shorter span")
-        inputs = processor.window_inputs(performance, *window, prompt).to(model.device)
-        kept = ("input_ids", "attention_mask", "prompt_lengths", "target_frames")
-        inputs = {key: inputs[key] for key in kept} | {"prompt_codes": prompt_codes}
-        codes.append(model.generate_codes(**inputs, seed=int(seed) + i, **sampling))
     rate = model.config.sampling_rate
-    wave = model.codec.decode_codes(torch.cat(codes, -1))[0, 0, : round(windows[-1][1] * rate)].cpu().numpy()
+    wave = np.concatenate(waves)[: round(length * rate)]
     return rate, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from processing.audio_midivalle import FULL_SCALE, AudioError, read_audio, to_mono_32k, write_audio
+from processing.audio_midivalle import FULL_SCALE, AudioError, AudioWriter, read_audio, to_mono_32k, write_audio
 
 
 def tone(seconds=0.5, rate=32_000, channels=1, hz=440.0, level=0.5):
@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(soundfile, "write", full_disk)
+    monkeypatch.setattr(soundfile, "SoundFile", full_disk)
     with pytest.raises(AudioError, match=r"out\.wav: cannot be written .*No space left"):
         write_audio(path, tone(hz=220))
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["out.wav"]
@@ -156,3 +156,21 @@ def test_damaged_bytes_raise_nothing_else(container):
         except AudioError:
             continue
         assert np.isfinite(wave).all() and wave.size and rate >= 8000
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_pieces_are_written_as_one_and_turned_down_as_one(tmp_path, shape):
+    """The loudest sample may come last: all of it is turned down; nothing but the file is left."""
+    wave = 0.5 * np.random.default_rng(0).uniform(-1, 1, (5000, *shape))
+    wave[-1] = 2.0
+    writer = AudioWriter(tmp_path / "pieces.wav")
+    for piece in (wave[:1], wave[1:1], wave[1:4000], wave[4000:]):
+        writer.write(piece)
+    assert list(tmp_path.iterdir()) == [] and writer.close() == write_audio(tmp_path / "whole.wav", wave) == 0.999 / 2
+    assert (tmp_path / "pieces.wav").read_bytes() == (tmp_path / "whole.wav").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.wav", "whole.wav"]
+    with pytest.raises(AudioError, match="no samples"):
+        AudioWriter(tmp_path / "empty.wav").close()
+    with pytest.raises(AudioError, match="not finite"):
+        AudioWriter(tmp_path / "nan.wav").write(np.full(3, np.nan))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pieces.wav", "whole.wav"]

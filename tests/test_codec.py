@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from transformers import EncodecModel
 
-from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecModel
 from scripts.codec_quantizer import ema_update, kmeans_start, nearest, quantize_train
 
 
@@ -176,3 +176,34 @@ def test_kmeans_start():
     fitted, _, better = quantize_train(quantizer, vectors.T[None])
     assert better < worse
     assert F.mse_loss(fitted, vectors.T[None]) < 0.5 * F.mse_loss(random, vectors.T[None])
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"use_causal_conv": True}, {"pad_mode": "reflect", "num_residual_layers": 2}]
+)
+def test_decoding_in_chunks_equals_decoding_at_once(overrides):
+    """The same samples whatever the chunks: no seam, not even from the LSTM, which remembers all frames before."""
+    torch.manual_seed(1)
+    fields = {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1} | overrides
+    codec = PianoEncodecModel(PianoEncodecConfig(**fields)).eval()
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    codes = torch.randint(0, 2048, (1, 4, 81))
+    whole = codec.decode_codes(codes)
+    assert whole.abs().max() > 0.01
+    for sizes in ((81,), (1, 80), (27, 27, 27), (5, 3, 2, 1, 30, 40), (80, 1), (10,) * 8 + (1,)):
+        stream, chunks = CodecStream(codec), []
+        for i, part in enumerate(codes.split(sizes, -1)):
+            chunks.append(stream.push(part, is_last=i == len(sizes) - 1))
+            given = sum(chunk.shape[-1] for chunk in chunks)
+            assert given == 640 * (81 if i == len(sizes) - 1 else max(sum(sizes[: i + 1]) - stream.delay, 0))
+        torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-6, rtol=1e-4)
+
+
+def test_a_stream_keeps_no_more_than_its_context():
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16, num_lstm_layers=1)).eval()
+    stream = CodecStream(codec)
+    for _ in range(20):
+        stream.push(torch.zeros(1, 4, 50, dtype=torch.long))
+    assert stream.before.inputs.shape[-1] <= 2 * stream.before.context
+    assert stream.behind.inputs.shape[-1] <= 2 * stream.behind.context

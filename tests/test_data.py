@@ -205,6 +205,24 @@ def test_a_batch(tiny_data, tokenizer):
     assert alone["prompt_lengths"].tolist() == [0, 0] and alone["audio_codes"].shape == (2, 4, 50)
 
 
+def test_short_targets(tiny_data, tokenizer):
+    """Frames end at the drawn length, notes half a second later: what rendering gives for a short window."""
+    files, seen = shard_files(tiny_data, "train"), set()
+    rows = {row["id"]: row for table in tables(tiny_data) for row in table.to_pylist()}
+    stream = TrainingStream(files, tokenizer, 2, (0.5, 0.5), 0.0, short_share=1.0)
+    stream.info = stream.info | {"target_seconds": 2.0}
+    rng = np.random.default_rng(0)
+    for row in rows.values():
+        codes = codes_of(row, "target", 4)
+        row = row | {"target_codes": np.concatenate([codes, codes], 1).ravel()}  # 2 s of frames
+        batch = stream.collate([row], rng)
+        frames = batch["audio_codes"].shape[-1] - 25
+        seen.add(frames)
+        segments = [(notes_of(row, "prompt"), 0.0, 0.5), (notes_of(row, "target"), 0.0, min(frames / 50 + 0.5, 2.0))]
+        assert np.array_equal(batch["midi_ids"][0], tokenizer.encode_notes(segments))
+    assert seen == {50, 75, 100}
+
+
 def test_the_order_depends_on_seed_and_epoch(tiny_data, tokenizer):
     files = shard_files(tiny_data, "train")
     first, again, other = (batches(files, tokenizer, 8, seed=seed) for seed in (0, 0, 1))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from modeling_midivalle.generation_midivalle import Sampler, draw_uniform, join_codes
+from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
 
 VARIANTS = pytest.mark.parametrize("preset", ["tiny", "published"])
 
@@ -332,6 +332,133 @@ def test_published_rules_refuse(make_model, make_rows, change, message):
         model.generate_codes(**(row | {"compat": "published"} | change))
     with pytest.raises(ValueError, match="without a BOS frame"):
         make_model().generate_codes(**row, compat="published")
+
+
+# --- pieces of several windows --------------------------------------------------------------------
+
+
+@pytest.fixture
+def pieces(make_rows):
+    """Two pieces, of three windows (20, 30, 25 frames) and of one (40), after prompts of 9 and 4 frames."""
+    rows = [make_rows(seed, notes=6 + seed, seconds=1.0, held=seed % 2) for seed in range(4)]
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "input_ids": torch.nn.utils.rnn.pad_sequence(rows, True),
+        "attention_mask": torch.nn.utils.rnn.pad_sequence([torch.ones(len(r), dtype=torch.long) for r in rows], True),
+        "prompt_codes": torch.randint(0, 2048, (2, 4, 9), generator=generator),
+        "prompt_lengths": torch.tensor([9, 4]),
+        "target_frames": torch.tensor([20, 30, 25, 40]),
+        "context_frames": torch.tensor([0, 20, 25, 0]),
+        "window_counts": torch.tensor([3, 1]),
+    }
+
+
+def piece(pieces, b):
+    """Piece `b` alone."""
+    first = int(pieces["window_counts"][:b].sum())
+    windows = slice(first, first + int(pieces["window_counts"][b]))
+    P = int(pieces["prompt_lengths"][b])
+    alone = {key: pieces[key][windows] for key in ("input_ids", "attention_mask", "target_frames", "context_frames")}
+    alone |= {"prompt_codes": pieces["prompt_codes"][b : b + 1, :, :P]}
+    return alone | {"window_counts": pieces["window_counts"][b : b + 1]}
+
+
+SAMPLED = {"temperature": 1.0, "nar_temperature": 0.7}
+
+
+def test_streaming_equals_offline_sample_for_sample(make_model, pieces):
+    """Chunks of a stream together are `generate`, bit by bit, and one decode of all codes within 1e-4."""
+    model, one = make_model(), piece(pieces, 0)
+    chunks = list(model.generate_stream(**one, seed=4, **SAMPLED))
+    assert len(chunks) == 3 and all(chunk.shape[-1] > 0 for chunk in chunks)
+    whole = model.generate(**one, seed=4, **SAMPLED, return_dict_in_generate=True)
+    assert torch.equal(torch.cat(chunks, -1), whole.audio_values) and whole.audio_values.shape == (1, 1, 75 * 640)
+    decoded = model.codec.decode_codes(whole.audio_codes)
+    torch.testing.assert_close(whole.audio_values, decoded, atol=1e-4, rtol=0)
+    stream = model.generate_stream(**one, seed=4, **SAMPLED)  # a consumer that stops early has had what it took
+    assert torch.equal(next(stream), chunks[0])
+    stream.close()
+    with pytest.raises(ValueError, match="a stream is of one piece"):
+        next(model.generate_stream(**pieces))
+
+
+def test_pieces_side_by_side_equal_each_alone(make_model, pieces):
+    model = make_model()
+    both = model.generate(**pieces, seed=4, **SAMPLED, return_dict_in_generate=True)
+    assert both.target_frames.tolist() == [75, 40] and both.audio_values.shape == (2, 1, 75 * 640)
+    for b, frames in enumerate((75, 40)):
+        alone = model.generate(**piece(pieces, b), seed=4, **SAMPLED, return_dict_in_generate=True)
+        assert torch.equal(both.audio_codes[b, :, :frames], alone.audio_codes[0])
+        torch.testing.assert_close(both.audio_values[b, :, : frames * 640], alone.audio_values[0], atol=1e-5, rtol=0)
+    assert not both.audio_codes[1, :, 40:].any() and not both.audio_values[1, :, 40 * 640 :].any()
+
+
+@torch.no_grad()
+def test_a_window_goes_on_from_its_context(make_model, pieces):
+    """The codes after a context are those that one long window gives, if its first codes are the context."""
+    model, rows = make_model(), pieces["input_ids"][:1]
+    prompt = {"prompt_codes": pieces["prompt_codes"][:1]}
+    long = model.generate_codes(rows, **prompt, target_frames=50, do_sample=False)
+    context = long[..., :30]
+    after = model.generate_codes(rows, **prompt, target_frames=20, context_codes=context, do_sample=False)
+    assert torch.equal(after[:, 0], long[:, 0, 30:])
+    # the NAR of the long window also predicted the context: with the same frames it predicts the same
+    codes = torch.cat([prompt["prompt_codes"], long], -1)
+    codes[:, 1:, 9 + 30 :] = 0
+    for stage in (1, 2, 3):
+        logits = model.nar(codes, rows, prompt_lengths=torch.tensor([9]), stage=stage).logits[:, 9 + 30 :]
+        codes[:, stage, 9 + 30 :] = nearest_to_expected(model, logits, stage)
+    assert torch.equal(after, codes[..., 9 + 30 :])
+    # contexts and prompts of unequal lengths in one batch
+    batch = {key: pieces[key][2:] if key != "prompt_codes" else pieces[key] for key in ("input_ids", "attention_mask")}
+    context = torch.randint(0, 2048, (2, 4, 7), generator=torch.Generator().manual_seed(8))
+    lengths = torch.tensor([3, 7])
+    shared = {"prompt_lengths": pieces["prompt_lengths"], "target_frames": torch.tensor([12, 8]), "do_sample": False}
+    both = model.generate_codes(
+        **batch, prompt_codes=pieces["prompt_codes"], context_codes=context, context_lengths=lengths, **shared
+    )
+    for b in range(2):
+        P, C, T = (int(x[b]) for x in (pieces["prompt_lengths"], lengths, shared["target_frames"]))
+        alone = model.generate_codes(
+            batch["input_ids"][b : b + 1],
+            batch["attention_mask"][b : b + 1],
+            pieces["prompt_codes"][b : b + 1, :, :P],
+            target_frames=T,
+            context_codes=context[b : b + 1, :, :C],
+            do_sample=False,
+        )
+        assert torch.equal(both[b, :, :T], alone[0]) and not both[b, :, T:].any()
+
+
+def test_draws_depend_on_seed_and_window_alone(make_model, pieces):
+    """Window 2 draws the same numbers whatever window 1 needed; other windows and seeds draw others."""
+    seeds = {window_seed(seed, window) for seed in range(20) for window in range(20)}
+    assert len(seeds) == 400 and window_seed(7, 0) == 7 and all(0 <= seed < 2**63 for seed in seeds)
+    model, one = make_model(), piece(pieces, 0)
+    one["context_frames"] = torch.zeros(3, dtype=torch.long)
+    whole = model.generate(**one, seed=4, **SAMPLED, return_dict_in_generate=True).audio_codes
+    used = one["attention_mask"][1].bool()
+    alone = model.generate_codes(
+        one["input_ids"][1:2, used], None, one["prompt_codes"], target_frames=30, seed=window_seed(4, 1), **SAMPLED
+    )
+    assert torch.equal(alone, whole[..., 20:50])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"window_counts": torch.tensor([3, 2])}, r"window_counts \[3, 2\] must be positive and sum up to the 4"),
+        ({"window_counts": torch.tensor([4, 0])}, "window_counts"),
+        ({"context_frames": torch.tensor([0, 1])}, "context_frames must be 4 numbers"),
+        ({"context_frames": torch.tensor([0, -1, 0, 0])}, "context_frames must be 4 numbers"),
+        ({"context_frames": torch.tensor([0, 21, 25, 0])}, "a context of 21 frames is more than the 20"),
+        ({"context_frames": torch.tensor([0, 20, 1570, 0])}, "1604 frames of prompt, context and target"),
+        ({"prompt_codes": torch.zeros(4, 4, 9, dtype=torch.long)}, r"prompt_codes must be \(2, 4, P\)"),
+    ],
+)
+def test_pieces_that_do_not_fit_together(make_model, pieces, change, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().generate(**(pieces | change), seed=0)
 
 
 # --- parts ----------------------------------------------------------------------------------------

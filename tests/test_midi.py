@@ -23,6 +23,10 @@ def pedal(value, channel=0):
     return bytes([0xB0 | channel, 64, value])
 
 
+def sostenuto(value):
+    return bytes([0xB0, 66, value])
+
+
 def tempo(mspq):
     return b"\xff\x51\x03" + mspq.to_bytes(3, "big")
 
@@ -120,6 +124,50 @@ def test_pedal_rule(events, expected):
     if all(event[0] & 0xF0 == 0xB0 for _, event in events):
         assert load_performance(midi(key, events)).notes["duration"][0] == pytest.approx(expected)
     assert load_performance(midi(track), "ignore").notes["duration"][0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([(48, sostenuto(64)), (480, sostenuto(63))], 0.5),  # the key is down when it is pressed: caught
+        ([(96, sostenuto(127)), (480, sostenuto(0))], 0.1),  # it has just gone up: not caught
+        ([(0, sostenuto(127)), (480, sostenuto(0))], 0.5),  # struck in the moment of the press
+        ([(48, sostenuto(127)), (480, sostenuto(0)), (470, pedal(127)), (700, pedal(0))], 700 / 960),  # handed over
+        ([(0, pedal(127)), (300, sostenuto(127)), (310, pedal(0)), (480, sostenuto(0))], 0.5),  # rings by the sustain
+        ([(48, sostenuto(127)), (90, sostenuto(0)), (200, sostenuto(127)), (480, sostenuto(0))], 0.1),  # pressed anew
+        ([(48, sostenuto(127)), (960, b"\xb0\x01\x00")], 1.0),  # never up: the last event of the file
+        ([(48, sostenuto(127)), (192, note_on(60)), (200, note_off(60)), (480, sostenuto(0))], 0.2),  # next strike
+        ([(0, b"\xb0\x43\x7f"), (480, b"\xb0\x43\x00")], 0.1),  # una corda lengthens nothing
+    ],
+)
+def test_sostenuto(events, expected):
+    key = [(0, note_on(60)), (96, note_off(60))]
+    track = sorted(key + events, key=lambda event: event[0])
+    assert load_performance(midi(track)).notes["duration"][0] == pytest.approx(expected)
+    assert load_performance(midi(track), "ignore").notes["duration"][0] == pytest.approx(0.1)
+
+
+def test_sostenuto_holds_the_keys_it_caught_and_no_others():
+    """Key 60 is caught; 62, struck later, is not; 60 struck again rings too, for its damper is still up."""
+    keys = [(0, note_on(60)), (96, note_off(60)), (192, note_on(62)), (288, note_off(62)), (384, note_on(60))]
+    track = [*keys, (400, note_off(60)), (48, sostenuto(127)), (480, sostenuto(0))]
+    notes = load_performance(midi(sorted(track, key=lambda event: event[0]))).notes
+    assert (notes["onset"] * 960).tolist() == pytest.approx([0, 192, 384])
+    assert (notes["duration"] * 960).tolist() == pytest.approx([384, 96, 96])
+
+
+def test_pedalling_anew_ends_what_rang():
+    """Up for 5 ms between two presses: the old harmony ends there, the new one rings on."""
+    track = [
+        (0, pedal(127)),
+        (0, note_on(60)),
+        (96, note_off(60)),
+        (475, pedal(20)),
+        (476, note_on(64)),
+        (480, pedal(90)),
+    ]
+    track += [(500, note_off(64)), (960, pedal(0))]
+    assert (load_performance(midi(track)).notes["duration"] * 960).tolist() == pytest.approx([475, 484])
 
 
 def test_a_restrike_ends_a_note_and_its_twin_but_twins_do_not_end_each_other():

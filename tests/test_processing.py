@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, Performance
 from tokenization.midi_midivalle import to_ticks
 
 RATE = 32_000
+WINDOW_KEYS = {"input_ids", "attention_mask", "target_frames", "context_frames", "window_counts", "prompt_lengths"}
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def onset_ticks(rows):
 def test_target_begins_where_the_prompts_audio_ends(processor):
     """By hand: 2.3 s of prompt audio are trimmed to 2 s = bar 1; the prompt's note is clipped there."""
     inputs = processor(
-        midi=midi((0.25, 1.0, 60)), prompt_midi=midi((1.0, 3.0, 48), (2.1, 1.0, 50)), prompt_audio=noise(2.3),
+        midi=midi((0.25, 0.75, 60)), prompt_midi=midi((1.0, 3.0, 48), (2.1, 1.0, 50)), prompt_audio=noise(2.3),
         sampling_rate=RATE,
     )  # fmt: skip
     assert inputs["input_ids"].tolist() == [
@@ -81,23 +83,24 @@ def test_target_begins_where_the_prompts_audio_ends(processor):
                 192 + 4,
                 0 + 4,
             ],  # to the end of the prompt; the note at 2.1 s is not heard
-            [60 - 21 + 4, 44, 192 - 1 + 4, 388 + 240, 48 + 4, 1 + 4],
+            [60 - 21 + 4, 44, 144 - 1 + 4, 388 + 240, 48 + 4, 1 + 4],
             [2] * 6,
         ]
     ]
     assert inputs["input_values"].shape == (1, 1, 64_000) and inputs["padding_mask"].sum() == 64_000
-    assert inputs["prompt_lengths"].tolist() == [100] and inputs["target_frames"].tolist() == [63]  # 1.25 s
-    assert {key: value.dtype for key, value in inputs.items() if key != "input_values"} == dict.fromkeys(
-        ("input_ids", "attention_mask", "prompt_lengths", "target_frames"), torch.int64
-    ) | {"padding_mask": inputs["padding_mask"].dtype}
+    assert inputs["prompt_lengths"].tolist() == [100] and inputs["target_frames"].tolist() == [50]
+    assert set(inputs) == WINDOW_KEYS | {"input_values", "padding_mask"}
+    floats = {key for key, value in inputs.items() if value.dtype != torch.int64}
+    assert floats <= {"input_values", "padding_mask"}
     assert torch.equal(inputs["input_values"][0, 0], torch.from_numpy(noise(2.3)[:64_000]))
 
 
 def test_without_prompt(processor):
     inputs = processor(midi=midi((0.5, 1.0, 60)), return_tensors="np")
-    assert set(inputs) == {"input_ids", "attention_mask", "prompt_lengths", "target_frames"}
-    assert inputs["prompt_lengths"].tolist() == [0] and inputs["target_frames"].tolist() == [75]
-    assert onset_ticks(inputs["input_ids"][0, 1:-1]).tolist() == [96]
+    assert set(inputs) == WINDOW_KEYS
+    assert inputs["prompt_lengths"].tolist() == [0] and inputs["target_frames"].tolist() == [50, 25]
+    assert inputs["context_frames"].tolist() == [0, 50] and inputs["window_counts"].tolist() == [2]
+    assert [onset_ticks(rows[1:-1]).tolist() for rows in inputs["input_ids"]] == [[96], [96]]
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000, 96_000])
@@ -135,37 +138,45 @@ def test_prompts_are_trimmed_to_the_grid(processor, seconds, kept):
 
 
 def test_batch_equals_single(processor):
-    """Different lengths of MIDI, prompt and target: each row holds what it holds alone, padded on the right."""
+    """Different lengths of MIDI, prompt and target: each window holds what it holds alone, padded on the right."""
     prompts = [noise(1.2), noise(3.1, 44_100)]
     arguments = [
         {"midi": midi((0, 1, 60)), "prompt_midi": midi((0, 1, 40)), "prompt_audio": prompts[0], "sampling_rate": RATE},
         {"midi": midi((0, 1, 60), (1, 2, 62)), "prompt_midi": midi((0.5, 1, 41), (1, 1, 42)),
-         "prompt_audio": prompts[1], "sampling_rate": 44_100, "start": 0.5, "end": 7.0},
+         "prompt_audio": prompts[1], "sampling_rate": 44_100, "start": 0.5, "end": 4.0},
     ]  # fmt: skip
     keys = ("midi", "prompt_midi", "prompt_audio", "sampling_rate", "start", "end")
     batch = processor(**{key: [item.get(key) for item in arguments] for key in keys})
-    assert batch["input_values"].shape == (2, 1, 96_000) and batch["target_frames"].tolist() == [50, 325]
+    assert batch["input_values"].shape == (2, 1, 96_000) and batch["prompt_lengths"].tolist() == [50, 150]
+    assert batch["target_frames"].tolist() == [50, 50, 125] and batch["window_counts"].tolist() == [1, 2]
+    first = 0
     for i, item in enumerate(arguments):
         single = processor(**item)
-        rows, samples = single["input_ids"].shape[1], single["input_values"].shape[2]
-        assert torch.equal(batch["input_ids"][i, :rows], single["input_ids"][0])
-        assert batch["attention_mask"][i].tolist() == [1] * rows + [0] * (batch["input_ids"].shape[1] - rows)
+        (windows, rows, _), samples = single["input_ids"].shape, single["input_values"].shape[2]
+        mine = slice(first, first + windows)
+        assert torch.equal(batch["input_ids"][mine, :rows], single["input_ids"])
+        assert torch.equal(batch["attention_mask"][mine, :rows], single["attention_mask"])
+        assert not batch["attention_mask"][mine, rows:].any()
+        for key in ("target_frames", "context_frames"):
+            assert torch.equal(batch[key][mine], single[key])
         assert torch.equal(batch["input_values"][i, :, :samples], single["input_values"][0])
         assert batch["padding_mask"][i].tolist() == [1] * samples + [0] * (96_000 - samples)
         assert batch["prompt_lengths"][i] == single["prompt_lengths"][0]
+        first += windows
 
 
 def test_one_prompt_serves_a_batch(processor):
-    batch = processor([midi((0, 1, 60)), midi((0, 1, 61))], midi((0, 1, 40)), noise(2), RATE, end=[1.0, 2.5])
-    assert batch["input_values"].shape == (2, 1, 64_000) and batch["target_frames"].tolist() == [50, 125]
+    batch = processor([midi((0, 1, 60)), midi((0, 1.4, 61))], midi((0, 1, 40)), noise(2), RATE, end=[1.0, 1.5])
+    assert batch["input_values"].shape == (2, 1, 64_000) and batch["window_counts"].tolist() == [1, 2]
+    assert batch["target_frames"].tolist() == [50, 50, 25]
 
 
 def test_sustain_is_the_tokenizers_unless_given(processor):
     pedalled = midi((0, 0.5, 60), pedal=((0.2, 127), (2.0, 0)))
-    assert processor(pedalled)["target_frames"].tolist() == [100]
-    assert processor(pedalled, sustain="ignore")["target_frames"].tolist() == [25]
+    assert processor(pedalled)["target_frames"].sum() == 100
+    assert processor(pedalled, sustain="ignore")["target_frames"].sum() == 25
     processor.tokenizer.sustain = "ignore"
-    assert processor(pedalled)["target_frames"].tolist() == [25]
+    assert processor(pedalled)["target_frames"].sum() == 25
 
 
 def test_a_span_cut_out_anywhere(processor):
@@ -179,74 +190,170 @@ def test_a_span_cut_out_anywhere(processor):
     assert onset_ticks(rows).tolist() == [0, round(1.7 * 192)]
     assert (rows[:, 2] - 3).tolist() == [round(0.9 * 192), round(0.75 * 192)]
     alone = processor(piece, start=1.3, end=3.75)
-    assert torch.equal(alone["input_ids"][0, 1:-1, [0, 1, 3, 4, 5]], rows[:, [0, 1, 3, 4, 5]])
-    assert alone["target_frames"].tolist() == [123]
+    assert torch.equal(alone["input_ids"][-1], processor.window_inputs(span, 1.0, 2.45)["input_ids"][0])
+    assert alone["target_frames"].tolist() == [50, 73]
+
+
+# --- prompts
+
+
+def played(seconds, seed=0, density=6):
+    """Notes of a random performance, and a recording of it: decaying tones with three partials."""
+    rng = np.random.default_rng(seed)
+    onsets = np.sort(rng.uniform(0, seconds - 0.3, round(seconds * density)))
+    notes = performance(*[(t, 0.25, int(p)) for t, p in zip(onsets, rng.integers(45, 85, len(onsets)), strict=True)])
+    wave = 0.003 * rng.standard_normal(round(seconds * RATE))
+    for note in notes.notes:
+        time = np.arange(len(wave)) / RATE - note["onset"]
+        tone = sum(np.sin(2 * np.pi * k * 440 * 2 ** ((note["pitch"] - 69) / 12) * time) / k for k in (1, 2, 3))
+        wave += 0.05 * tone * np.exp(-np.maximum(time, 0) / 0.3) * (time >= 0)
+    return notes, wave.astype(np.float32)
+
+
+def moved(piece, seconds):
+    notes = piece.notes.copy()
+    notes["onset"] += seconds
+    return dataclasses.replace(piece, notes=notes)
+
+
+@pytest.mark.parametrize("late", [0.0, 0.01, 0.05, 0.2, 0.29, -0.12])
+def test_offsets_of_prompts_are_measured_and_corrected(processor, late):
+    """MIDI that is early or late by up to 300 ms is moved to within a frame; by less than a frame it is left alone."""
+    piece, wave = played(6.0)
+    prompt = processor.prepare_prompt(moved(piece, -late), wave, RATE)
+    assert np.abs(prompt.notes["onset"] - piece.notes["onset"]).max() < 0.012
+    assert (prompt.offset == 0) == (abs(late) < 0.02) and prompt.offset == pytest.approx(late, abs=0.012)
+    said = f"is {abs(prompt.offset) * 1000:.0f} ms {'later' if late > 0 else 'earlier'} than its MIDI; corrected"
+    assert said in prompt.remark if abs(late) > 0.02 else prompt.remark == ""
+
+
+def test_what_does_not_belong_together_is_told(processor, caplog):
+    piece, wave = played(6.0)
+    prompt = processor.prepare_prompt(moved(piece, -0.8), wave, RATE)
+    assert prompt.offset == 0 and re.search("(79|80). ms later than its MIDI, which is too much", prompt.remark)
+    prompt = processor.prepare_prompt(played(6.0, seed=1)[0], wave, RATE)
+    assert prompt.offset == 0 and "do not seem to belong together" in prompt.remark
+    assert prompt.remark in caplog.text
+
+
+def test_the_best_part_of_a_long_recording_is_used(processor):
+    """The middle, with many notes over a wide register; not the beginning, which is clipped, nor the thin end."""
+    dense, wave = played(24.0, density=12)
+    onset = dense.notes["onset"]
+    kept = dataclasses.replace(dense, notes=dense.notes[(onset < 16) | (dense.notes["pitch"] == 60)])
+    wave[: 7 * RATE : 50] = 1.0
+    prompt = processor.prepare_prompt(kept, wave, RATE)
+    assert 7 <= prompt.start <= 9 and prompt.seconds == 8 and prompt.start % 0.5 == 0
+    assert f"prompt audio: {prompt.start:g} to {prompt.start + 8:g} s are used" in prompt.remark
+    first = round(prompt.start * RATE)
+    assert np.array_equal(prompt.wave, wave[first : first + 8 * RATE])
+    inside = kept.notes[kept.notes["onset"] + kept.notes["duration"] > prompt.start]
+    assert np.allclose(prompt.notes["onset"], inside["onset"] - prompt.start)
+
+
+def test_prompts_up_to_15_seconds(processor):
+    longest = MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 15.0, 16.0)
+    piece, wave = played(15.0)
+    assert longest.prepare_prompt(piece, wave, RATE).frames == 750
+    inputs = longest(performance(*[(t / 2, 1.0, 60) for t in range(80)]), piece, wave, RATE)
+    known = inputs["prompt_lengths"][0] + inputs["context_frames"] + inputs["target_frames"]
+    assert known.max() <= 1600 and (inputs["context_frames"] + inputs["target_frames"]).max() <= 800
+    with pytest.raises(ValueError, match="max_prompt_seconds 15.5"):
+        MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 15.5, 16.0)
 
 
 # --- windows
 
 
+def conditioning(processor, piece, window, prompt_seconds=0.0, prompt=None):
+    """Rows of a window in ticks of the piece: struck (tick, pitch) and held (tick, pitch, duration, age id)."""
+    inputs = processor.window_inputs(piece, *window, prompt, return_tensors="np")
+    rows = inputs["input_ids"][0, 1:-1]
+    ticks = onset_ticks(rows)
+    rows, ticks = rows[ticks >= prompt_seconds * 192], ticks[ticks >= prompt_seconds * 192]
+    first = window[0] - inputs["context_frames"][0] / 50
+    ticks = ticks - round(prompt_seconds * 192) + round(first * 192)
+    is_held = rows[:, 3] < 388
+    struck = list(zip(ticks[~is_held].tolist(), (rows[~is_held, 0] + 17).tolist(), strict=True))
+    columns = (ticks, rows[:, 0] + 17, rows[:, 2] - 3, rows[:, 3])
+    return struck, list(zip(*(column[is_held].tolist() for column in columns), strict=True)), inputs
+
+
+@pytest.mark.parametrize("context", [0.0, 4.0])
 @pytest.mark.parametrize("seed", range(12))
-def test_windows_lose_no_note_and_repeat_none(processor, seed):
-    """Every strike once, at its tick, as long as its window lets it; every note across a cut held once, right age."""
+def test_windows_lose_no_note_and_repeat_none(processor, seed, context):
+    """Every strike is new in one window; what sounds at the beginning of a window's context is held once, right age."""
+    processor.context_seconds = context
     piece = random_performance(seed, seconds=[3, 21, 47, 95][seed % 4], density=[0.3, 2, 12][seed % 3])
     windows = processor.windows(piece, ring_out=[0.0, 2.0, 7.3][seed % 3])
     prompt = processor.prepare_prompt(midi((0, 1, 60)), noise(3.0), RATE)
     onset, duration = to_ticks(piece.notes["onset"]), np.maximum(to_ticks(piece.notes["duration"]), 1)
-    struck, held, frames = [], [], 0
+    new, frames = [], 0
     for start, end in windows:
-        inputs = processor.window_inputs(piece, start, end, prompt, return_tensors="np")
-        rows = inputs["input_ids"][0, 2:-1]  # without BOS and the prompt's note
-        same = processor(piece, start=start, end=end, return_tensors="np")["input_ids"][0, 1:-1]
-        assert np.array_equal(same[:, [0, 1, 2]], rows[:, [0, 1, 2]])  # a call is a window too
-        ticks = onset_ticks(rows) - 3 * 192 + round(start * 192)
-        is_held = rows[:, 3] < 388
-        struck += [(tick, row[0] + 17) for tick, row in zip(ticks[~is_held], rows[~is_held], strict=True)]
-        held += [
-            (tick, row[0] + 17, row[2] - 3, row[3]) for tick, row in zip(ticks[is_held], rows[is_held], strict=True)
+        struck, held, inputs = conditioning(processor, piece, (start, end), 3.0, prompt)
+        first, right = round((start - min(start, context)) * 192), math.ceil((end + 0.5) * 192 - 1e-6)
+        sounding = [
+            (first, pitch, min(tick + length - first, right - first, 1152), 388 - min(first - tick, 384))
+            for tick, length, pitch in zip(onset.tolist(), duration.tolist(), piece.notes["pitch"].tolist())
+            if tick < first < tick + length
         ]
+        assert sorted(held) == sorted(sounding)
+        last = np.inf if end == windows[-1][1] else round(end * 192)
+        new += [note for note in struck if round(start * 192) <= note[0] < last]
+        again = [note for note in struck if not round(start * 192) <= note[0] < last]
+        assert set(again) <= set(zip(onset.tolist(), piece.notes["pitch"].tolist()))
         frames += int(inputs["target_frames"][0])
-    assert sorted(struck) == sorted(
-        zip(np.minimum(onset, math.ceil(windows[-1][1] * 192 - 1e-6) - 1), piece.notes["pitch"], strict=True)
-    )
-    expected = [
-        (cut, pitch, min(tick + length - cut, right - cut, 1152), 388 - min(cut - tick, 384))
-        for (start, end), cut, right in ((w, round(w[0] * 192), math.ceil(w[1] * 192 - 1e-6)) for w in windows)
-        for tick, length, pitch in zip(onset, duration, piece.notes["pitch"], strict=True)
-        if tick < cut < tick + length
-    ]
-    assert sorted(held) == sorted(expected)
+    assert sorted(new) == sorted(zip(onset.tolist(), piece.notes["pitch"].tolist()))
     assert frames == math.ceil((piece.end + [0.0, 2.0, 7.3][seed % 3]) * 50 - 1e-6)
+
+
+def test_overlapping_notes_in_every_window(processor):
+    """240 notes of 1 s every 250 ms, 60.75 s: each is new once; at every cut the four that sound are there, with their
+    age."""
+    piece = performance(*[(i / 4, 1.0, 30 + i % 60) for i in range(240)])
+    windows = processor.windows(piece, ring_out=0.0)
+    assert windows[-1][1] == 60.75 and len(windows) > 5
+    new = []
+    for start, end in windows:
+        struck, held, _ = conditioning(processor, piece, (start, end))
+        new += [note for note in struck if start * 192 <= note[0] and (note[0] < end * 192 or end == 60.75)]
+        begun = [tick for tick, _ in struck] + [tick - (388 - age) for tick, _, _, age in held]
+        assert len(set(begun)) == len(begun)  # none twice
+        sounding = [i * 48 for i in range(240) if i * 48 < start * 192 < i * 48 + 192]
+        assert set(sounding) <= set(begun) and len(sounding) == (3 if start else 0)
+    assert sorted(new) == [(i * 48, 30 + i % 60) for i in range(240)]
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("ring_out", [0.0, 2.0, 10.0])
 def test_windows_cover_the_piece(seed, ring_out):
-    """On the grid, without gap, at most 20 s, at least 15 s (from 45 s on it is possible); the ring-out is not cut."""
+    """On the grid, without gap; a second, then at most twice as much each time, at most 16 s; the ring-out is whole."""
     piece = random_performance(seed, seconds=[4, 19, 33, 200][seed % 4], density=3)
     total = piece.end + ring_out
-    windows = plan_windows(piece.notes, total, 20.0)
+    windows = plan_windows(piece.notes, total, 16.0)
     assert windows[0][0] == 0 and windows[-1][1] == total
     assert all(left[1] == right[0] for left, right in zip(windows, windows[1:], strict=False))
     assert all(start % 0.5 == 0 for start, _ in windows) and all(start < piece.end for start, _ in windows)
-    assert all(0 < end - start <= 20 + 1e-9 for start, end in windows)
-    assert total < 45 or all(end - start >= 15 for start, end in windows)
+    lengths = [end - start for start, end in windows]
+    assert all(0 < length <= 16 + 1e-9 for length in lengths)
+    assert total < 60 or (lengths[0] == 1 and all(0.75 <= lengths[i] / 2**i <= 1 for i in range(4)))
+    assert total < 60 or all(length >= 0.65 * 16 for length in lengths[4:])
 
 
 def test_cuts_fall_where_the_music_is_thin():
     """Chords of ten notes in every second but at 17.5 s, where nothing sounds: there is the cut."""
     notes = [(second + 0.1, 0.95, 40 + k) for second in range(34) if second != 17 for k in range(10)]
     notes = performance(*notes).notes
-    assert plan_windows(notes, 36.0, 20.0) == [(0.0, 17.5), (17.5, 36.0)]
+    assert plan_windows(notes, 36.0, 20.0, first=20.0) == [(0.0, 17.5), (17.5, 36.0)]
 
 
 def test_a_strike_on_the_last_cut_is_not_repeated(processor):
-    """The last note rounds up onto a grid point behind its own end: still in one window only."""
+    """The last note rounds up onto a grid point behind its own end: new in one window only."""
     piece = performance(*[(t, 0.4, 60) for t in np.arange(0, 19.5, 0.5)], (19.999, 0.0005, 61))
-    windows = [(0.0, 15.0), (15.0, piece.end + 2)]
     assert processor.windows(piece, ring_out=2.0)[-1][0] < piece.end
-    rows = np.concatenate([processor.window_inputs(piece, *w, return_tensors="np")["input_ids"][0] for w in windows])
-    assert (rows[:, 0] == 61 - 17).sum() == 1
+    cut = 15.0
+    struck = [conditioning(processor, piece, window)[0] for window in ((0.5, cut), (cut, piece.end + 2))]
+    assert [(20 * 192, 61) in notes for notes in struck] == [False, True]
 
 
 def test_a_long_piece_is_planned_quickly():
@@ -254,13 +361,13 @@ def test_a_long_piece_is_planned_quickly():
     piece = random_performance(0, 3600, 10)
     piece.notes["onset"] += 100
     windows = plan_windows(piece.notes, piece.end + 2, 20.0)
-    assert windows[0][0] == 0 and 180 < len(windows) < 250
+    assert windows[0][0] == 0 and 180 < len(windows) < 290
 
 
 def test_notes_left_out_are_reported(processor, caplog):
     processor.tokenizer.mark_held = False
     processor.window_inputs(performance((0, 30, 60), (16, 1, 62)), 15.0, 20.0)
-    assert "1 notes that sound at 15.0 s are left out" in caplog.text
+    assert "1 notes that sound at 11.0 s are left out" in caplog.text
 
 
 # --- refusals
@@ -292,11 +399,11 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
         ({"promt_audio": noise(2), "padding": True}, ProcessorError, "promt_audio, padding: not an argument beside"),
         ({"midi": None, "text": "Pitch_60"}, ProcessorError, "need midi"),
         ({"midi": midi()}, MidiError, "no notes"),
-        ({"midi": midi((0, 45, 60))}, ProcessorError, "45.000 s of target; one call makes up to 20.0 s"),
+        ({"end": 45.0}, ProcessorError, "a ring-out of 44.0 s is not possible"),
         ({"start": 3.0}, ProcessorError, "no note sounds between 3.0 and inf"),
         ({"start": -1.0}, ProcessorError, "give 0 <= start < end"),
         ({"start": math.nan}, ProcessorError, "give 0 <= start < end"),
-        ({"start": 0.5, "end": 0.25}, ProcessorError, "-0.250 s of target"),
+        ({"start": 0.5, "end": 0.25}, ProcessorError, "give 0 <= start < end"),
         ({"sustain": "half"}, MidiError, "sustain is 'half'"),
         ({"midi": [midi((0, 1, 60))] * 2, "end": [1.0]}, ProcessorError, "2 MIDI inputs beside a list of 1"),
         (
@@ -318,6 +425,11 @@ def test_impossible_ring_outs_and_limits(processor, ring_out):
         processor.windows(performance((0, 1, 60)), ring_out)
     with pytest.raises(ValueError, match="at most 32"):
         MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 13.0, 20.0)
+    for context in (0.3, 19.5, -1.0):
+        with pytest.raises(ValueError, match="context_seconds"):
+            MidiValleProcessor(processor.feature_extractor, processor.tokenizer, 8.0, 20.0, context)
+    with pytest.raises(ProcessorError, match="20.5.* s of context and new music"):
+        processor.window_inputs(performance((0, 30, 60)), 10.0, 26.5)
 
 
 def test_parts_by_themselves(processor):
@@ -375,7 +487,7 @@ def test_a_process_without_the_repository(processor, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = processor(data, data, noise(1.0), RATE)["input_ids"].tolist()
-    assert done.stdout.strip() == f"{rows} (1, 1, 32000) [(0.0, 5.0)]"
+    assert done.stdout.strip() == f"{rows} (1, 1, 32000) [(0.0, 1.0), (1.0, 2.5), (2.5, 5.0)]"
 
 
 def test_a_loaded_performance_is_taken_as_it_is(processor):

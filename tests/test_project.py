@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STARTER = ROOT / "checkpoints" / "starter"
 MIB = 2**20
 IGNORED = {".git", ".venv", "runs", "out", "build", "dist", "__pycache__"}  # as .gitignore has it
-IGNORED |= {".pytest_cache", ".ruff_cache", ".cache", "demo.wav", "demo.png"}
+IGNORED |= {".pytest_cache", ".ruff_cache", ".cache", "demo.wav", "demo.json", "demo.png"}
 TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".json", ".sh", ""}
 MACHINE_PATH = re.compile(r"(?<![\w.~})-])/(?:work|home|root|Users|mnt|opt)/\w")
 

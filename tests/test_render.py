@@ -1,12 +1,15 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """`python -m scripts.render`: exact lengths, same seed same file, and one sentence for everything it cannot use."""
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import wave as wave_module
 from pathlib import Path
 
 import huggingface_hub
@@ -19,10 +22,13 @@ from symusic import Note, Score, Tempo, Track
 from transformers import EncodecFeatureExtractor
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
-from processing import MidiValleProcessor, read_audio, write_audio
-from scripts import plots, render
-from scripts.stream_decoding import decode_stream
-from tokenization import MidiValleTokenizer, load_performance
+from processing import AudioError, MidiValleProcessor, read_audio, write_audio
+from processing.audio_midivalle import to_int16
+from scripts import model_folder, plots, render, render_files
+from scripts.pcm_stream import PcmStream
+from scripts.transcription import TranscriptionError
+from scripts.verification import compare
+from tokenization import NOTE_DTYPE, MidiValleTokenizer, load_performance
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 32_000
@@ -126,8 +132,8 @@ def test_spans_and_own_prompts(run):
 
 
 def test_says_once_what_is_left_out_and_clipped(run):
-    """Two drum notes, a key below the piano and a note of 7 s: one line beside the file; nothing if all is rendered."""
-    save_midi("piece.mid", (0.0, 7.0, 60), (0.1, 0.2, 15))
+    """Two drum notes, a key below the piano and a note of 12 s: one line; nothing if all is rendered."""
+    save_midi("piece.mid", (0.0, 12.0, 60), (0.1, 0.2, 15))
     score, drums = Score("piece.mid"), Track(is_drum=True, ttype="tick")
     drums.notes.extend([Note(0, 10, 36, 80, ttype="tick"), Note(20, 10, 36, 80, ttype="tick")])
     score.tracks.append(drums)
@@ -135,7 +141,7 @@ def test_says_once_what_is_left_out_and_clipped(run):
     code, _, err = run("piece.mid", "out.wav", "--ring-out", "0")
     said = [line for line in err.splitlines() if line.startswith("render: ")]
     keys = "outside the piano's keys 21 to 108"
-    clipped = "1 durations over 6 s are clipped to 6 s"
+    clipped = "notes that sound for more than 6 s in one window are clipped there (1 times)"
     assert code == 0 and said == [f"render: piece.mid: left out notes: 2 on a drum track, 1 {keys}; {clipped}"]
     assert err.count("left out") == 1
     save_midi("piece.mid", (0.0, 0.4, 60))
@@ -143,42 +149,19 @@ def test_says_once_what_is_left_out_and_clipped(run):
     assert code == 0 and "render:" not in err
 
 
-def test_windows_are_generated_in_turn_and_joined_on_the_frame_grid(folder):
-    """Two windows with the same prompt: codes of each as if it were alone, decoded as one stream."""
-    processor, model = render.load_processor(folder), render.load_model(folder, "cpu")
-    save_midi(folder / "piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(4)])
-    piece = processor.load(folder / "piece.mid")
-    prompt = processor.prepare_prompt(folder / "prompts/upright_hall.mid", folder / "prompts/upright_hall.flac")
-    windows = [(0.0, 0.5), (0.5, 1.33)]
-    codes = list(render.generate_windows(model, processor, piece, windows, prompt, 7, {"top_k": 5}))
-    assert [tuple(c.shape) for c in codes] == [(1, 4, 25), (1, 4, 42)]
-    for i, window in enumerate(windows):
-        inputs = processor.window_inputs(piece, *window, prompt)
-        alone = model.generate(**inputs, seed=7 + i, top_k=5, return_dict_in_generate=True)
-        assert torch.equal(alone.audio_codes, codes[i])
-    wave = render.to_wave(model.codec, iter(codes), 1.33)
-    whole = model.codec.decode_codes(torch.cat(codes, -1))[0, 0, : len(wave)]
-    assert len(wave) == round(1.33 * RATE)
-    torch.testing.assert_close(torch.from_numpy(wave), whole, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    "overrides", [{}, {"use_causal_conv": True}, {"pad_mode": "reflect", "num_residual_layers": 2}]
-)
-def test_decoding_in_chunks_equals_decoding_at_once(overrides):
-    """The same samples whatever the chunks: no seam, not even from the LSTM, which remembers all frames before."""
-    config = MidiValleConfig.from_preset("tiny").codec_config.to_dict() | overrides
-    torch.manual_seed(1)
-    codec = MidiValleForConditionalGeneration(MidiValleConfig.from_preset("tiny", codec_config=config)).codec.eval()
-    for layer in codec.quantizer.layers:
-        layer.codebook.embed.normal_()
-    codes = torch.randint(0, 2048, (1, 4, 81))
-    whole = codec.decode_codes(codes)[0, 0]
-    assert whole.abs().max() > 0.01
-    for size in (27, 40, 81, 1500):
-        chunks = list(decode_stream(codec, codes, size))
-        assert [len(chunk) for chunk in chunks] == [640 * min(size, 81 - t) for t in range(0, 81, size)]
-        torch.testing.assert_close(torch.cat(chunks), whole, atol=1e-6, rtol=1e-4)
+def test_render_is_what_the_model_streams(folder, run):
+    """The file holds, sample for sample, what `model.generate` makes of the processor's inputs, of several windows."""
+    processor, model = model_folder.load_processor(folder), model_folder.load_model(folder, "cpu")
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    options = ("--seed", 7, "--temperature", 1.0, "--top-k", 5, "--ring-out", 0, "--prompt", "upright_hall")
+    code, out, err = run("piece.mid", "out.wav", *options)
+    assert code == 0 and "3 windows" in out, err
+    prompt = (folder / "prompts/upright_hall.mid", folder / "prompts/upright_hall.flac")
+    inputs = processor("piece.mid", *prompt)
+    whole = model.generate(**inputs, seed=7, temperature=1.0, top_k=5)[0, 0]
+    wave = read_audio("out.wav")[0][:, 0]
+    assert len(wave) == round(render_end("piece.mid") * RATE)
+    assert np.abs(wave - whole.numpy()[: len(wave)]).max() <= 1.01 / 32768  # 16 bits
 
 
 def test_lists_prompts(run):
@@ -194,7 +177,6 @@ BAD = {
     "a folder": ((".",), "not a regular file"),
     "silent prompt": (("good.mid", *PROMPT_MIDI, "silence.wav"), "silence.wav: .* silence"),
     "short prompt": (("good.mid", *PROMPT_MIDI, "short.wav"), "short.wav: lasts 0.20 s"),
-    "prompt without MIDI": (("good.mid", "--prompt-audio", "noise.wav"), "add --prompt-midi"),
     "prompt without audio": (("good.mid", "--prompt-midi", "good.mid"), "add --prompt-audio"),
     "prompt MIDI elsewhere": (("good.mid", "--prompt-audio", "noise.wav", "--prompt-midi", "late.mid"), "no note"),
     "Ogg prompt": (("good.mid", *PROMPT_MIDI, "p.ogg"), "convert it to WAV or FLAC"),
@@ -242,6 +224,7 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
         (("good.mid", "no/out.wav"), "the folder no does not exist"),
         (("good.mid", "noise.wav"), "noise.wav: exists already; add --force"),
         (("good.mid",), "give INPUT.mid and OUTPUT.wav"),
+        (("good.mid", "a.wav", "b.wav"), "give INPUT.mid and OUTPUT.wav"),
         ((), "give INPUT.mid and OUTPUT.wav"),
     ],
 )
@@ -278,13 +261,18 @@ def test_bad_models(folder, inputs, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", '{"a": 1}', '[{"name": "x"}]', json.dumps([dict.fromkeys(render.NamedPrompt.__dataclass_fields__, "../x")])],
+    [
+        "{",
+        '{"a": 1}',
+        '[{"name": "x"}]',
+        json.dumps([dict.fromkeys(model_folder.NamedPrompt.__dataclass_fields__, "../x")]),
+    ],
 )
 def test_bad_prompt_lists(text, tmp_path):
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "prompts.json").write_text(text)
-    with pytest.raises(render.RenderError, match="prompts.json"):
-        render.read_prompts(tmp_path)
+    with pytest.raises(model_folder.FolderError, match="prompts.json"):
+        model_folder.read_prompts(tmp_path)
 
 
 def test_damaged_weights(folder, tmp_path):
@@ -294,20 +282,20 @@ def test_damaged_weights(folder, tmp_path):
     weights = load_file(path)
     name = next(key for key in weights if key.startswith("nar.") and key.endswith("linear1.weight"))
     save_file({key: value for key, value in weights.items() if key != name}, path, {"format": "pt"})
-    with pytest.raises(render.RenderError, match=f"do not fit the configuration.*{name}"):
-        render.load_model(tmp_path / "model", "cpu")
+    with pytest.raises(model_folder.FolderError, match=f"do not fit the configuration.*{name}"):
+        model_folder.load_model(tmp_path / "model", "cpu")
     save_file(weights | {name: weights[name] * torch.nan}, path, {"format": "pt"})
-    with pytest.raises(render.RenderError, match=f"not finite: {name}"):
-        render.load_model(tmp_path / "model", "cpu")
+    with pytest.raises(model_folder.FolderError, match=f"not finite: {name}"):
+        model_folder.load_model(tmp_path / "model", "cpu")
     path.write_text("version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(render.RenderError, match="no model can be loaded"):
-        render.load_model(tmp_path / "model", "cpu")
+    with pytest.raises(model_folder.FolderError, match="no model can be loaded"):
+        model_folder.load_model(tmp_path / "model", "cpu")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     config["ar_config"]["num_attention_heads"] = 7  # refused by the strict configuration, which is no ValueError
     path.write_text(json.dumps(config))
-    with pytest.raises(render.RenderError, match="no model can be loaded"):
-        render.load_model(tmp_path / "model", "cpu")
+    with pytest.raises(model_folder.FolderError, match="no model can be loaded"):
+        model_folder.load_model(tmp_path / "model", "cpu")
 
 
 def test_hub_ids(folder, monkeypatch):
@@ -321,10 +309,10 @@ def test_hub_ids(folder, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert render.model_folder("me/model") == folder
+    assert model_folder.model_folder("me/model") == folder
     assert asked == [("me/model", ["*.json", "*.safetensors", "prompts/*"])]
-    with pytest.raises(render.RenderError, match=r"--model me/lost: cannot be downloaded \(404\)"):
-        render.model_folder("me/lost")
+    with pytest.raises(model_folder.FolderError, match=r"--model me/lost: cannot be downloaded \(404\)"):
+        model_folder.model_folder("me/lost")
 
 
 def test_published_rules(run, monkeypatch):
@@ -340,17 +328,317 @@ def test_published_rules(run, monkeypatch):
 
     monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
     code, out, err = run("piece.mid", "out.wav", "--compat", "published", "--seed", 5)
-    assert code == 0 and asked["compat"] == "published" and asked["seed"] == 5, err
+    assert code == 0 and asked["compat"] == "published" and asked["seed"] == [5], err
     assert soundfile.info("out.wav").frames == 7 * 640 and "0.140 s" in out
     save_midi("long.mid", (0.0, 1.0, 60), (40.0, 1.0, 60))
     code, _, err = run("long.mid", "no.wav", "--compat", "published")
     assert code == 2 and "renders one segment of at most" in err
 
 
+def start_render(folder, *arguments, **options):
+    command = [sys.executable, "-m", "scripts.render", *map(str, arguments), "--model", str(folder), "--device", "cpu"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
+
+
+def samples_of(path):
+    return soundfile.read(path, dtype="int16")[0]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_stream_writes_pcm(raw):
+    """16 bit, with or without a WAV header; louder samples are clipped; all is there when it is closed."""
+    source, sink = os.pipe()
+    wave = np.linspace(-1.1, 1.1, 5000, dtype=np.float32)
+    stream = PcmStream(sink, RATE, 5000, raw, lambda: None)
+    stream.write(wave[:3000])
+    stream.write(wave[3000:])
+    stream.close()
+    os.close(sink)
+    with open(source, "rb") as file:
+        data = file.read()
+    if not raw:
+        with wave_module.open(io.BytesIO(data)) as file:
+            assert file.getparams()[:4] == (1, 2, RATE, 5000)
+            data = file.readframes(5000)
+    assert np.array_equal(np.frombuffer(data, "<i2"), to_int16(wave)) and stream.first_at > 0
+
+
+def test_a_stream_notices_that_nobody_reads():
+    """Also while it waits for audio, and while it is full; nothing blocks then."""
+    for chunks in (0, 100):
+        source, sink = os.pipe()
+        gone = threading.Event()
+        stream = PcmStream(sink, RATE, None, False, gone.set)
+        os.close(source)
+        for _ in range(chunks):
+            stream.write(np.zeros(RATE, np.float32))
+        assert gone.wait(10) and stream.gone
+        stream.write(np.zeros(RATE, np.float32))
+        stream.close()
+        os.close(sink)
+
+
+@pytest.mark.slow
+def test_streaming(folder, tmp_path):
+    """WAV and raw PCM on standard output, with and without a file: the same samples; times are told on stderr."""
+    save_midi(tmp_path / "piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    options = (tmp_path / "piece.mid", "--ring-out", 0.3, "--stream", "-")
+    out, err = start_render(folder, *options, tmp_path / "piece.wav").communicate()
+    raw, _ = start_render(folder, *options, "--raw").communicate()
+    assert out, err
+    whole = samples_of(tmp_path / "piece.wav")
+    assert len(whole) == round((render_end(tmp_path / "piece.mid") + 0.3) * RATE)
+    streamed, rate = soundfile.read(io.BytesIO(out), dtype="int16")
+    assert rate == RATE and np.array_equal(streamed, whole) and len(out) == 44 + 2 * len(whole)
+    assert np.array_equal(np.frombuffer(raw, "<i2"), whole)
+    assert re.search(rb"first audio after \d+\.\d\d s.*real time", err), err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["piece.json", "piece.mid", "piece.wav"]
+
+
+def test_a_consumer_that_goes_ends_the_render(folder, tmp_path):
+    """It reads a little and is gone: the process ends by itself, soon, without error, and leaves nothing."""
+    save_midi(tmp_path / "long.mid", *[(t / 2, 0.3, 60 + t % 12) for t in range(1200)])
+    process = start_render(folder, tmp_path / "long.mid", "--stream", "-")
+    assert process.stdout.read(44 + 2000)[:4] == b"RIFF"
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert b"the reader of the stream has gone" in process.stderr.read()
+    assert [path.name for path in tmp_path.iterdir()] == ["long.mid"]
+
+
+@pytest.mark.slow
+def test_a_file_beside_the_stream_is_finished_without_the_consumer(folder, tmp_path):
+    save_midi(tmp_path / "piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    process = start_render(folder, tmp_path / "piece.mid", tmp_path / "piece.wav", "--stream", "-")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    assert len(samples_of(tmp_path / "piece.wav")) == round((render_end(tmp_path / "piece.mid") + 2.0) * RATE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["piece.json", "piece.mid", "piece.wav"]
+
+
+def counted(monkeypatch):
+    """Windows that are generated from now on, as a list of batch sizes."""
+    calls, real = [], MidiValleForConditionalGeneration.generate_codes
+
+    def generate_codes(self, ids, *arguments, **options):
+        calls.append(len(ids))
+        return real(self, ids, *arguments, **options)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    return calls
+
+
+def interrupt_after(monkeypatch, windows):
+    """Ctrl-C when so many windows have been generated."""
+    real, left = MidiValleForConditionalGeneration.generate_codes, [windows]
+
+    def generate_codes(self, *arguments, **options):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+
+
+def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    options = ("--temperature", 1, "--ring-out", 0)
+    assert run("piece.mid", "whole.wav", *options)[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        code, _, err = run("piece.mid", "piece.wav", *options)
+    assert code == 130 and "start it again to go on" in err
+    journal = Path(".piece.wav.windows")
+    assert not Path("piece.wav").exists() and journal.exists()
+    journal.write_bytes(journal.read_bytes()[:-3])  # cut short by a kill: that window is made again
+    calls = counted(monkeypatch)
+    code, out, err = run("piece.mid", "piece.wav", *options)
+    assert code == 0 and len(calls) == 2 and "1 windows were there already" in out, err
+    assert Path("piece.wav").read_bytes() == Path("whole.wav").read_bytes() and not journal.exists()
+    with monkeypatch.context() as patch:  # what an earlier render with other settings has left is not used
+        interrupt_after(patch, 2)
+        run("piece.mid", "other.wav", *options)
+    calls.clear()
+    assert run("piece.mid", "other.wav", *options, "--seed", 1)[0] == 0 and len(calls) == 3
+
+
+def test_manifest(run, folder, monkeypatch):
+    """piece.json tells what was used, and is enough to make the same file again; a changed input is refused."""
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    assert run("piece.mid", "piece.wav", "--temperature", 1, "--seed", 3, "--ring-out", 0.2, "--start", 0.4)[0] == 0
+    manifest = json.loads(Path("piece.json").read_text())
+    recipe = manifest["recipe"]
+    assert recipe["settings"]["seed"] == 3 and recipe["settings"]["start"] == 0.4 and recipe["threads"] >= 1
+    assert recipe["midi"] == [manifest["files"]["piece.mid"]] and len(recipe["prompt"]["files"]) == 2
+    assert {"torch", "transformers", "code_sha256", "processor"} <= set(recipe["software"])
+    threads = torch.get_num_threads()
+    code, _, err = run("again.wav", "--from-manifest", "piece.json")
+    assert code == 0 and torch.get_num_threads() == threads, err
+    assert Path("again.wav").read_bytes() == Path("piece.wav").read_bytes()
+    again = json.loads(Path("again.json").read_text())
+    assert {k: v for k, v in again.items() if k != "output"} == {k: v for k, v in manifest.items() if k != "output"}
+    manifest["output"]["samples_sha256"] = "0"
+    Path("wrong.json").write_text(json.dumps(manifest))
+    code, _, err = run("third.wav", "--from-manifest", "wrong.json")
+    assert code == 1 and "third.wav: is not bit for bit what wrong.json describes" in err
+    save_midi("piece.mid", (0.0, 0.3, 60))
+    code, _, err = run("no.wav", "--from-manifest", "piece.json")
+    assert code == 2 and "piece.mid: is not the file any more" in err and not Path("no.wav").exists()
+    Path("text.json").write_text("{}")
+    for name, message in (("text.json", "is not a manifest"), ("no.json", "no.json: cannot be read")):
+        code, _, err = run("no.wav", "--from-manifest", name)
+        assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def music(tmp_path):
+    """A folder of three performances and a bad file."""
+    (tmp_path / "music").mkdir()
+    for name, notes in (("a", 14), ("b", 3), ("c", 8)):
+        save_midi(tmp_path / "music" / f"{name}.mid", *[(t / 3, 0.3, 60 + t) for t in range(notes)])
+    (tmp_path / "music" / "bad.mid").write_text("no music")
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+MANY = ("music", "--output-dir", "out", "--batch-size", 2, "--temperature", 1, "--ring-out", 0)
+
+
+def test_many_files_in_batches(music, run, monkeypatch):
+    """Windows of two files at a time; the bad file is named and stops nobody; a second start does nothing again."""
+    calls = counted(monkeypatch)
+    code, out, err = run(*MANY)
+    assert code == 2 and "bad.mid: not a MIDI file" in err and out.count("s on cpu") == 3
+    assert calls == [2, 1, 1, 1, 1]  # a and b: windows 1 of both, 2 and 3 of a; then c
+    assert sorted(os.listdir("out")) == ["a.json", "a.wav", "b.json", "b.wav", "c.json", "c.wav"]
+    for name in "abc":
+        assert run(f"music/{name}.mid", f"{name}.wav", "--temperature", 1, "--ring-out", 0)[0] == 0
+        one, other = samples_of(f"{name}.wav"), samples_of(f"out/{name}.wav")
+        assert len(one) == len(other) and np.abs(one.astype(int) - other).max() <= 1
+    calls.clear()
+    code, _, err = run(*MANY)
+    assert code == 2 and calls == [] and err.count("is there already, made the same way") == 3
+    code, _, err = run(*MANY, "--seed", 1)
+    assert code == 2 and err.count("exists already; add --force") == 3 and calls == []
+    for name in "ab":  # the manifest of a file from a batch makes the batch again
+        code, _, err = run(f"again_{name}.wav", "--from-manifest", f"out/{name}.json")
+        assert code == 0 and Path(f"again_{name}.wav").read_bytes() == Path(f"out/{name}.wav").read_bytes(), err
+    assert calls == [2, 1, 1, 2]
+
+
+def test_a_file_that_cannot_be_written_stops_nobody(music, run, monkeypatch):
+    real = render_files.AudioWriter.close
+
+    def close(self):
+        if self.path.name == "b.wav":
+            raise AudioError("b.wav: cannot be written to out (disk full)")
+        return real(self)
+
+    monkeypatch.setattr(render_files.AudioWriter, "close", close)
+    code, out, err = run(*MANY)
+    assert code == 2 and "b.wav: cannot be written" in err and out.count("s on cpu") == 2
+    assert sorted(os.listdir("out")) == [".b.wav.windows", "a.json", "a.wav", "c.json", "c.wav"]
+
+
+def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch):
+    (music / "music" / "bad.mid").unlink()
+    assert run(*MANY)[0] == 0
+    expected = {name: Path(f"out/{name}.wav").read_bytes() for name in "abc"}
+    for path in Path("out").iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert run(*MANY)[0] == 130
+    assert sorted(os.listdir("out")) == [".a.wav.windows", "b.json", "b.wav"]
+    calls = counted(monkeypatch)
+    assert run(*MANY)[0] == 0 and calls == [1, 1, 1]
+    assert {name: Path(f"out/{name}.wav").read_bytes() for name in "abc"} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--output-dir", "out"), "give MIDI files or folders"),
+        (("music", "--output-dir", "nowhere"), "nowhere: the folder does not exist"),
+        (("out", "--output-dir", "out"), "out: holds no .mid or .midi file"),
+        (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
+        (("music", "--output-dir", "out", "--stream", "-"), "--stream is for one file"),
+        (("music/a.mid", "x.wav", "--raw"), "--raw is for --stream"),
+        (("music/a.mid", "--stream", "-", "--verify"), "--verify needs a file"),
+        (("music/a.mid", "x.wav", "--batch-size", "0"), "--batch-size 0"),
+        (("music/a.mid", "x.wav", "--from-manifest", "m.json"), "--from-manifest takes OUTPUT.wav"),
+        (("music/a.mid", "x.wav", "--verify", "-1"), "--verify must not be negative"),
+    ],
+)
+def test_file_options_that_do_not_fit(arguments, message, music, run):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert os.listdir("out") == []
+
+
+class Listener:
+    """A transcriber that hears every second call nothing, and otherwise all notes of a piece, 100 ms late."""
+
+    def __init__(self, *_):
+        self.calls = 0
+
+    def __call__(self, wave, rate):
+        self.calls += 1
+        notes = load_performance("piece.mid").notes.copy()
+        notes["onset"] += 0.1 if self.calls % 2 else 0
+        return notes if len(wave) < 3 * RATE else notes[:0]
+
+
+def test_self_check_and_repair(run, monkeypatch):
+    """A window whose notes are not heard is generated anew, with other draws; the best is kept and all is reported."""
+    monkeypatch.setattr(render_files, "Transcriber", Listener)
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(3)])
+    calls = counted(monkeypatch)
+    code, out, err = run("piece.mid", "piece.wav", "--ring-out", 0, "--verify", 3)
+    assert code == 0 and calls == [1, 1] and "3 of 3 notes are heard, onset F1 1.0" in err, err
+    report = json.loads(Path("piece.report.json").read_text())
+    assert report["summary"] == {"missing": 0, "extra": 0, "shifted": 0, "notes": 3, "right": 3, "f1": 1.0}
+    assert report["windows"][0]["attempts"] == [0.0, 1.0] and report["windows"][0]["kept"] == 1
+    assert json.loads(Path("piece.json").read_text())["attempts"] == [1]
+    code, _, err = run("again.wav", "--from-manifest", "piece.json")  # without the transcriber
+    assert code == 0 and Path("again.wav").read_bytes() == Path("piece.wav").read_bytes(), err
+    assert run("piece.mid", "plain.wav", "--ring-out", 0)[0] == 0
+    assert Path("plain.wav").read_bytes() != Path("piece.wav").read_bytes()
+
+
+def test_notes_that_are_wrong_are_listed():
+    reference = np.array([(0.0, 1, 60, 80), (1.0, 1, 62, 80), (2.0, 1, 64, 80), (3.0, 1, 65, 80)], NOTE_DTYPE)
+    estimate = np.array([(0.02, 1, 60, 80), (1.1, 1, 62, 80), (2.5, 1, 70, 80), (3.0, 1, 65, 80)], NOTE_DTYPE)
+    found = compare(reference, estimate, -np.inf, 3.0)
+    assert (found["notes"], found["heard"], found["right"], found["f1"]) == (3, 3, 1, pytest.approx(1 / 3, abs=1e-3))
+    assert found["missing"] == [[2.0, 64]] and found["extra"] == [[2.5, 70]] and found["shifted"] == [[1.0, 62, 0.1]]
+    assert compare(reference[:0], estimate[:0], 0, 1)["f1"] is None
+
+
+def test_a_prompt_without_its_midi(run, inputs, monkeypatch):
+    """It is transcribed where that is possible, and otherwise a sentence says how."""
+
+    def missing(*_):
+        raise TranscriptionError("not installed")
+
+    monkeypatch.setattr(render_files, "Transcriber", missing)
+    code, _, err = run("good.mid", "out.wav", "--prompt-audio", "noise.wav")
+    assert code == 2 and "noise.wav comes without its MIDI: add --prompt-midi, or run `make install-eval`" in err
+    heard = np.array([(0.2, 0.5, 60, 80)], NOTE_DTYPE)
+    monkeypatch.setattr(render_files, "Transcriber", lambda *_: lambda wave, rate: heard)
+    code, out, err = run("good.mid", "out.wav", "--prompt-audio", "noise.wav", "--ring-out", 0)
+    assert code == 0 and "own prompt, transcribed" in out, err
+    monkeypatch.setattr(render_files, "Transcriber", lambda *_: lambda wave, rate: heard[:0])
+    code, _, err = run("good.mid", "none.wav", "--prompt-audio", "noise.wav")
+    assert code == 2 and "no note is heard in it" in err
+
+
 def test_a_model_without_prompts_renders_without(tmp_path):
-    assert render.choose_prompt(tmp_path, None) == ("no prompt (the model folder has none)", None)
-    with pytest.raises(render.RenderError, match="the model folder has no prompts"):
-        render.choose_prompt(tmp_path, "x")
+    assert model_folder.choose_prompt(tmp_path, None) == ("no prompt (the model folder has none)", None)
+    with pytest.raises(model_folder.FolderError, match="the model folder has no prompts"):
+        model_folder.choose_prompt(tmp_path, "x")
 
 
 def test_the_command_line_itself(folder, inputs):

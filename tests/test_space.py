@@ -22,7 +22,7 @@ def app(make_model, write_midi, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     make_model().save_pretrained(folder)
     extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000)
-    processor = MidiValleProcessor(extractor, MidiValleTokenizer(), max_prompt_seconds=1.0, max_window_seconds=3.0)
+    processor = MidiValleProcessor(extractor, MidiValleTokenizer(), 1.0, 3.0, context_seconds=1.0)
     processor.save_pretrained(folder)
     (folder / "prompts").mkdir()
     write_midi(folder / "prompts" / "grand.mid", 1, seconds=1.0)

@@ -19,7 +19,8 @@ from symusic import Score
 NOTE_DTYPE = np.dtype([("onset", "f8"), ("duration", "f8"), ("pitch", "i2"), ("velocity", "i2")])  # s, s, key, 0..127
 TICKS_PER_SECOND = 192  # the model's grid: 96 ticks per beat at 120 BPM, 5.2 ms
 PITCH_MIN, PITCH_MAX = 21, 108  # the keys of a piano
-PEDAL_DOWN = 64  # CC64 from this value on holds the dampers up
+SUSTAIN, SOSTENUTO = 64, 66  # controllers; una corda (67) changes no duration and is not read
+PEDAL_DOWN = 64  # a pedal from half its way on holds the dampers up; lower values let them fall
 MIN_DURATION_S = RESTRIKE_S = 1e-3  # shortest note after the pedal rule; a closer strike of the key is the same strike
 MAX_BYTES, MAX_SECONDS = 5_000_000, 6 * 3600
 DRUM_CHANNEL = 9  # channel 10, counted from 0
@@ -83,7 +84,8 @@ def load_performance(
         midi (`str`, `os.PathLike`, `bytes` or `symusic.Score`):
             A file of at most 5 MB, its bytes, or a score in any time unit.
         sustain (`str`):
-            `"extend"` lengthens notes by the sustain pedal (see `extend_by_pedal`), `"ignore"` keeps key-up times.
+            `"extend"` lengthens notes by the sustain and sostenuto pedals (see `extend_by_pedal`), `"ignore"` keeps
+            key-up times.
         name (`str`, *optional*): Name for messages, if not the file's own.
 
     Returns:
@@ -99,46 +101,70 @@ def load_performance(
         midi = _read(midi, name)
     name = name or "MIDI"
     if isinstance(midi, (bytes, bytearray)):
-        score, pedal, note_ons, last_tick = _parse(bytes(midi), name)
+        score, pedals, note_ons, last_tick = _parse(bytes(midi), name)
     else:
         score = _in_ticks(midi, name)
-        pedal, note_ons, last_tick = _score_pedal(score), score.note_num(), score.end()
+        pedals, note_ons, last_tick = _score_pedals(score), score.note_num(), score.end()
     seconds = _tempo_map(score, name)
     notes, report = _collect(score, seconds, name)
     report["unended_notes"] = note_ons - score.note_num()
     if sustain == "extend":
-        longer = extend_by_pedal(notes, seconds(pedal[:, 0]), pedal[:, 1], float(seconds(np.int64(last_tick))))
+        sustain, sostenuto = (pedals[pedals[:, 1] == number] for number in (SUSTAIN, SOSTENUTO))
+        presses = _presses(seconds(sostenuto[:, 0]), sostenuto[:, 2])
+        last_event = float(seconds(np.int64(last_tick)))
+        longer = extend_by_pedal(notes, seconds(sustain[:, 0]), sustain[:, 2], last_event, presses)
         report["extended_notes"] = int((longer > notes["duration"] + MIN_DURATION_S).sum())
         notes["duration"] = longer
     notes = notes[np.lexsort((notes["duration"], notes["pitch"], notes["onset"]))]  # stable
     return Performance(notes, name, report)
 
 
-def extend_by_pedal(notes: np.ndarray, times: np.ndarray, values: np.ndarray, last_event: float) -> np.ndarray:
-    """Durations under the sustain pedal.
+def extend_by_pedal(
+    notes: np.ndarray, times: np.ndarray, values: np.ndarray, last_event: float, sostenuto: np.ndarray | None = None
+) -> np.ndarray:
+    """Durations under the sustain and the sostenuto pedal.
 
-    A note whose key goes up while the pedal is down rings until the pedal comes up, or until the last event of the
-    file if it never does. Any note ends at the next strike of its key that comes more than 1 ms later. 1 ms remains.
+    A note whose key goes up while the sustain pedal is down rings until the pedal comes up, or until the last event of
+    the file if it never does; a pedal that is up for a moment only, between two presses, ends it too. A press of the
+    sostenuto catches the keys that sound at that moment: their notes ring until it comes up. Any note ends at the next
+    strike of its key that comes more than 1 ms later. 1 ms remains.
 
     Args:
         notes (`np.ndarray` of `NOTE_DTYPE`, shape `(M,)`): Notes with key-up durations.
         times (`np.ndarray` of shape `(C,)`): Times of the CC64 events in seconds, ascending.
         values (`np.ndarray` of shape `(C,)`): Their values, 64 and above = down; of equal times the last one counts.
         last_event (`float`): Time of the last event of the file, s.
+        sostenuto (`np.ndarray` of shape `(P, 2)`, *optional*): Down and up of each press of CC66, s; inf = never up.
 
     Returns:
         `np.ndarray` of shape `(M,)`: durations in seconds.
     """
     onset, end = notes["onset"], notes["onset"] + notes["duration"]
+    last_event = max(last_event, end.max())
     times, values = np.append(-np.inf, times), np.append(0, values)  # the pedal starts up
-    down = values[np.searchsorted(times, end, side="right") - 1] >= PEDAL_DOWN
-    ups = np.append(times[values < PEDAL_DOWN], max(last_event, end.max()))
-    end = np.where(down, ups[np.searchsorted(ups[:-1], end, side="right")], end)
+    ups = np.append(times[values < PEDAL_DOWN], last_event)
+
+    def sustained(end: np.ndarray) -> np.ndarray:
+        down = values[np.searchsorted(times, end, side="right") - 1] >= PEDAL_DOWN
+        return np.where(down, ups[np.searchsorted(ups[:-1], end, side="right")], end)
+
+    end = sustained(end)
+    for down, up in np.empty((0, 2)) if sostenuto is None else np.minimum(sostenuto, last_event):
+        caught = np.isin(notes["pitch"], notes["pitch"][(onset <= down) & (down < end)])
+        end = np.where(caught & (down < end) & (end < up), sustained(np.full_like(end, up)), end)
     for pitch in np.unique(notes["pitch"]):
         key = notes["pitch"] == pitch
         strikes = np.append(np.sort(onset[key]), np.inf)
         end[key] = np.minimum(end[key], strikes[np.searchsorted(strikes, onset[key] + RESTRIKE_S, side="right")])
     return np.maximum(end - onset, MIN_DURATION_S)
+
+
+def _presses(times: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Events of a pedal -> down and up of each press `(P, 2)`; one that never comes up ends at inf."""
+    down = np.concatenate([[False], values >= PEDAL_DOWN, [False]])
+    times = np.concatenate([[-np.inf], times, [np.inf]])
+    change = np.flatnonzero(np.diff(down.astype(int))) + 1
+    return times[change].reshape(-1, 2)
 
 
 def slice_notes(notes: np.ndarray, start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
@@ -176,14 +202,14 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
 
 
 def _parse(data: bytes, name: str) -> tuple[Score, np.ndarray, int, int]:
-    """Bytes -> score, pedal events (C, 2) of tick and value, number of note-ons, tick of the last event."""
-    pedal, note_ons, last_tick = [], 0, 0
+    """Bytes -> score, pedal events (C, 3) of tick, controller and value, number of note-ons, tick of the last event."""
+    pedals, note_ons, last_tick = [], 0, 0
     for start, end in _tracks(data, name):
         try:
-            track_pedal, track_ons, track_last = _scan_track(data, start, end)
+            track_pedals, track_ons, track_last = _scan_track(data, start, end)
         except IndexError as error:
             raise MidiError(f"{name}: damaged MIDI data; export the file again") from error
-        pedal += track_pedal
+        pedals += track_pedals
         note_ons += track_ons
         last_tick = max(last_tick, track_last)
     if last_tick >= 2**31:
@@ -194,7 +220,7 @@ def _parse(data: bytes, name: str) -> tuple[Score, np.ndarray, int, int]:
         raise MidiError(f"{name}: damaged MIDI data; export the file again") from error
     if score.note_num() > note_ons:
         raise MidiError(f"{name}: damaged MIDI data (events after the end of a track); export the file again")
-    events = np.array(pedal, dtype=np.int64).reshape(-1, 2)
+    events = np.array(pedals, dtype=np.int64).reshape(-1, 3)
     return score, events[np.argsort(events[:, 0], kind="stable")], note_ons, last_tick
 
 
@@ -227,9 +253,9 @@ def _tracks(data: bytes, name: str) -> list[tuple[int, int]]:
     return tracks
 
 
-def _scan_track(data: bytes, position: int, end: int) -> tuple[list[tuple[int, int]], int, int]:
-    """One track -> its CC64 events (tick, value), its number of note-ons, the tick of its last channel event."""
-    pedal, note_ons, tick, last_tick, running = [], 0, 0, 0, 0
+def _scan_track(data: bytes, position: int, end: int) -> tuple[list[tuple[int, int, int]], int, int]:
+    """One track -> pedal events (tick, controller, value), number of note-ons, tick of the last channel event."""
+    pedals, note_ons, tick, last_tick, running = [], 0, 0, 0, 0
     while position < end:
         delta, position = _variable_length(data, position)
         tick += delta
@@ -243,21 +269,21 @@ def _scan_track(data: bytes, position: int, end: int) -> tuple[list[tuple[int, i
                 raise IndexError("a data byte has its high bit set")
             if status >> 4 == 0x9 and second:
                 note_ons += 1
-            elif status >> 4 == 0xB and first == 64 and status & 0xF != DRUM_CHANNEL:
-                pedal.append((tick, second))
+            elif status >> 4 == 0xB and first in (SUSTAIN, SOSTENUTO) and status & 0xF != DRUM_CHANNEL:
+                pedals.append((tick, first, second))
             running, last_tick = status, tick
         elif status in (0xF0, 0xF7, 0xFF):
             if status == 0xFF:
                 kind, position = data[position], position + 1
                 if kind == 0x2F:
-                    return pedal, note_ons, last_tick  # end of track
+                    return pedals, note_ons, last_tick  # end of track
             size, position = _variable_length(data, position)
         else:
             raise IndexError("no status byte")
         position += size
     if position > end:
         raise IndexError("an event crosses the end of its track")
-    return pedal, note_ons, last_tick
+    return pedals, note_ons, last_tick
 
 
 def _variable_length(data: bytes, position: int) -> tuple[int, int]:
@@ -277,12 +303,13 @@ def _in_ticks(score: Score, name: str) -> Score:
     return score.to("tick")
 
 
-def _score_pedal(score: Score) -> np.ndarray:
-    events = [np.empty((0, 2), np.int64)]
+def _score_pedals(score: Score) -> np.ndarray:
+    """Pedal events (C, 3) of tick, controller and value, ascending."""
+    events = [np.empty((0, 3), np.int64)]
     for track in score.tracks:
         controls = track.controls.numpy()
-        is_pedal = (controls["number"] == 64) & (not track.is_drum)
-        events.append(np.stack([controls["time"], controls["value"]], 1)[is_pedal].astype(np.int64))
+        is_pedal = np.isin(controls["number"], (SUSTAIN, SOSTENUTO)) & (not track.is_drum)
+        events.append(np.stack([controls[key] for key in ("time", "number", "value")], 1)[is_pedal].astype(np.int64))
     events = np.concatenate(events)
     return events[np.argsort(events[:, 0], kind="stable")]
 

@@ -8,6 +8,7 @@ overflows (ADPCM, GSM, MP3 inside WAV), hence the guards.
 import io
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,11 @@ def to_mono_32k(wave: np.ndarray, sampling_rate: float) -> np.ndarray:
     return mono if sampling_rate == SAMPLING_RATE else soxr.resample(mono, sampling_rate, SAMPLING_RATE, "VHQ")
 
 
+def to_int16(wave: np.ndarray) -> np.ndarray:
+    """A wave of full scale 1.0 as 16-bit samples, rounded; louder ones are clipped."""
+    return np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+
+
 def check_output(path: str | os.PathLike) -> Path:
     """Return `path` if audio can be written there by its name and folder; else raise `AudioError`."""
     path = Path(path)
@@ -99,35 +105,88 @@ def check_output(path: str | os.PathLike) -> Path:
     return path
 
 
-def write_audio(
-    path: str | os.PathLike, wave: np.ndarray, sampling_rate: int = SAMPLING_RATE, subtype: str = "PCM_16"
-) -> float:
-    """Write a WAV or FLAC file, by the ending of its name. The file appears complete or not at all.
+class AudioWriter:
+    """A WAV or FLAC file, written piece by piece in little memory; it appears complete or not at all.
+
+    As the loudest sample is known at the end only, the pieces wait in an unnamed file, which vanishes with the process.
 
     Args:
-        path (`str` or `os.PathLike`): An existing file is replaced.
-        wave (`np.ndarray` of shape `(samples,)` or `(samples, channels)`): Full scale 1.0.
+        path (`str` or `os.PathLike`): Format by the ending of its name. An existing file is replaced.
         sampling_rate (`int`): Hz.
         subtype (`str`): `"PCM_16"` or `"PCM_24"`.
 
-    Returns:
-        `float`: the gain that was applied; below 1.0 where a louder peak would have been clipped.
+    Example:
+
+    ```python
+    >>> writer = AudioWriter("piece.wav")
+    >>> for wave in waves:
+    ...     writer.write(wave)
+    >>> gain = writer.close()
+    ```"""
+
+    def __init__(self, path: str | os.PathLike, sampling_rate: int = SAMPLING_RATE, subtype: str = "PCM_16"):
+        self.path, self.sampling_rate, self.subtype = check_output(path), sampling_rate, subtype
+        self.samples, self.peak, self.shape = 0, 0.0, ()
+        try:
+            self.waiting = tempfile.TemporaryFile(dir=self.path.parent)
+        except OSError as error:
+            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error})") from error
+
+    def write(self, wave: np.ndarray) -> None:
+        """Append `wave` `(samples,)` or `(samples, channels)`, full scale 1.0; `AudioError` if it is not finite."""
+        wave = np.ascontiguousarray(wave, np.float32)
+        if wave.size:
+            check_wave(wave, self.sampling_rate, self.path.name)
+            self.peak, self.shape = max(self.peak, float(np.abs(wave).max())), wave.shape[1:]
+            self.samples += len(wave)
+            self._try(lambda: self.waiting.write(wave.data))
+
+    def close(self) -> float:
+        """Write the file; returns the gain that was applied: below 1.0 where a louder peak would have been clipped."""
+        if not self.samples:
+            raise AudioError(f"{self.path.name}: holds no samples")
+        gain = min(1.0, FULL_SCALE / max(self.peak, FULL_SCALE))
+        self._try(lambda: self._encode(gain))
+        return gain
+
+    def _encode(self, gain: float) -> None:
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        channels = self.shape[0] if self.shape else 1
+        kind = {"subtype": self.subtype, "format": OUTPUT_FORMATS[self.path.suffix.lower()]}
+        try:
+            self.waiting.seek(0)
+            with soundfile.SoundFile(partial, "w", self.sampling_rate, channels, **kind) as file:
+                while data := self.waiting.read(4 * channels * BLOCK):
+                    wave = np.frombuffer(data, np.float32).reshape(-1, *self.shape) * np.float32(gain)
+                    file.write(to_int16(wave) if self.subtype == "PCM_16" else wave)
+            os.replace(partial, self.path)
+        finally:
+            partial.unlink(missing_ok=True)
+            self.waiting.close()
+
+    def _try(self, write) -> None:
+        try:
+            write()
+        except (OSError, soundfile.SoundFileError) as error:
+            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error})") from error
+
+
+def write_audio(
+    path: str | os.PathLike, wave: np.ndarray, sampling_rate: int = SAMPLING_RATE, subtype: str = "PCM_16"
+) -> float:
+    """Write a WAV or FLAC file at once, as `AudioWriter` does; returns the gain that was applied.
+
+    Args:
+        wave (`np.ndarray` of shape `(samples,)` or `(samples, channels)`): Full scale 1.0.
+        path, sampling_rate, subtype: As for `AudioWriter`.
 
     Raises:
         `AudioError`: a name, folder or wave that cannot be written.
     """
-    path, wave = check_output(path), np.asarray(wave)
-    check_wave(wave, sampling_rate, path.name)
-    gain = min(1.0, FULL_SCALE / max(float(np.abs(wave).max()), FULL_SCALE))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        soundfile.write(partial, wave * gain, sampling_rate, subtype, format=OUTPUT_FORMATS[path.suffix.lower()])
-        os.replace(partial, path)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise AudioError(f"{path.name}: cannot be written to {path.parent} ({error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return gain
+    check_wave(np.asarray(wave), sampling_rate, check_output(path).name)
+    writer = AudioWriter(path, sampling_rate, subtype)
+    writer.write(wave)
+    return writer.close()
 
 
 def _read(path: str | os.PathLike, name: str) -> bytes:

@@ -1,0 +1,137 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""What generation is made of: choice of codes, random numbers that depend on a seed alone, rows of unequal lengths."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
+
+WINDOW_STEP = (
+    0x9E3779B97F4A7C15  # 2^64 / golden ratio: seeds of neighbouring windows and of neighbouring seeds stay apart
+)
+
+
+class PreallocatedLayer(DynamicLayer):
+    """A growing cache layer inside a buffer of `capacity` places: appending copies the new states only."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity = capacity
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        seen = self.get_seq_length()
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            B, heads, _, size = key_states.shape
+            self._buffer = key_states.new_empty(2, B, heads, self.capacity, size)
+        end = seen + key_states.shape[2]
+        self._buffer[0, :, :, seen:end], self._buffer[1, :, :, seen:end] = key_states, value_states
+        self.keys, self.values = self._buffer[:, :, :, :end]
+        return self.keys, self.values
+
+
+@dataclass
+class Sampler:
+    """How a code is chosen from logits: greedy, or by the inverse distribution function at a uniform number."""
+
+    do_sample: bool
+    temperature: float = 1.0
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.do_sample and not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}; do_sample=False chooses greedily")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], got {self.top_k} and {self.top_p}")
+
+    def __call__(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.LongTensor:
+        """`logits` `(..., V)` and `uniform` `(...)` in [0, 1) -> codes `(...)`. ValueError on NaN or infinity."""
+        if not torch.isfinite(logits).all():
+            raise ValueError("the model gave NaN or infinite logits: its weights or its precision are broken")
+        if not self.do_sample:
+            return logits.argmax(-1)
+        logits, order = (logits.float() / self.temperature).sort(dim=-1, descending=True, stable=True)
+        if self.top_k:
+            logits, order = logits[..., : self.top_k], order[..., : self.top_k]
+        before = logits.softmax(-1).cumsum(-1)
+        if self.top_p < 1:
+            reached = before.roll(1, -1) >= self.top_p  # the code that crosses top_p still counts
+            reached[..., 0] = False
+            before = logits.masked_fill(reached, -torch.inf).softmax(-1).cumsum(-1)
+        threshold = uniform[..., None].to(before) * before[..., -1:]
+        place = (before <= threshold).sum(-1, keepdim=True).clamp(max=before.shape[-1] - 1)
+        return order.gather(-1, place)[..., 0]
+
+
+def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:
+    """A seed for each of B rows: the given one or ones; None: from torch's global generator."""
+    if seed is None:
+        seed = torch.randint(2**62, (B,)).tolist()
+    seeds = [seed] * B if isinstance(seed, int) else list(seed)
+    if len(seeds) != B:
+        raise ValueError(f"seed must be one integer or one for each of the {B} rows, got {len(seeds)}")
+    return seeds
+
+
+def draw_uniform(
+    target_frames: torch.LongTensor, channels: int, seed: int | list[int] | None, width: int
+) -> torch.Tensor:
+    """
+    Uniform numbers `(B, channels, width)`. Each row draws for its own frames from its own generator (`seed`, or its
+    entry of a list), so a row's numbers do not depend on its batch. None: seeds from torch's global generator.
+    """
+    B = len(target_frames)
+    seeds, uniform = draw_seeds(seed, B), torch.zeros(B, channels, width)
+    for b, frames in enumerate(target_frames.tolist()):
+        generator = torch.Generator().manual_seed(seeds[b])
+        for channel in range(channels):
+            uniform[b, channel, :frames] = torch.rand(frames, generator=generator)
+    return uniform
+
+
+def window_seed(seed: int, window: int) -> int:
+    """The seed of window number `window` of a piece that is generated with `seed`; of the first it is `seed` itself."""
+    return (seed + window * WINDOW_STEP) % 2**63
+
+
+def length_mask(lengths: torch.LongTensor, width: int) -> torch.LongTensor:
+    """`lengths` `(B,)` -> mask `(B, width)`, 1 on what is not padding on the right."""
+    return (torch.arange(width, device=lengths.device) < lengths[:, None]).long()
+
+
+def last_frames(codes: torch.LongTensor, count: int) -> torch.LongTensor:
+    """The last `count` frames of `codes` `(1, K, T)`; ValueError if there are fewer."""
+    if count > codes.shape[-1]:
+        raise ValueError(f"a context of {count} frames is more than the {codes.shape[-1]} that are there")
+    return codes[..., codes.shape[-1] - count :]
+
+
+def pad_codes(parts: list[torch.LongTensor]) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Codes `(1, K, T)` of different lengths as a batch `(B, K, T)`, padded on the right, and its lengths `(B,)`."""
+    width = max(part.shape[-1] for part in parts)
+    lengths = torch.tensor([part.shape[-1] for part in parts], device=parts[0].device)
+    return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts]), lengths
+
+
+def align_right(ids: torch.LongTensor, mask: torch.LongTensor) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Move what `mask` `(B, T)` attends of `ids` `(B, T)` against the right edge, in order; also its mask."""
+    order = mask.argsort(dim=1, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
+
+
+def join_codes(
+    prompt: torch.LongTensor,
+    prompt_lengths: torch.LongTensor,
+    target: torch.LongTensor,
+    target_frames: torch.LongTensor,
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """Right-padded `prompt` `(B, K, P)` and `target` `(B, K, T)`, row by row one after the other, and the mask."""
+    P, ends = prompt_lengths[:, None], (prompt_lengths + target_frames)[:, None]
+    places = torch.arange(int(ends.max()), device=target.device).expand(len(target), -1)
+    both = torch.cat([prompt, target], -1)
+    source = torch.where(places < P, places, places - P + prompt.shape[-1]).clamp(max=both.shape[-1] - 1)
+    joined = both.gather(-1, source[:, None].expand(-1, both.shape[1], -1))
+    mask = places < ends
+    return joined.masked_fill(~mask[:, None], 0), mask.long()

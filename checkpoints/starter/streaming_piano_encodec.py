@@ -1,0 +1,85 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Codes of any length -> audio piece by piece: the audio of one decode, in memory that does not grow."""
+
+import torch
+from torch import nn
+from transformers.models.encodec.modeling_encodec import EncodecLSTM
+
+CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
+
+
+class SlidingLayers:
+    """
+    Convolutional layers over a stream: what they give piece by piece is what they give for the whole. A layer pads only
+    at the true beginning and at the true end; in between its neighbours on both sides are computed again.
+
+    Args:
+        layers (`list[nn.Module]`): from `(1, C, T)` to `(1, C', rate * T)`.
+        context (`int`): inputs on each side that an output may depend on.
+        rate (`int`): outputs of one input.
+    """
+
+    def __init__(self, layers: list[nn.Module], context: int, rate: int):
+        self.layers, self.context, self.rate = layers, context, rate
+        self.inputs, self.given = None, 0  # the last inputs, and how many of them have had their outputs
+
+    def push(self, inputs: torch.Tensor, is_last: bool) -> torch.Tensor | None:
+        """The next outputs `(1, C', rate * t)`: all but those that later inputs can change; None if there are none."""
+        self.inputs = inputs if self.inputs is None else torch.cat([self.inputs, inputs], -1)
+        ready = self.inputs.shape[-1] - (0 if is_last else self.context)
+        if ready <= self.given:
+            return None
+        outputs = self.inputs
+        for layer in self.layers:
+            outputs = layer(outputs)
+        outputs = outputs[..., self.given * self.rate : ready * self.rate]
+        dropped = max(ready - self.context, 0)
+        self.inputs, self.given = self.inputs[..., dropped:].clone(), ready - dropped
+        return outputs
+
+
+class CodecStream:
+    """
+    The decoder of a [`PianoEncodecModel`] over one piece. The LSTM, which remembers all frames before, keeps its state;
+    the convolutions before and behind it see a few frames on both sides, so audio comes `delay` frames after its codes.
+
+    Example:
+
+    ```python
+    >>> stream = CodecStream(model.codec)
+    >>> audio = torch.cat([stream.push(codes[..., :100]), stream.push(codes[..., 100:], is_last=True)], -1)
+    ```"""
+
+    def __init__(self, codec):
+        layers = list(codec.decoder.layers)
+        recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
+        self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
+        self.before = SlidingLayers(layers[:recurrent], codec.config.kernel_size - 1, 1)
+        self.behind = SlidingLayers(layers[recurrent + 1 :], CONTEXT_BEHIND_LSTM, codec.config.hop_length)
+
+    @property
+    def delay(self) -> int:
+        """Frames by which the audio is behind the codes until the last push."""
+        return self.before.context + self.behind.context
+
+    @torch.no_grad()
+    def push(self, audio_codes: torch.LongTensor, is_last: bool = False) -> torch.Tensor:
+        """
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(1, K, T)`): the next frames.
+            is_last (`bool`): nothing follows: all the audio that is left is given.
+        Returns:
+            `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
+        """
+        nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
+        latent = self.codec.quantizer.decode(audio_codes.transpose(0, 1))
+        hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
+        if hidden is None:
+            return nothing
+        frames = hidden.permute(2, 0, 1)
+        remembered, self.state = self.lstm(frames, self.state)
+        wave = self.behind.push((remembered + frames).permute(1, 2, 0), is_last)
+        return nothing if wave is None else wave.float()
+
+
+__all__ = ["CodecStream"]

@@ -1,0 +1,283 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Whole pieces: length, drift, joins, memory, first audio, and prompts that are not in time with their MIDI.
+
+    python -m scripts.evaluate_long --midi-root PACK/midi --minutes 2 5 12 30 --output-dir OUT
+    python -m scripts.evaluate_long --midi-root PACK/midi --offsets 0 50 100 200 --output-dir OUT
+
+A piece is a performance of the test split of about that length, or a recital of several; its first minute is played
+again at its end, so that the first and the last minute differ by nothing but the time between. It is rendered by
+`scripts.render` in a process of its own. Notes are read off by the transcriber of `make install-eval`, of long pieces
+the first and last minutes only (`--transcribe-minutes`). Nothing is generated anew for its result.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from symusic import Note, Score, Track
+
+from processing import Prompt, read_audio
+from scripts.metrics import match_onsets, note_scores
+from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, read_prompts
+from scripts.rendered_audio import list_midi
+from scripts.rendering import render_wave
+from scripts.transcription import Transcriber
+from tokenization import Performance, load_performance
+
+RATE = 32_000
+MINUTE_S = 60.0
+PAUSE_S = 2.0  # between the pieces of a recital
+JOIN_S = 0.5  # on both sides of a join: "the second around it"
+BLOCK_S, MARGIN_S = 60.0, 3.0  # the transcriber hears a minute at a time, and a little around it
+PLACES = 2000  # random places that joins are compared with
+
+
+def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Notes of a piece of about so many minutes, its first minute again at the end; and the files it is made of."""
+    files = sorted(list_midi(root, "test"), key=lambda file: file.path)
+    wanted = minutes * MINUTE_S
+    near = [file for file in files if 0.9 * wanted <= file.duration <= 1.1 * wanted]
+    rng = np.random.default_rng([seed, round(minutes)])
+    order = [near[rng.integers(len(near))]] if near else [files[i] for i in rng.permutation(len(files))]
+    parts, names, end = [], [], 0.0
+    for file in order:
+        notes = file.load(root).notes.copy()
+        notes["onset"] += end - notes["onset"].min() + (PAUSE_S if parts else 0.0)
+        end = float((notes["onset"] + notes["duration"]).max())
+        parts.append(notes)
+        names.append(file.path)
+        if end >= 0.9 * wanted:
+            break
+    again = np.concatenate(parts)
+    again = again[again["onset"] < MINUTE_S].copy()
+    again["duration"] = np.minimum(again["duration"], MINUTE_S - again["onset"])
+    again["onset"] += np.ceil(end + PAUSE_S) - again["onset"].min()
+    notes = np.concatenate([*parts, again])
+    return np.sort(notes, order=("onset", "pitch", "duration")), names
+
+
+def write_midi(path: Path, notes: np.ndarray) -> Performance:
+    """Write notes (pedal applied) as a MIDI file, on a grid of 1/960 s; what is read back of it."""
+    score, track = Score(480, ttype="second"), Track(ttype="second")
+    for onset, duration, pitch, velocity in notes.tolist():
+        track.notes.append(Note(onset, duration, pitch, velocity, ttype="second"))
+    score.tracks.append(track)
+    score.to("tick").dump_midi(str(path))
+    return load_performance(path)
+
+
+def run_render(*arguments: str, stdout=None) -> tuple[float, float, str]:
+    """Run `scripts.render`: seconds it took, its peak memory in MiB, what it said."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.render", *arguments], stdout=stdout or subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said = process.stdout.read().decode() if process.stdout else ""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise ValueError(f"scripts.render {' '.join(arguments)}: exit code {process.returncode}: {said[-400:]}")
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024, said
+
+
+def transcribe(transcriber, wave: np.ndarray, spans: list[tuple[float, float]]) -> np.ndarray:
+    """Notes with onset in the `spans`, a minute at a time."""
+    found = []
+    for start, end in spans:
+        for first in np.arange(start, end, BLOCK_S):
+            last = min(first + BLOCK_S, end)
+            begin = max(first - MARGIN_S, 0.0)
+            notes = transcriber(wave[round(begin * RATE) : round((last + MARGIN_S) * RATE)], RATE)
+            notes["onset"] += begin
+            found.append(notes[(notes["onset"] >= first) & (notes["onset"] < last)])
+    return np.concatenate(found)
+
+
+def onset_scores(reference: np.ndarray, estimate: np.ndarray, joins: np.ndarray) -> dict[str, float]:
+    """Onset F1 of the notes near a join and of the others, and how many there are of the former."""
+    matched = match_onsets(reference, estimate, 0.05)
+    result = {}
+
+    def near(notes: np.ndarray) -> np.ndarray:
+        return (np.abs(notes["onset"][:, None] - joins[None]) <= JOIN_S).any(1)
+
+    near_r, near_e = near(reference), near(estimate)
+    for name, flag in (("joins", True), ("elsewhere", False)):
+        hits = sum(near_r[r] == flag for r, _ in matched)
+        counted = int((near_r == flag).sum() + (near_e == flag).sum())
+        result[f"f1_{name}"] = 2 * hits / counted if counted else float("nan")
+    return result | {"notes_near_joins": int(near_r.sum())}
+
+
+def jumps(wave: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At each place (s): step of energy and mean step of log-mel bands, dB, from 40 ms before to 40 ms after it."""
+    from transformers.audio_utils import mel_filter_bank
+
+    size = round(0.04 * RATE)
+    bank = mel_filter_bank(size // 2 + 1, 40, 50.0, RATE / 2, RATE, norm=None, mel_scale="htk")
+    sides = []
+    for shift in (-size, 0):
+        starts = np.round(places * RATE).astype(int) + shift
+        parts = np.stack([wave[start : start + size] for start in starts])
+        power = np.abs(np.fft.rfft(parts * np.hanning(size))) ** 2
+        sides.append((10 * np.log10(np.square(parts).mean(1) + 1e-9), 10 * np.log10(power @ bank + 1e-6)))
+    (energy_0, mel_0), (energy_1, mel_1) = sides
+    return np.abs(energy_1 - energy_0), np.abs(mel_1 - mel_0).mean(1)
+
+
+def timbre(wave: np.ndarray) -> np.ndarray:
+    """Mean log-mel spectrum (40 bands) of the louder half of the frames, without its level."""
+    from transformers.audio_utils import mel_filter_bank
+
+    window, hop = 2048, 1024
+    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
+    bank = mel_filter_bank(window // 2 + 1, 40, 50.0, RATE / 2, RATE, norm=None, mel_scale="htk")
+    power = (np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2) @ bank
+    level = 10 * np.log10(power + 1e-7 * power.max())
+    loud = level.mean(1) >= np.median(level.mean(1))
+    mean = level[loud].mean(0)
+    return mean - mean.mean()
+
+
+def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
+    """Render one piece and measure it."""
+    folder = Path(args.output_dir)
+    midi, output = folder / f"{minutes:g}min.mid", folder / f"{minutes:g}min.wav"
+    notes, names = make_piece(args.midi_root, minutes, args.seed)
+    piece = write_midi(midi, notes)
+    options = ["--model", args.model, "--prompt", args.prompt, "--ring-out", "2", "--force"]
+    took, memory, said = run_render(str(midi), str(output), *options)
+    wave = read_audio(output)[0][:, 0]
+    total = piece.end + 2.0
+    windows = json.loads(output.with_suffix(".json").read_text())["recipe"]["windows"]
+    joins = np.array([start for start, _ in windows[1:]])
+    head, tail = (0.0, MINUTE_S), (np.ceil(piece.end) - MINUTE_S, piece.end)
+    half = args.transcribe_minutes * MINUTE_S / 2
+    spans = [(0.0, piece.end)] if 2 * half >= piece.end else [(0.0, half), (piece.end - half, piece.end)]
+    heard = transcribe(transcriber, wave, spans)
+    inside = np.any([(piece.notes["onset"] >= a) & (piece.notes["onset"] < b) for a, b in spans], 0)
+    result = {"minutes": minutes, "files": names, "seconds": total, "notes": len(piece.notes), "windows": len(windows)}
+    result |= {"length_error_ms": abs(len(wave) / RATE - total) * 1000, "peak_mib": memory, "render_s": took}
+    result |= {"f1": note_scores(piece.notes[inside], heard)["f1"]}
+    result |= onset_scores(piece.notes[inside], heard, joins)
+    for name, (start, end) in (("first", head), ("last", tail)):
+        parts = [n[(n["onset"] >= start) & (n["onset"] < end)] for n in (piece.notes, heard)]
+        scores = note_scores(*parts)
+        result |= {f"f1_{name}_minute": scores["f1"], f"bias_{name}_minute_ms": scores["onset_bias_ms"]}
+        prompt = read_audio(Path(args.model) / "prompts" / f"{args.prompt}.flac")[0][:, 0]
+        distance = timbre(prompt) - timbre(wave[round(start * RATE) : round(end * RATE)])
+        result[f"timbre_{name}_minute_db"] = float(np.sqrt(np.mean(distance**2)))
+    rng = np.random.default_rng(args.seed)
+    places = rng.uniform(1.0, piece.end - 1.0, PLACES)
+    for name, at_joins, elsewhere in zip(("energy", "mel"), jumps(wave, joins), jumps(wave, places), strict=True):
+        limit = float(np.percentile(elsewhere, 95))
+        result |= {f"{name}_step_joins_db": float(np.median(at_joins)), f"{name}_step_95_db": limit}
+        result |= {f"{name}_step_median_db": float(np.median(elsewhere))}
+        result |= {f"{name}_step_joins_95_db": float(np.percentile(at_joins, 95))}
+        result[f"{name}_share_above"] = float((at_joins > limit).mean())
+    return result
+
+
+def measure_first_audio(args: argparse.Namespace, midi: Path) -> dict:
+    """Seconds from the start of the command to the first audio, and what the command says of it."""
+    begin = time.perf_counter()
+    options = ["--model", args.model, "--prompt", args.prompt, "--stream", "-", "--raw", "--end", "60"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.render", str(midi), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(2)
+    first = time.perf_counter() - begin
+    _, said = process.communicate()
+    line = [line for line in said.decode().splitlines() if "first audio" in line]
+    return {"first_audio_of_the_command_s": first, "said": line[-1] if line else said.decode()[-200:]}
+
+
+def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
+    """Onset F1 and bias of excerpts behind prompts whose MIDI is early by each offset, corrected and not."""
+    processor, model = load_processor(Path(args.model)), load_model(Path(args.model), "cpu")
+    files = sorted(list_midi(args.midi_root, "test"), key=lambda file: file.path)
+    rng, rows = np.random.default_rng([args.seed, 1]), []
+    prompts = [entry.name for entry in read_prompts(Path(args.model))]
+    for number in range(args.excerpts):
+        file = files[rng.integers(len(files))]
+        whole = file.load(args.midi_root)
+        start = float(rng.uniform(0, max(whole.end - args.seconds, 0.1)))
+        piece = processor.load(whole, start=start, end=start + args.seconds)
+        name = prompts[number % len(prompts)]
+        wave = read_audio(Path(args.model) / "prompts" / f"{name}.flac")[0][:, 0]
+        true = load_performance(Path(args.model) / "prompts" / f"{name}.mid")
+        for offset in args.offsets:
+            notes = true.notes.copy()
+            notes["onset"] -= offset / 1000
+            early = Performance(notes, name, true.report)
+            corrected = processor.prepare_prompt(early, wave, RATE)
+            for kind, prompt in (("as given", Prompt(corrected.wave, notes)), ("corrected", corrected)):
+                audio = render_wave(model, processor, piece, prompt, args.seed, 0.0, {})
+                struck = piece.notes[piece.notes["onset"] >= 0]
+                scores = note_scores(struck, transcriber(audio, RATE))
+                row = {"excerpt": number, "prompt": name, "offset_ms": offset, "kind": kind}
+                row |= {"measured_ms": corrected.offset * 1000}
+                rows.append(row | {key: scores[key] for key in ("f1", "onset_bias_ms")})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def summarise_offsets(rows: list[dict]) -> list[dict]:
+    """Means over the excerpts by offset and kind."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["offset_ms"], row["kind"]), []).append(row)
+    return [
+        {"offset_ms": offset, "kind": kind, "n": len(group)}
+        | {key: float(np.nanmean([row[key] for row in group])) for key in ("f1", "onset_bias_ms", "measured_ms")}
+        for (offset, kind), group in sorted(groups.items())
+    ]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="model folder (default: %(default)s)")
+    parser.add_argument("--midi-root", required=True, help="MIDI pack with manifest.csv, or a folder of MIDI files")
+    parser.add_argument("--prompt", default="steinway_studio", help="a bundled prompt (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, nargs="*", default=[], help="lengths of the pieces")
+    parser.add_argument("--transcribe-minutes", type=float, default=8.0, help="of each piece (default: %(default)s)")
+    parser.add_argument("--offsets", type=float, nargs="*", default=[], help="of prompt MIDI, ms")
+    parser.add_argument("--excerpts", type=int, default=4, help="for --offsets (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output-dir", required=True, help="long.json, offsets.json and the sounds go here")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
+    args = parse(argv)
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        transcriber = Transcriber()
+        pieces = []
+        for minutes in args.minutes:
+            pieces.append(measure(args, transcriber, minutes))
+            print(json.dumps(pieces[-1], indent=1), flush=True)
+            first = measure_first_audio(args, folder / f"{args.minutes[0]:g}min.mid")
+            (folder / "long.json").write_text(json.dumps({"pieces": pieces, "first_audio": first}, indent=1) + "\n")
+        if args.offsets:
+            rows = measure_offsets(args, transcriber)
+            summary = summarise_offsets(rows)
+            (folder / "offsets.json").write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
+            print(json.dumps(summary, indent=1))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

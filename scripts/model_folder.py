@@ -1,0 +1,123 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""A model folder or Hub id -> processor, model and bundled prompts; all that does not fit gets one sentence."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_MODEL = "checkpoints/starter"
+HUB_FILES = ["*.json", "*.safetensors", "prompts/*"]  # data only: the code is this repository's
+
+
+class FolderError(ValueError):
+    """A model folder that cannot be used; one sentence."""
+
+
+@dataclass(frozen=True)
+class NamedPrompt:
+    """An entry of a model folder's `prompts/prompts.json`."""
+
+    name: str
+    description: str
+    piano: str
+    room: str
+    licence: str
+
+
+def model_folder(model: str) -> Path:
+    """A local folder as it is, a Hub id downloaded (data only, no code)."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if model == DEFAULT_MODEL or folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+            raise FolderError(f"--model {model}: no such folder, and not a Hub id of the form owner/name")
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
+        except OSError as error:  # all errors of the Hub
+            raise FolderError(f"--model {model}: cannot be downloaded ({str(error).splitlines()[0]})") from error
+    if not (folder / "config.json").is_file():
+        raise FolderError(f"--model {model}: the folder holds no config.json")
+    return folder
+
+
+def read_prompts(folder: Path) -> list[NamedPrompt]:
+    """The bundled prompts of a model folder, the default first; none if it has no `prompts/prompts.json`."""
+    path = folder / "prompts" / "prompts.json"
+    if not path.is_file():
+        return []
+    fields = NamedPrompt.__dataclass_fields__
+    try:
+        prompts = [NamedPrompt(**{key: str(entry[key]) for key in fields}) for entry in json.loads(path.read_text())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{path}: not a list of prompts with {', '.join(fields)} ({error})") from error
+    if any(Path(prompt.name).name != prompt.name for prompt in prompts):
+        raise FolderError(f"{path}: a prompt's name must be a plain file name")
+    return prompts
+
+
+def choose_prompt(folder: Path, name: str | None) -> tuple[str, tuple[Path, Path] | None]:
+    """A label for the user, and MIDI and audio of the named or the default prompt (None if the model has none)."""
+    prompts = {prompt.name: prompt for prompt in read_prompts(folder)}
+    if name is None and not prompts:
+        return "no prompt (the model folder has none)", None
+    if name is not None and name not in prompts:
+        raise FolderError(f"--prompt {name}: not one of {', '.join(prompts) or 'any: the model folder has no prompts'}")
+    name = name or next(iter(prompts))
+    return f"prompt {name}", (folder / "prompts" / f"{name}.mid", folder / "prompts" / f"{name}.flac")
+
+
+def quiet_transformers():
+    """No progress bars and warnings of transformers: what they warn of is refused here, in one sentence."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def load_processor(folder: Path):
+    """The processor of a model folder, by this repository's code."""
+    from transformers import AutoProcessor
+
+    import tokenization  # noqa: F401  registers the class
+    from processing import MidiValleProcessor
+
+    quiet_transformers()
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{folder}: no processor can be loaded ({str(error).splitlines()[0]})") from error
+    if not isinstance(processor, MidiValleProcessor):
+        raise FolderError(f"{folder}: holds a {type(processor).__name__}, not a MidiValleProcessor")
+    return processor
+
+
+def load_model(folder: Path, device: str):
+    """The model of a folder in fp32, by this repository's code; every weight must be there, and finite."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoModel
+
+    import modeling_midivalle  # noqa: F401  registers the classes
+
+    quiet_transformers()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise FolderError("--device cuda: no GPU is available")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise FolderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
+    if model.config.model_type != "midivalle":
+        raise FolderError(f"{folder}: holds a {model.config.model_type} model, not midivalle")
+    if not model.config.has_codec:
+        raise FolderError(f"{folder}: holds no codec; convert it together with --codec")
+    if wrong := {key: value for key, value in report.items() if value}:
+        raise FolderError(f"{folder}: the weights do not fit the configuration: {wrong}")
+    if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]:
+        raise FolderError(f"{folder}: weights that are not finite: {', '.join(bad[:3])}")
+    return model.to(device).eval()

@@ -1,0 +1,338 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The work of `scripts.render`: files in, files out; batches, manifests, a stream, resuming."""
+
+import _thread
+import argparse
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from processing import AudioWriter
+from processing.audio_midivalle import check_output
+from scripts.journal import Journal
+from scripts.manifest import (
+    FORMAT,
+    differences,
+    file_sha256,
+    journal_key,
+    manifest_path,
+    read_manifest,
+    software,
+    weights_sha256,
+    write_json,
+)
+from scripts.model_folder import choose_prompt, load_model, load_processor, model_folder
+from scripts.pcm_stream import PcmStream
+from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
+from scripts.rendering import Job, encode_prompt, frames_of, render_jobs
+from scripts.transcription import Transcriber, TranscriptionError
+from tokenization import Performance, load_performance
+
+TRANSCRIBED_S = 120.0  # of a long prompt without MIDI
+
+
+@dataclass
+class Task:
+    """One input: where it goes (None: to the stream, or it is only computed along), and whether it is there."""
+
+    source: Path
+    output: Path | None
+    performance: Performance | None = None
+    windows: list = field(default_factory=list)
+    sha256: str = ""
+    is_done: bool = False
+
+
+@dataclass
+class Setting:
+    """What all files of a command share."""
+
+    args: argparse.Namespace
+    processor: object
+    model: object
+    prompt: object
+    label: str
+    files: dict[str, str]  # path of a prompt file -> sha256
+    recipe: dict
+    verifier: object
+    recorded: dict | None
+    begin: float = 0.0  # `time.perf_counter()` when the command began
+    differs: bool = False  # from what the manifest says
+
+
+def render_files(args: argparse.Namespace, begin: float) -> int:
+    """Render what the command line names; exit code 0, 1 if a manifest's render came out otherwise, 2 for failures.
+    `begin`: `time.perf_counter()` when the command began."""
+    recorded = read_manifest(args.from_manifest) if args.from_manifest else None
+    if recorded:
+        args = argparse.Namespace(**(vars(args) | recorded["recipe"]["settings"]))
+    every = find_tasks(args, recorded)
+    several = bool(args.output_dir)
+    tasks = keep_going(every, several, lambda task: load_performance(task.source))  # before a model is fetched
+    if not tasks:
+        return 2
+    folder = model_folder(args.model)
+    processor = load_processor(folder)
+    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
+    setting = make_setting(args, folder, processor, recorded)
+    setting.begin = begin
+    tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
+    size = max(len(tasks), 1) if recorded else args.batch_size
+    groups = [tasks[i : i + size] for i in range(0, len(tasks), size)]
+    keep_going(groups, several, lambda group: render_group(setting, group))
+    if recorded and setting.differs:
+        say(f"{args.paths[0]}: is not bit for bit what {Path(args.from_manifest).name} describes")
+        return 1
+    return 0 if all(task.is_done for task in every if task.output) else 2
+
+
+def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
+    """Inputs and outputs of a command line."""
+    if recorded:
+        output = check_output(args.paths[0])
+        mine = recorded["recipe"]["index"]
+        return [Task(Path(p), output if i == mine else None) for i, p in enumerate(recorded["midi_files"])]
+    if not args.output_dir:
+        return [Task(Path(args.paths[0]), check_output(args.paths[1]) if len(args.paths) == 2 else None)]
+    tasks = []
+    for path in map(Path, args.paths):
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in MIDI_ENDINGS) if path.is_dir() else [path]
+        if not found:
+            raise RenderError(f"{path}: holds no {' or '.join(MIDI_ENDINGS)} file")
+        tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]
+    for task in tasks:
+        if len(twins := [other.source for other in tasks if other.output == task.output]) > 1:
+            raise RenderError(f"{twins[0]} and {twins[1]} would both become {task.output.name}: rename one of them")
+    return tasks
+
+
+def keep_going(items: list, several: bool, work) -> list:
+    """Do `work(item)`; if the command is about several files, drop what it refuses, with a sentence. What is left."""
+    kept = []
+    for item in items:
+        try:
+            work(item)
+            kept.append(item)
+        except ValueError as error:
+            if not several:
+                raise
+            say(error)
+    return kept
+
+
+def load_task(args: argparse.Namespace, processor, task: Task) -> None:
+    """Read a performance, plan its windows, and tell what is left out of it."""
+    whole = processor.tokenizer.load_performance(task.source, args.sustain)
+    task.performance = processor.load(whole, start=args.start, end=args.end)
+    task.windows = processor.windows(task.performance, args.ring_out)
+    if args.compat:
+        if task.windows[-1][1] > processor.max_window_seconds:
+            raise RenderError(
+                f"--compat {args.compat} renders one segment of at most {processor.max_window_seconds} s, and "
+                f"{task.performance.name} lasts {task.windows[-1][1]:.1f} s: give --start and --end"
+            )
+        task.windows = [(0.0, task.windows[-1][1])]
+    task.sha256 = file_sha256(task.source)
+    if changes := describe_changes(processor, task.performance, task.windows):
+        say(changes)
+
+
+def describe_changes(processor, performance, windows) -> str:
+    """One sentence on notes that are left out and durations that are clipped; empty if there are none."""
+    reports = [processor.encode_window(performance, *window)[1] for window in windows]
+    clipped, held = (sum(report[key] for report in reports) for key in ("clipped_durations", "held_left_out"))
+    parts = [performance.warning.removeprefix(f"{performance.name}: ")] if performance.warning else []
+    if clipped:
+        parts.append(f"notes that sound for more than 6 s in one window are clipped there ({clipped} times)")
+    if held:
+        parts.append(f"notes that sound on from before a window's context are left out there ({held} times)")
+    return f"{performance.name}: {'; '.join(parts)}" if parts else ""
+
+
+def make_setting(args: argparse.Namespace, folder: Path, processor, recorded: dict | None) -> Setting:
+    """Prompt and model, and what of them decides the sound."""
+    label, prompt, files = load_prompt(args, folder, processor)
+    model = load_model(folder, args.device)
+    if recorded:
+        torch.set_num_threads(recorded["recipe"]["threads"])
+        if other := differences(recorded["recipe"]):
+            say(other)
+        if recorded["recipe"]["weights_sha256"] != weights_sha256(folder):
+            raise RenderError(f"{folder}: is not the model any more that {args.from_manifest} was made with")
+    part = {} if prompt is None else {"start_s": prompt.start, "seconds": prompt.seconds, "offset_s": prompt.offset}
+    recipe = {
+        "settings": {name: getattr(args, name) for name in OPTIONS.split()} | {"device": model.device.type},
+        "prompt": {"files": list(files.values())} | part,
+        "weights_sha256": weights_sha256(folder),
+        "threads": torch.get_num_threads(),
+        "software": software(),
+        "verify": None if args.verify is None else [args.verify, args.verify_threshold],
+    }
+    verifier = None
+    if args.verify is not None:
+        from scripts.verification import Verifier
+
+        verifier = Verifier(model.codec, Transcriber(model.device.type), args.verify, args.verify_threshold)
+    return Setting(args, processor, model, prompt, label, files, recipe, verifier, recorded)
+
+
+def load_prompt(args: argparse.Namespace, folder: Path, processor) -> tuple[str, object, dict[str, str]]:
+    """A label for the user, the prompt (None if the model has none), and its files with their sha256."""
+    if args.prompt_audio is None:
+        label, files = choose_prompt(folder, args.prompt)
+    else:
+        label, files = "own prompt", (args.prompt_midi, args.prompt_audio)
+    if files is None:
+        return label, None, {}
+    midi, audio = files
+    if midi is None:
+        midi, label = transcribe_prompt(processor, audio), "own prompt, transcribed"
+    prompt = processor.prepare_prompt(midi, audio, sustain=args.sustain)
+    if prompt.remark:
+        say(prompt.remark)
+    return label, prompt, {str(file): file_sha256(file) for file in files if file is not None}
+
+
+def transcribe_prompt(processor, audio: str) -> Performance:
+    """The notes of a prompt that comes without MIDI."""
+    wave, name = processor.read_prompt(audio), Path(audio).name
+    try:
+        transcriber = Transcriber()
+    except TranscriptionError as error:
+        raise RenderError(
+            f"{name} comes without its MIDI: add --prompt-midi, or run `make install-eval`, and it is transcribed"
+        ) from error
+    rate = processor.feature_extractor.sampling_rate
+    notes = transcriber(wave[: round(TRANSCRIBED_S * rate)], rate)
+    if not len(notes):
+        raise RenderError(f"{name}: no note is heard in it; give a prompt in which the piano plays")
+    return Performance(notes, name, dict.fromkeys(("drum_notes", "outside_notes", "unended_notes"), 0))
+
+
+def check_done(setting: Setting, task: Task) -> None:
+    """Of several files: see whether this one has been rendered the same way before; else its output must be free."""
+    if setting.args.force or not setting.args.output_dir:
+        return
+    if task.output.exists():
+        try:
+            recipe = read_manifest(manifest_path(task.output))["recipe"]
+            same = {key: recipe[key] for key in setting.recipe} == setting.recipe
+            task.is_done = same and recipe["midi"][recipe["index"]] == task.sha256
+        except (ValueError, LookupError):
+            pass
+        if not task.is_done:
+            raise RenderError(f"{task.output.name}: exists already; add --force to replace it")
+        say(f"{task.output.name}: is there already, made the same way")
+
+
+def make_job(setting: Setting, group: list[Task], index: int) -> tuple[Job, dict]:
+    """The job of a task, with what an interrupted render has left, and the recipe of its manifest."""
+    task, args, model = group[index], setting.args, setting.model
+    recipe = setting.recipe | {"midi": [t.sha256 for t in group], "index": index, "windows": task.windows}
+    job = Job(task.performance, task.windows, setting.prompt, encode_prompt(model, setting.prompt), args.seed)
+    job.is_exact = args.compat is None
+    job.is_mate = task.is_done or (task.output is None and not args.stream)
+    if setting.recorded:
+        job.planned = setting.recorded["attempts"]
+    if task.output and not job.is_mate:
+        job.sinks.append(AudioWriter(task.output, model.config.sampling_rate))
+        if job.is_exact:
+            path = task.output.with_name(f".{task.output.name}.windows")
+            books = model.config.ar_config.num_codebooks
+            job.journal = Journal(path, journal_key(recipe), books, frames_of(task.windows))
+    return job, recipe
+
+
+def render_group(setting: Setting, group: list[Task]) -> None:
+    """Render a batch of files."""
+    if all(task.is_done for task in group):
+        return
+    jobs, recipes = zip(*(make_job(setting, group, i) for i in range(len(group))), strict=True)
+    args, begin, ready = setting.args, time.perf_counter(), []
+    stream = open_stream(setting, group[0], jobs[0]) if args.stream else None
+    bar = tqdm(total=sum(len(task.windows) for task in group), unit="window", desc="render", disable=None)
+    try:
+        steps = render_jobs(setting.model, setting.processor, list(jobs), sampling_options(args), setting.verifier)
+        for job, window in steps:
+            ready.append(time.perf_counter())
+            bar.update(window + 1 - bar.n if len(jobs) == 1 else 1)
+            i = jobs.index(job)
+            if window + 1 == len(job.windows) and group[i].output and not job.is_mate:
+                took = time.perf_counter() - begin
+                keep_going(
+                    [i], len(group) > 1, lambda i, took=took: finish(setting, group, i, jobs[i], recipes[i], took)
+                )
+        if stream:
+            stream.close()
+            say(describe_stream(setting, stream, begin, ready, jobs[0]))
+    except ValueError as error:
+        if not args.output_dir:
+            raise
+        raise RenderError(f"{', '.join(task.source.name for task in group if not task.is_done)}: {error}") from error
+    except KeyboardInterrupt:
+        if stream is None or not stream.gone:
+            raise
+        say("the reader of the stream has gone")
+    finally:
+        bar.close()
+
+
+def open_stream(setting: Setting, task: Task, job: Job) -> PcmStream:
+    """Give a job the standard output. When its reader goes, the work ends, unless there is a file to be finished."""
+    rate, args = setting.model.config.sampling_rate, setting.args
+    samples = round(task.windows[-1][1] * rate) if job.is_exact else None
+
+    def on_gone():
+        if task.output is None:
+            _thread.interrupt_main()
+
+    stream = PcmStream(1, rate, samples, args.raw, on_gone)
+    job.sinks.append(stream)
+    return stream
+
+
+def describe_stream(setting: Setting, stream: PcmStream, begin: float, ready: list[float], job: Job) -> str:
+    """When the first audio was there, and how fast the longer chunks followed."""
+    lengths = [end - start for start, end in job.windows[-len(ready) :]]
+    took = [later - earlier for earlier, later in zip([begin, *ready], ready, strict=False)]
+    steady = [(time, length) for time, length in zip(took, lengths, strict=True) if length >= max(lengths) / 2]
+    slowest, median = max(time for time, _ in steady), statistics.median(length / time for time, length in steady)
+    return (
+        f"first audio after {stream.first_at - begin:.2f} s, {stream.first_at - setting.begin:.2f} s with loading; "
+        f"chunks of up to {max(lengths):.1f} s in up to {slowest:.2f} s, {median:.1f}x real time"
+    )
+
+
+def finish(setting: Setting, group: list[Task], index: int, job: Job, recipe: dict, took: float) -> None:
+    """Write the files of a finished job, and say so."""
+    task, args, model = group[index], setting.args, setting.model
+    rate, digest = model.config.sampling_rate, job.digest.hexdigest()
+    gain = job.sinks[0].close()
+    files = {str(t.source): t.sha256 for t in group} | setting.files
+    about = {"path": str(task.output), "seconds": job.samples / rate, "gain": gain, "samples_sha256": digest}
+    content = {"format": FORMAT, "recipe": recipe, "midi_files": [str(t.source) for t in group], "files": files}
+    content |= {"attempts": job.attempts, "output": about}
+    if setting.verifier:
+        report = setting.verifier.report(job)
+        write_json(task.output.with_suffix(".report.json"), report)
+        total = report["summary"]
+        say(f"{task.output.name}: {total['right']} of {total['notes']} notes are heard, onset F1 {total['f1']}")
+    write_json(manifest_path(task.output), content)
+    if job.journal:
+        job.journal.remove()
+    seconds = job.samples / rate
+    turned_down = f", turned down by {gain:.2f} to avoid clipping" if gain < 1 else ""
+    resumed = f", {job.resumed} windows were there already" if job.resumed else ""
+    print(
+        f"{task.output}: {seconds:.3f} s, {len(task.performance.notes)} notes, {len(job.windows)} windows, "
+        f"{setting.label}, {took:.1f} s on {model.device} ({seconds / took:.2f}x real time){resumed}{turned_down}",
+        file=sys.stderr if args.stream else sys.stdout,
+    )
+    task.is_done = True
+    if setting.recorded:
+        setting.differs = digest != setting.recorded["output"]["samples_sha256"]
