@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
+from processing import MidiValleProcessor, Prompt
 from scripts.metrics import (
     chroma_distance,
     code_statistics,
@@ -31,9 +32,10 @@ from scripts.metrics import (
 from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.prepare_dataset import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP
+from scripts.rendering import render_wave
 from scripts.rooms import ROOMS
 from scripts.transcription import Transcriber
-from tokenization import MidiValleTokenizer
+from tokenization import Performance
 
 COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velocity_correlation", "log_mel_db")
 COLUMNS += ("si_snr_db", "nrmse", "chroma")
@@ -75,14 +77,12 @@ def distances(target: np.ndarray, wave: np.ndarray) -> dict[str, float]:
 
 
 def synthesise(
-    model, tokenizer, excerpt: Excerpt, seconds: tuple[float, float], seed: int, sampling: dict
+    model, processor: MidiValleProcessor, excerpt: Excerpt, seconds: float, seed: int, sampling: dict
 ) -> np.ndarray:
-    """The model's version of the target, from notes and prompt alone. `seconds`: of prompt and target."""
-    segments = [(excerpt.prompt.notes, 0.0, seconds[0]), (excerpt.target.notes, 0.0, seconds[1])]
-    ids = torch.from_numpy(tokenizer.encode_notes(segments))[None].to(model.device)
-    prompt = torch.from_numpy(excerpt.prompt.wave)[None, None].to(model.device)
-    frames = round(seconds[1] * SAMPLING_RATE / HOP)
-    return model.generate(ids, input_values=prompt, target_frames=frames, seed=seed, **sampling)[0, 0].cpu().numpy()
+    """The model's version of the `seconds` of the target, from notes and prompt alone, as `scripts.render` makes it."""
+    piece = processor.load(Performance(excerpt.target.notes, excerpt.target.source, {}), start=0.0, end=seconds)
+    prompt = Prompt(excerpt.prompt.wave, excerpt.prompt.notes)
+    return render_wave(model, processor, piece, prompt, seed, seconds - piece.end, sampling)
 
 
 def summarise(rows: list[dict]) -> dict:
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         transcriber = Transcriber(args.device)
         if args.model:
             model = MidiValleForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
-            tokenizer, codec = MidiValleTokenizer.from_pretrained(args.model), model.codec
+            processor, codec = MidiValleProcessor.from_pretrained(args.model), model.codec
         else:
             codec = PianoEncodecModel.from_pretrained(args.codec, dtype=torch.float32).to(args.device).eval()
             model = None
@@ -172,8 +172,7 @@ def main(argv: list[str] | None = None) -> int:
         codes.append(found)
         speeds.append(speed)
         if model is not None:
-            seconds = (args.prompt_seconds, args.seconds)
-            waves["generated"] = synthesise(model, tokenizer, excerpt, seconds, args.seed + index, sampling)
+            waves["generated"] = synthesise(model, processor, excerpt, args.seconds, args.seed + index, sampling)
         for system, wave in waves.items():
             scores = note_scores(excerpt.reference, transcriber(wave, SAMPLING_RATE))
             scores |= distances(excerpt.wave, wave)

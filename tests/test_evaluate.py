@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import soundfile
+from transformers import EncodecFeatureExtractor
 
+from processing import MidiValleProcessor
 from scripts import evaluate
 from scripts.transcription import TranscriptionError
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
@@ -46,7 +48,8 @@ def run(pack, output, *more):
 
 def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcriber, tmp_path, capsys):
     make_model().save_pretrained(tmp_path / "model")
-    MidiValleTokenizer().save_pretrained(tmp_path / "model")
+    processor = MidiValleProcessor(EncodecFeatureExtractor(1, 32_000), MidiValleTokenizer())
+    processor.save_pretrained(tmp_path / "model")
     output = tmp_path / "out"
     assert run(tiny_pack, output, "--model", tmp_path / "model", "--top-k", 5) == 0
     assert transcriber.asked == 6  # three systems, two excerpts
