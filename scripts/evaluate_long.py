@@ -151,7 +151,9 @@ def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
     notes, names = make_piece(args.midi_root, minutes, args.seed)
     piece = write_midi(midi, notes)
     options = ["--model", args.model, "--prompt", args.prompt, "--ring-out", "2", "--force"]
-    took, memory, said = run_render(str(midi), str(output), *options)
+    took = memory = float("nan")
+    if not (args.reuse and output.exists()):
+        took, memory, _ = run_render(str(midi), str(output), *options)
     wave = read_audio(output)[0][:, 0]
     total = piece.end + 2.0
     windows = json.loads(output.with_suffix(".json").read_text())["recipe"]["windows"]
@@ -247,6 +249,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="steinway_studio", help="a bundled prompt (default: %(default)s)")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="lengths of the pieces")
     parser.add_argument("--transcribe-minutes", type=float, default=8.0, help="of each piece (default: %(default)s)")
+    parser.add_argument("--reuse", action="store_true", help="measure the sounds that are in OUTPUT_DIR already")
     parser.add_argument("--offsets", type=float, nargs="*", default=[], help="of prompt MIDI, ms")
     parser.add_argument("--excerpts", type=int, default=4, help="for --offsets (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt (default: %(default)s)")

@@ -259,6 +259,8 @@ def render_group(setting: Setting, group: list[Task]) -> None:
     try:
         steps = render_jobs(setting.model, setting.processor, list(jobs), sampling_options(args), setting.verifier)
         for job, window in steps:
+            if stream and stream.gone and group[0].output is None:
+                raise KeyboardInterrupt  # the thread's own may have come where Python ignores exceptions
             ready.append(time.perf_counter())
             bar.update(window + 1 - bar.n if len(jobs) == 1 else 1)
             i = jobs.index(job)
