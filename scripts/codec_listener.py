@@ -21,7 +21,8 @@ NEAR_ONSET, STRUCK_WEIGHT = 0.4, 2.0  # label of the frames beside an onset; how
 
 
 class Listener(nn.Module):
-    """Wave (B, 640 T) -> logits (B, T, 88) of the keys that are struck in each frame, and its hidden layers.
+    """Wave (B, 640 T), full scale 1.0 -> logits (B, T, 88) of the keys that are struck in each frame, and the hidden
+    layers, each (B, channels, T, bins or keys).
 
     Every key is heard by the same weights, from the spectrum around it and around its partials.
     """
@@ -73,7 +74,7 @@ def onset_loss(logits: torch.Tensor, struck: torch.Tensor) -> torch.Tensor:
     label = (struck > 0).float()
     beside = torch.maximum(F.pad(label, (0, 0, 1, 0))[:, :-1], F.pad(label, (0, 0, 0, 1))[:, 1:])
     label = torch.maximum(label, NEAR_ONSET * beside)
-    return F.binary_cross_entropy_with_logits(logits, label, pos_weight=torch.tensor(STRUCK_WEIGHT))
+    return F.binary_cross_entropy_with_logits(logits, label, pos_weight=logits.new_tensor(STRUCK_WEIGHT))
 
 
 @torch.no_grad()

@@ -184,7 +184,9 @@ class Run:
             tensors |= {f"discriminator.{k}": v for k, v in state.items()}
         save_checkpoint(self.output, self.step, tensors, self.optimizers, {"seconds": self.seconds})
         if isinstance(self.model, Listener):
-            save_file(self.average, self.output / "listener.safetensors")
+            temporary = self.output / "listener.safetensors.tmp"
+            save_file(self.average, temporary)
+            os.replace(temporary, self.output / "listener.safetensors")
         else:
             export_codec(self.average, self.model.config, self.output / "codec")
 

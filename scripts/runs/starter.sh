@@ -15,8 +15,8 @@ jobs=()
 trap 'kill "${jobs[@]}" 2>/dev/null || true' EXIT  # if one step fails, none goes on alone
 
 rooms=(--room dry_close --room living_room --room studio --room chamber_hall --room concert_hall --room old_tape)
-pianos=()
-for tar in "$pack"/pianos/*.tar; do pianos+=(--piano "$tar"); done
+pianos=()  # their order is part of what a seed draws
+for piano in steinway_splendid yamahaC3_close yamahaC3_decca upright_kw; do pianos+=(--piano "$pack/pianos/$piano.tar"); done
 sound=(--midi-root "$pack/midi" "${pianos[@]}" "${rooms[@]}")
 codec=(--audio "$out/pool.npy" --workers 0)
 # glibc gives every large tensor back to the system and faults it in again: half of a CPU step without these
