@@ -30,9 +30,9 @@ import soundfile
 from safetensors import safe_open
 from tqdm import tqdm
 
-from scripts.pianos import SAMPLING_RATE, RenderError, load_piano
-from scripts.rendered_audio import HOP, MidiFile, list_midi, render
-from scripts.rooms import ROOMS, Room
+from scripts.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
+from scripts.rendered_audio import HOP, MidiFile, list_midi, record
+from scripts.rooms import ROOMS, Room, without_clipping
 from tokenization.midi_midivalle import MidiError, load_performance
 
 LEAD_S, TAIL_S = 1.0, 0.5  # encoded around a target and cut off: a target stands inside running music
@@ -80,13 +80,16 @@ class RenderedRecordings:
         target = self.files[rng.choice(len(self.files), p=self.weights)]
         # half of the prompts are of another piece: that is what users bring
         prompt = target if rng.random() < 0.5 and data.split == "train" else self._other(target, rng)
-        parts = []
+        # one gain for both, as in a recording session: only then does the prompt tell how loud a velocity is
+        level, parts, waves = performance_level(self._notes(target)), [], []
         for file, seconds in ((prompt, data.prompt_seconds), (target, data.target_seconds)):
             notes = self._notes(file)
             start = self._start(notes, seconds, rng, full=file is prompt and len(parts) == 0)
             lead, tail = (LEAD_S, TAIL_S) if len(parts) else (0.0, 0.0)
-            wave = render(notes, start - lead, seconds + lead + tail, piano, room, rng)
-            parts.append(Window(_relative(notes, start, seconds), wave, file.path, start))
+            waves.append(record(notes, start - lead, seconds + lead + tail, piano, room, level, rng))
+            parts.append(Window(_relative(notes, start, seconds), waves[-1], file.path, start))
+        for part, wave in zip(parts, without_clipping(*waves), strict=True):
+            part.wave = wave
         recording = f"{load_piano(str(piano)).name}/{preset}/{room_seed}"
         licences = sorted({prompt.licence, target.licence})
         about = {"recording_id": recording, "piano": load_piano(str(piano)).name, "room": preset}

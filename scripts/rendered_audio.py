@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scripts.pianos import SAMPLING_RATE, load_piano, performance_level
-from scripts.rooms import Room
+from scripts.rooms import Room, without_clipping
 from tokenization.midi_midivalle import MidiError, Performance, load_performance
 
 HOP = 640
@@ -184,13 +184,19 @@ def codes_path(pool: str | Path, codec_sha256: str) -> Path:
 
 
 def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:
-    """Sound of `seconds` of a performance from `start` on, float32 (samples,); level follows the whole performance.
+    """Sound of `seconds` of a performance from `start` on, float32 (samples,), peak at most 0.97; the level follows the
+    whole performance."""
+    return without_clipping(record(notes, start, seconds, piano, room, performance_level(notes), rng))[0]
+
+
+def record(notes, start: float, seconds: float, piano: str, room: Room, level: float, rng) -> np.ndarray:
+    """The same at a gain for performances of the mean RMS `level`, without a limit; see `Room.record`.
 
     One and a half seconds before the excerpt are rendered too and cut off, so that its start already rings.
     """
     lead = 1.5
     dry = load_piano(str(piano))(sounding_excerpt(notes, start - lead, seconds + lead), seconds + lead)
-    return room(dry, performance_level(notes), rng)[round(lead * SAMPLING_RATE) :]
+    return room.record(dry, level, rng)[round(lead * SAMPLING_RATE) :]
 
 
 def _manifest_file(root: Path, row: dict) -> MidiFile:

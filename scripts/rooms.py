@@ -40,6 +40,12 @@ ROOMS = {
 }
 
 
+def without_clipping(*waves: np.ndarray) -> list[np.ndarray]:
+    """Waves of one recording in float32, at one gain: 1, or what lets the highest peak of all be 0.97."""
+    peak = max(float(np.abs(wave).max(initial=0)) for wave in waves)
+    return [(wave * (0.97 / peak if peak > 0.97 else 1.0)).astype(np.float32) for wave in waves]
+
+
 class Room:
     """A preset made concrete by a seed: `room(dry, level, rng)` -> the recorded wave.
 
@@ -66,12 +72,14 @@ class Room:
 
         Callers add the room's decay as silence at the end of `dry` if they want to hear it.
         """
+        return without_clipping(self.record(dry, level, rng))[0]
+
+    def record(self, dry: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
+        """The same without a limit: what the microphone gives at a gain that only `level` and the room decide."""
         wet = fftconvolve(dry, self.response)[: len(dry)]
         wet *= 10 ** ((TARGET_RMS_DBFS + self.gain_db) / 20) / max(level, 1e-6)
         noise = lfilter([0.32], [1, -0.68], rng.standard_normal(len(dry)))  # first-order low-pass at about 2 kHz
-        wet += noise * (10 ** (self.spec.noise_dbfs / 20) / noise.std()) if len(dry) > 1 else 0
-        peak = float(np.abs(wet).max(initial=0))
-        return (wet * (0.97 / peak if peak > 0.97 else 1.0)).astype(np.float32)
+        return wet + (noise * (10 ** (self.spec.noise_dbfs / 20) / noise.std()) if len(dry) > 1 else 0)
 
     def _impulse_response(self, rng: np.random.Generator) -> np.ndarray:
         spec, n = self.spec, int((1.2 * self.rt60 + 0.05) * SAMPLING_RATE)
