@@ -163,6 +163,8 @@ def make_setting(
 ) -> Setting:
     """Prompt and model, and what of them decides the sound."""
     label, prompt, files = load_prompt(args, folder, processor)
+    most = torch.get_num_threads()
+    torch.set_num_threads(1)  # loading gains nothing by more
     with ThreadPoolExecutor(1) as pool:  # meanwhile
         sha256 = pool.submit(weights_sha256, folder)
         model = load_model(folder, args.device)
@@ -176,7 +178,7 @@ def make_setting(
         "settings": {name: getattr(args, name) for name in OPTIONS.split()} | {"device": model.device.type},
         "prompt": {"files": list(files.values())} | part,
         "weights_sha256": sha256.result(),
-        "threads": set_threads(args, model, recorded, journals),
+        "threads": set_threads(args, model, recorded, journals, most),
         "software": software(),
         "verify": None if args.verify is None else [args.verify, args.verify_threshold],
     }
@@ -188,12 +190,13 @@ def make_setting(
     return Setting(args, processor, model, prompt, label, files, recipe, verifier, recorded)
 
 
-def set_threads(args: argparse.Namespace, model, recorded: dict | None, journals: list[Path]) -> int:
-    """Threads of the CPU: what the user or the manifest says, else what an interrupted render had, else measured."""
+def set_threads(args: argparse.Namespace, model, recorded: dict | None, journals: list[Path], most: int) -> int:
+    """Threads of the CPU: what the user or the manifest says, else those of an interrupted render, else the best up to
+    `most`, measured."""
     threads = args.threads or (recorded["recipe"]["threads"] if recorded else None)
     threads = threads or next(filter(None, map(journal_threads, journals)), None)
     if threads is None:
-        return choose_threads(model)
+        return choose_threads(model, most)
     torch.set_num_threads(threads)
     return threads
 

@@ -15,13 +15,11 @@ MOST_ROWS, CPU_ROWS = 64, 4
 POSITIONS = 2600  # of the longest sequence: 1600 frames, and notes
 
 
-def choose_threads(model) -> int:
+def choose_threads(model, most: int) -> int:
     """Measure, and let torch use, the number of threads with which the linear maps of the AR, one frame, are fastest.
 
-    At most as many as torch uses by itself (cores, `OMP_NUM_THREADS`). Takes about `PROBE_S` for each of 1, 2, 4, ...
-    until more do not help; nothing where torch uses one, and on a GPU.
+    At most `most`. Takes about `PROBE_S` for each of 1, 2, 4, ... until more do not help; nothing on a GPU.
     """
-    most = torch.get_num_threads()
     if most > 1 and model.device.type == "cpu":
         maps = [module for module in model.ar.modules() if hasattr(module, "in_features")]
         works = [partial(m, torch.zeros(1, 1, m.in_features, dtype=model.ar.dtype)) for m in maps]
