@@ -32,7 +32,7 @@ from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
 from scripts.rendering import Job, encode_prompt, frames_of, render_jobs, window_sizes
 from scripts.resources import batch_rows, choose_threads
-from scripts.scheduling import layouts, schedule
+from scripts.scheduling import layouts, schedule, steps_again
 from scripts.transcription import Transcriber, TranscriptionError
 from tokenization import Performance, load_performance
 
@@ -281,7 +281,8 @@ def plan(setting: Setting, tasks: list[Task]) -> tuple[list[list[tuple[int, int]
     """Which windows are generated together, and the layout of each task's batches (None: each window alone)."""
     args, counts = setting.args, [len(task.windows) for task in tasks]
     if setting.recorded:
-        return schedule(counts, 1), [setting.recorded["recipe"]["layout"]]
+        layout = setting.recorded["recipe"]["layout"]
+        return steps_again(layout, counts[0], args.parallel), [layout]
     size = args.batch_size or (batch_rows(setting.model, args.parallel) if args.parallel or len(tasks) > 1 else 1)
     steps = schedule(counts, size, args.parallel)
     if size == 1:

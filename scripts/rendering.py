@@ -223,7 +223,7 @@ def render_jobs(
             _guard([job for job, _ in members], _step, model, processor, members, sampling, judge)
             for job, window in members:
                 if job.done == len(job.windows):
-                    decoding.wait()
+                    _guard([job], decoding.wait)
                 yield job, window
         for piece, _ in step:
             if piece in jobs and jobs[piece].done == len(jobs[piece].windows):

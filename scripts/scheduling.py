@@ -37,3 +37,14 @@ def layouts(steps: Iterable[list[tuple[int, int]]], sizes: list[list[Size]]) -> 
         for row, (piece, window) in enumerate(step):
             found[piece][window] = {"row": row, "rows": rows}
     return found
+
+
+def steps_again(layout: list[dict] | None, count: int, parallel: bool) -> list[list[tuple[int, int]]]:
+    """The steps of one piece of `count` windows, as piece 0, when it is made again without the others of its batches."""
+    steps = []
+    for window in range(count):
+        if parallel and layout and window and layout[window]["row"] > layout[window - 1]["row"]:
+            steps[-1].append((0, window))
+        else:
+            steps.append([(0, window)])
+    return steps

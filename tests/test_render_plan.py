@@ -11,7 +11,7 @@ import torch
 from modeling_midivalle import MidiValleConfig
 from scripts import resources
 from scripts.decoding import Decoding
-from scripts.scheduling import layouts, schedule
+from scripts.scheduling import layouts, schedule, steps_again
 from scripts.startup import UNUSED, quick_imports
 
 
@@ -40,6 +40,15 @@ def test_layouts_tell_the_row_and_all_sizes():
     found = layouts(schedule([2, 1], 2), sizes)
     assert found[0] == [{"row": 0, "rows": [[5, 0, 50], [7, 0, 40]]}, {"row": 0, "rows": [[9, 50, 100]]}]
     assert found[1] == [{"row": 1, "rows": [[5, 0, 50], [7, 0, 40]]}]
+
+
+def test_a_piece_again_without_its_mates():
+    """Its windows of one step together in parallel, else one by one."""
+    sizes = [[(1, 0, 1)] * 2, [(1, 0, 1)] * 5]
+    parallel = layouts(schedule([2, 5], 3, parallel=True), sizes)[1]
+    assert steps_again(parallel, 5, True) == [[(0, 0), (0, 1)], [(0, 2), (0, 3), (0, 4)]]
+    carried = layouts(schedule([2, 5], 2), sizes)[1]
+    assert steps_again(carried, 5, False) == steps_again(None, 5, True) == [[(0, window)] for window in range(5)]
 
 
 @pytest.mark.parametrize(("speed_up", "chosen"), [((1, 1.9, 3.5), 4), ((1, 1.5, 1.6), 2), ((1, 0.05, 0.04), 1)])
