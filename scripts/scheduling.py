@@ -23,7 +23,7 @@ def schedule(counts: list[int], batch_size: int, parallel: bool = False) -> list
     steps, waiting, places = [], iter(range(len(counts))), []
     while True:
         places = [(piece, window + 1) for piece, window in places if window + 1 < counts[piece]]
-        places += [(piece, 0) for piece, _ in zip(waiting, range(batch_size - len(places)), strict=False)]
+        places += [(piece, 0) for _, piece in zip(range(batch_size - len(places)), waiting, strict=False)]
         if not places:
             return steps
         steps.append(places)
@@ -40,7 +40,7 @@ def layouts(steps: Iterable[list[tuple[int, int]]], sizes: list[list[Size]]) -> 
 
 
 def steps_again(layout: list[dict] | None, count: int, parallel: bool) -> list[list[tuple[int, int]]]:
-    """The steps of one piece of `count` windows, as piece 0, when it is made again without the others of its batches."""
+    """The steps of one piece of `count` windows, as piece 0, when it is made again without the others."""
     steps = []
     for window in range(count):
         if parallel and layout and window and layout[window]["row"] > layout[window - 1]["row"]:
