@@ -2,6 +2,7 @@
 """Whole pieces: length, drift, joins, memory, first audio, and prompts that are not in time with their MIDI.
 
     python -m scripts.evaluate_long --midi-root PACK/midi --minutes 2 5 12 30 --output-dir OUT
+    python -m scripts.evaluate_long --midi-root PACK/midi --minutes 5 --parallel --output-dir OUT_PARALLEL
     python -m scripts.evaluate_long --midi-root PACK/midi --offsets 0 50 100 200 --output-dir OUT
 
 A piece is a performance of the test split of about that length, or a recital of several; its first minute is played
@@ -151,6 +152,7 @@ def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
     notes, names = make_piece(args.midi_root, minutes, args.seed)
     piece = write_midi(midi, notes)
     options = ["--model", args.model, "--prompt", args.prompt, "--ring-out", "2", "--force"]
+    options += ["--parallel"] if args.parallel else []
     took = memory = float("nan")
     if not (args.reuse and output.exists()):
         took, memory, _ = run_render(str(midi), str(output), *options)
@@ -249,6 +251,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt", default="steinway_studio", help="a bundled prompt (default: %(default)s)")
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="lengths of the pieces")
     parser.add_argument("--transcribe-minutes", type=float, default=8.0, help="of each piece (default: %(default)s)")
+    parser.add_argument("--parallel", action="store_true", help="rendered so: what that costs at the joins")
     parser.add_argument("--reuse", action="store_true", help="measure the sounds that are in OUTPUT_DIR already")
     parser.add_argument("--offsets", type=float, nargs="*", default=[], help="of prompt MIDI, ms")
     parser.add_argument("--excerpts", type=int, default=4, help="for --offsets (default: %(default)s)")

@@ -51,3 +51,12 @@ class Journal:
             windows.append((int(numbers[0]), numbers[1:].reshape(self.num_codebooks, frames)))
             place += 2 * size
         return windows
+
+
+def journal_threads(path: Path) -> int | None:
+    """The number of threads that the windows of a journal were made with; None if there is none."""
+    try:
+        with open(path, "rb") as file:
+            return int(file.readline(200).split()[1])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2
 CODE = ("tokenization", "processing", "modeling_midivalle")
 
 
@@ -46,8 +46,8 @@ def software() -> dict[str, str]:
 
 
 def journal_key(recipe: dict) -> str:
-    """One line for all of a manifest that decides the sound."""
-    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    """One line for all of a manifest that decides the sound, and the number of threads."""
+    return f"{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()} {recipe['threads']}"
 
 
 def manifest_path(output: Path) -> Path:
@@ -77,7 +77,7 @@ def read_manifest(path: str | Path) -> dict:
     try:
         content = json.loads(Path(path).read_text())
         recipe, files = content["recipe"], content["files"]
-        if content["format"] != FORMAT or not {"settings", "threads", "software"} <= set(recipe):
+        if content["format"] != FORMAT or not {"settings", "threads", "software", "layout"} <= set(recipe):
             raise KeyError("format")
         if not all(isinstance(sha, str) for sha in files.values()) or not isinstance(content["attempts"], list):
             raise TypeError("files or attempts")

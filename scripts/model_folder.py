@@ -92,32 +92,39 @@ def load_processor(folder: Path):
     return processor
 
 
+def model_type(folder: Path) -> str | None:
+    """What kind of model a folder says it holds."""
+    try:
+        return json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise FolderError(f"{folder}: no model can be loaded (config.json: {error})") from error
+
+
 def load_model(folder: Path, device: str):
     """The model of a folder in fp32, by this repository's code; every weight must be there, and finite."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModel
 
-    import modeling_midivalle  # noqa: F401  registers the classes
+    from modeling_midivalle import MidiValleForConditionalGeneration
 
     quiet_transformers()
     if device == "cuda" and not torch.cuda.is_available():
         raise FolderError("--device cuda: no GPU is available")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (kind := model_type(folder)) != "midivalle":
+        raise FolderError(f"{folder}: holds a {kind} model, not midivalle")
     try:
-        model, report = AutoModel.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        model, report = MidiValleForConditionalGeneration.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise FolderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
-    if model.config.model_type != "midivalle":
-        raise FolderError(f"{folder}: holds a {model.config.model_type} model, not midivalle")
     if not model.config.has_codec:
         raise FolderError(f"{folder}: holds no codec; convert it together with --codec")
     if wrong := {key: value for key, value in report.items() if value}:
         raise FolderError(f"{folder}: the weights do not fit the configuration: {wrong}")
-    if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value).all()]:
+    if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value.sum())]:
         raise FolderError(f"{folder}: weights that are not finite: {', '.join(bad[:3])}")
     return model.to(device).eval()

@@ -19,21 +19,25 @@ of several files the others are rendered.
 import argparse
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from scripts.model_folder import model_folder, read_prompts
 from scripts.render_arguments import build_parser, check_arguments, say
+from scripts.startup import quick_imports
 
 BEGIN = time.perf_counter()  # before anything heavy is imported
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, 2 for input that cannot be used, 130 if interrupted."""
+def main(argv: list[str] | None = None, imports: AbstractContextManager | None = None) -> int:
+    """The command. Returns the exit code: 0, 2 for input that cannot be used, 130 if interrupted. The heavy `imports`
+    run inside that context."""
     args = build_parser(__doc__).parse_intermixed_args(argv)  # options may stand between the paths
     try:
         check_arguments(args)
         if args.list_prompts:
             return list_prompts(args)
-        from scripts.render_files import render_files
+        with imports or nullcontext():
+            from scripts.render_files import render_files
 
         return render_files(args, BEGIN)
     except ValueError as error:  # RenderError, FolderError, or MidiError, AudioError, ProcessorError: not yet imported
@@ -52,4 +56,4 @@ def list_prompts(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(imports=quick_imports()))

@@ -8,7 +8,8 @@ from pathlib import Path
 from scripts.model_folder import DEFAULT_MODEL
 
 MIDI_ENDINGS = (".mid", ".midi")
-OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed temperature top_k top_p compat"
+OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel"
+OPTIONS += " temperature top_k top_p compat"
 
 
 class RenderError(ValueError):
@@ -30,7 +31,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     files = parser.add_argument_group("files")
     files.add_argument("--output-dir", metavar="DIR", help="render all PATHs (MIDI files, or folders of them) to here")
     files.add_argument("--format", choices=("wav", "flac"), default="wav", help="there (%(default)s): 32 kHz, 16 bit")
-    files.add_argument("--batch-size", type=int, default=1, metavar="N", help="files side by side (%(default)s)")
+    files.add_argument(
+        "--batch-size", type=int, metavar="N", help="windows side by side (1, with --parallel 4; GPU: by free memory)"
+    )
+    files.add_argument(
+        "--parallel", action="store_true", help="windows of one piece side by side too: sooner done, joins less smooth"
+    )
     files.add_argument("--from-manifest", metavar="M.json", help="make the render of this manifest again, to OUTPUT")
     files.add_argument("--stream", choices=("-",), help="to standard output while it is made; OUTPUT may be left out")
     files.add_argument("--raw", action="store_true", help="stream without WAV header: 16 bit, little-endian, mono")
@@ -43,6 +49,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     )
     model.add_argument("--prompt-midi", metavar="P.mid", help="its notes; transcribed if left out (make install-eval)")
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    model.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: measured when it starts)")
     music = parser.add_argument_group("music")
     music.add_argument("--start", type=float, metavar="S", help="begin here, s; becomes time 0 (default: 0)")
     music.add_argument("--end", type=float, metavar="S", help="clip the notes here, s (default: the end)")
@@ -99,8 +106,11 @@ def check_arguments(args: argparse.Namespace):
 
 def check_paths(args: argparse.Namespace):
     """Inputs, outputs and what may be combined."""
-    if args.batch_size < 1:
-        raise RenderError(f"--batch-size {args.batch_size} must be at least 1")
+    for name in ("batch_size", "threads"):
+        if (number := getattr(args, name)) is not None and number < 1:
+            raise RenderError(f"--{name.replace('_', '-')} {number} must be at least 1")
+    if args.parallel and args.compat:
+        raise RenderError("--compat renders one window: leave out --parallel")
     if args.from_manifest and (len(args.paths) != 1 or args.output_dir or args.stream or args.verify is not None):
         raise RenderError("--from-manifest takes OUTPUT.wav and no other file options")
     if args.output_dir and args.stream:

@@ -6,6 +6,7 @@ import argparse
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from processing import AudioWriter
 from processing.audio_midivalle import check_output
-from scripts.journal import Journal
+from scripts.journal import Journal, journal_threads
 from scripts.manifest import (
     FORMAT,
     differences,
@@ -29,22 +30,26 @@ from scripts.manifest import (
 from scripts.model_folder import choose_prompt, load_model, load_processor, model_folder
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
-from scripts.rendering import Job, encode_prompt, frames_of, render_jobs
+from scripts.rendering import Job, encode_prompt, frames_of, render_jobs, window_sizes
+from scripts.resources import batch_rows, choose_threads
+from scripts.scheduling import layouts, schedule, steps_again
 from scripts.transcription import Transcriber, TranscriptionError
 from tokenization import Performance, load_performance
 
 TRANSCRIBED_S = 120.0  # of a long prompt without MIDI
+RUN_IN_S = 1.0  # with --parallel a window begins so much earlier; that part is dropped where it overlaps the one before
 
 
 @dataclass
 class Task:
-    """One input: where it goes (None: to the stream, or it is only computed along), and whether it is there."""
+    """One input: where it goes (None: to the stream), and whether it is there."""
 
     source: Path
     output: Path | None
     performance: Performance | None = None
     windows: list = field(default_factory=list)
     sha256: str = ""
+    recipe: dict = field(default_factory=dict)  # of its manifest
     is_done: bool = False
 
 
@@ -78,13 +83,13 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
         return 2
     folder = model_folder(args.model)
     processor = load_processor(folder)
+    if args.parallel:
+        processor.context_seconds = RUN_IN_S
     tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
-    setting = make_setting(args, folder, processor, recorded)
+    setting = make_setting(args, folder, processor, recorded, [journal_path(task) for task in tasks if task.output])
     setting.begin = begin
     tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
-    size = max(len(tasks), 1) if recorded else args.batch_size
-    groups = [tasks[i : i + size] for i in range(0, len(tasks), size)]
-    keep_going(groups, several, lambda group: render_group(setting, group))
+    render_tasks(setting, tasks)
     if recorded and setting.differs:
         say(f"{args.paths[0]}: is not bit for bit what {Path(args.from_manifest).name} describes")
         return 1
@@ -95,8 +100,7 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
     """Inputs and outputs of a command line."""
     if recorded:
         output = check_output(args.paths[0])
-        mine = recorded["recipe"]["index"]
-        return [Task(Path(p), output if i == mine else None) for i, p in enumerate(recorded["midi_files"])]
+        return [Task(Path(recorded["midi_file"]), output)]
     if not args.output_dir:
         return [Task(Path(args.paths[0]), check_output(args.paths[1]) if len(args.paths) == 2 else None)]
     tasks = []
@@ -154,22 +158,27 @@ def describe_changes(processor, performance, windows) -> str:
     return f"{performance.name}: {'; '.join(parts)}" if parts else ""
 
 
-def make_setting(args: argparse.Namespace, folder: Path, processor, recorded: dict | None) -> Setting:
+def make_setting(
+    args: argparse.Namespace, folder: Path, processor, recorded: dict | None, journals: list[Path]
+) -> Setting:
     """Prompt and model, and what of them decides the sound."""
     label, prompt, files = load_prompt(args, folder, processor)
-    model = load_model(folder, args.device)
+    most = torch.get_num_threads()
+    torch.set_num_threads(1)  # loading gains nothing by more
+    with ThreadPoolExecutor(1) as pool:  # meanwhile
+        sha256 = pool.submit(weights_sha256, folder)
+        model = load_model(folder, args.device)
     if recorded:
-        torch.set_num_threads(recorded["recipe"]["threads"])
         if other := differences(recorded["recipe"]):
             say(other)
-        if recorded["recipe"]["weights_sha256"] != weights_sha256(folder):
+        if recorded["recipe"]["weights_sha256"] != sha256.result():
             raise RenderError(f"{folder}: is not the model any more that {args.from_manifest} was made with")
     part = {} if prompt is None else {"start_s": prompt.start, "seconds": prompt.seconds, "offset_s": prompt.offset}
     recipe = {
         "settings": {name: getattr(args, name) for name in OPTIONS.split()} | {"device": model.device.type},
         "prompt": {"files": list(files.values())} | part,
-        "weights_sha256": weights_sha256(folder),
-        "threads": torch.get_num_threads(),
+        "weights_sha256": sha256.result(),
+        "threads": set_threads(args, model, recorded, journals, most),
         "software": software(),
         "verify": None if args.verify is None else [args.verify, args.verify_threshold],
     }
@@ -179,6 +188,17 @@ def make_setting(args: argparse.Namespace, folder: Path, processor, recorded: di
 
         verifier = Verifier(model.codec, Transcriber(model.device.type), args.verify, args.verify_threshold)
     return Setting(args, processor, model, prompt, label, files, recipe, verifier, recorded)
+
+
+def set_threads(args: argparse.Namespace, model, recorded: dict | None, journals: list[Path], most: int) -> int:
+    """Threads of the CPU: what the user or the manifest says, else those of an interrupted render, else the best up to
+    `most`, measured."""
+    threads = args.threads or (recorded["recipe"]["threads"] if recorded else None)
+    threads = threads or next(filter(None, map(journal_threads, journals)), None)
+    if threads is None:
+        return choose_threads(model, most)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def load_prompt(args: argparse.Namespace, folder: Path, processor) -> tuple[str, object, dict[str, str]]:
@@ -221,8 +241,9 @@ def check_done(setting: Setting, task: Task) -> None:
     if task.output.exists():
         try:
             recipe = read_manifest(manifest_path(task.output))["recipe"]
-            same = {key: recipe[key] for key in setting.recipe} == setting.recipe
-            task.is_done = same and recipe["midi"][recipe["index"]] == task.sha256
+            decisive = setting.recipe.keys() - {"threads"}  # these were measured then
+            same = all(recipe[key] == setting.recipe[key] for key in decisive)
+            task.is_done = same and recipe["midi"] == task.sha256
         except (ValueError, LookupError):
             pass
         if not task.is_done:
@@ -230,58 +251,86 @@ def check_done(setting: Setting, task: Task) -> None:
         say(f"{task.output.name}: is there already, made the same way")
 
 
-def make_job(setting: Setting, group: list[Task], index: int) -> tuple[Job, dict]:
-    """The job of a task, with what an interrupted render has left, and the recipe of its manifest."""
-    task, args, model = group[index], setting.args, setting.model
-    recipe = setting.recipe | {"midi": [t.sha256 for t in group], "index": index, "windows": task.windows}
-    job = Job(task.performance, task.windows, setting.prompt, encode_prompt(model, setting.prompt), args.seed)
-    job.is_exact = args.compat is None
-    job.is_mate = task.is_done or (task.output is None and not args.stream)
+def journal_path(task: Task) -> Path:
+    """The hidden file beside an output that holds its finished windows until it is written."""
+    return task.output.with_name(f".{task.output.name}.windows")
+
+
+def make_job(setting: Setting, task: Task, prompt_codes: torch.Tensor, layout: list[dict] | None) -> Job:
+    """The job of a task; when its turn comes it finds what an interrupted render has left."""
+    args, model = setting.args, setting.model
+    recipe = setting.recipe | {"midi": task.sha256, "windows": task.windows, "layout": layout}
+    job = Job(task.performance, task.windows, setting.prompt, prompt_codes, args.seed, layout=layout)
+    job.is_exact, job.carries = args.compat is None, not args.parallel
     if setting.recorded:
         job.planned = setting.recorded["attempts"]
-    if task.output and not job.is_mate:
-        job.sinks.append(AudioWriter(task.output, model.config.sampling_rate))
-        if job.is_exact:
-            path = task.output.with_name(f".{task.output.name}.windows")
-            books = model.config.ar_config.num_codebooks
-            job.journal = Journal(path, journal_key(recipe), books, frames_of(task.windows))
-    return job, recipe
+
+    def opened(job: Job) -> None:
+        task.recipe = recipe
+        if task.output:
+            job.sinks.insert(0, AudioWriter(task.output, model.config.sampling_rate))
+            if job.is_exact:
+                books = model.config.ar_config.num_codebooks
+                job.journal = Journal(journal_path(task), journal_key(recipe), books, frames_of(task.windows))
+
+    job.opened = opened
+    return job
 
 
-def render_group(setting: Setting, group: list[Task]) -> None:
-    """Render a batch of files."""
-    if all(task.is_done for task in group):
-        return
-    jobs, recipes = zip(*(make_job(setting, group, i) for i in range(len(group))), strict=True)
+def plan(setting: Setting, tasks: list[Task]) -> tuple[list[list[tuple[int, int]]], list[list[dict] | None]]:
+    """Which windows are generated together, and the layout of each task's batches (None: each window alone)."""
+    args, counts = setting.args, [len(task.windows) for task in tasks]
+    if setting.recorded:
+        layout = setting.recorded["recipe"]["layout"]
+        return steps_again(layout, counts[0], args.parallel), [layout]
+    size = args.batch_size or (batch_rows(setting.model, args.parallel) if args.parallel or len(tasks) > 1 else 1)
+    steps = schedule(counts, size, args.parallel)
+    if size == 1:
+        return steps, [None] * len(tasks)
+    sizes = [window_sizes(setting.processor, task.performance, task.windows, setting.prompt) for task in tasks]
+    return steps, layouts(steps, sizes)
+
+
+def render_tasks(setting: Setting, tasks: list[Task]) -> None:
+    """Render files, of which those that are there only have their places in the batches."""
     args, begin, ready = setting.args, time.perf_counter(), []
-    stream = open_stream(setting, group[0], jobs[0]) if args.stream else None
-    bar = tqdm(total=sum(len(task.windows) for task in group), unit="window", desc="render", disable=None)
+    codes = encode_prompt(setting.model, setting.prompt)
+    steps, found = plan(setting, tasks)
+    jobs = {i: make_job(setting, task, codes, found[i]) for i, task in enumerate(tasks) if not task.is_done}
+    owners = {id(job): tasks[i] for i, job in jobs.items()}
+    only = jobs.get(0)
+    stream = open_stream(setting, tasks[0], only) if args.stream else None
+    bar = tqdm(total=sum(len(job.windows) for job in jobs.values()), unit="window", desc="render", disable=None)
     try:
-        steps = render_jobs(setting.model, setting.processor, list(jobs), sampling_options(args), setting.verifier)
-        for job, window in steps:
-            if stream and stream.gone and group[0].output is None:
+        for job, window in render_jobs(
+            setting.model, setting.processor, jobs, steps, sampling_options(args), setting.verifier
+        ):
+            task = owners[id(job)]
+            if job.error:
+                give_up(setting, task, job.error)
+                continue
+            if stream and stream.gone and task.output is None:
                 raise KeyboardInterrupt  # the thread's own may have come where Python ignores exceptions
             ready.append(time.perf_counter())
-            bar.update(window + 1 - bar.n if len(jobs) == 1 else 1)
-            i = jobs.index(job)
-            if window + 1 == len(job.windows) and group[i].output and not job.is_mate:
-                took = time.perf_counter() - begin
-                keep_going(
-                    [i], len(group) > 1, lambda i, took=took: finish(setting, group, i, jobs[i], recipes[i], took)
-                )
+            bar.update(window + 1 - bar.n if len(tasks) == 1 else 1)
+            if window + 1 == len(job.windows) and task.output:
+                keep_going([task], bool(args.output_dir), lambda task, job=job: finish(setting, task, job))
         if stream:
             stream.close()
-            say(describe_stream(setting, stream, begin, ready, jobs[0]))
-    except ValueError as error:
-        if not args.output_dir:
-            raise
-        raise RenderError(f"{', '.join(task.source.name for task in group if not task.is_done)}: {error}") from error
+            say(describe_stream(setting, stream, begin, ready, only))
     except KeyboardInterrupt:
         if stream is None or not stream.gone:
             raise
         say("the reader of the stream has gone")
     finally:
         bar.close()
+
+
+def give_up(setting: Setting, task: Task, error: ValueError) -> None:
+    """A file that cannot be rendered stops the command if it is the only one."""
+    if not setting.args.output_dir:
+        raise error
+    say(f"{task.source.name}: {error}")
 
 
 def open_stream(setting: Setting, task: Task, job: Job) -> PcmStream:
@@ -310,14 +359,14 @@ def describe_stream(setting: Setting, stream: PcmStream, begin: float, ready: li
     )
 
 
-def finish(setting: Setting, group: list[Task], index: int, job: Job, recipe: dict, took: float) -> None:
+def finish(setting: Setting, task: Task, job: Job) -> None:
     """Write the files of a finished job, and say so."""
-    task, args, model = group[index], setting.args, setting.model
+    args, model, took = setting.args, setting.model, time.perf_counter() - job.began
     rate, digest = model.config.sampling_rate, job.digest.hexdigest()
     gain = job.sinks[0].close()
-    files = {str(t.source): t.sha256 for t in group} | setting.files
+    files = {str(task.source): task.sha256} | setting.files
     about = {"path": str(task.output), "seconds": job.samples / rate, "gain": gain, "samples_sha256": digest}
-    content = {"format": FORMAT, "recipe": recipe, "midi_files": [str(t.source) for t in group], "files": files}
+    content = {"format": FORMAT, "recipe": task.recipe, "midi_file": str(task.source), "files": files}
     content |= {"attempts": job.attempts, "output": about}
     if setting.verifier:
         report = setting.verifier.report(job)

@@ -1,8 +1,9 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""Pieces on their way to audio: windows of several pieces side by side, finished ones kept, in bounded memory."""
+"""Pieces on their way to audio: windows by a plan, side by side, finished ones kept, in bounded memory."""
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,8 +12,11 @@ import torch
 
 from modeling_midivalle import CodecStream
 from modeling_midivalle.sampling_midivalle import last_frames, pad_codes, window_seed
+from scripts.decoding import Decoding
 from scripts.journal import Journal
+from scripts.scheduling import Size, schedule
 
+FRAME_RATE = 50
 ATTEMPT_STEP = 1_000_000  # attempt a at window w draws with the seed of window w + 1,000,000 a
 RETRY = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}  # where nothing is drawn the first time
 
@@ -26,10 +30,14 @@ class Job:
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
         seed (`int`): Of the piece.
-        sinks (`list`): Take audio with `write`: `AudioWriter`, `PcmStream`; none for a piece that is computed along.
+        carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
+        layout (`list[dict]`, *optional*): Of `scripts.scheduling.layouts`; each window alone if not given.
+        opened (callable, *optional*): `opened(job)` before the first window: sets `sinks` and `journal`.
+        sinks (`list`): Take audio with `write`: `AudioWriter`, `PcmStream`.
         journal (`Journal`, *optional*): Keeps finished windows, and holds those of an interrupted render.
         planned (`list[int]`): Attempt that is kept of each window, where a manifest says so.
         attempts (`list[int]`), codes (`list[torch.LongTensor]`): Kept attempt and codes `(1, K, T)` of what is done.
+        error (`ValueError`, *optional*): Why it was given up.
     """
 
     performance: object
@@ -38,25 +46,32 @@ class Job:
     prompt_codes: torch.LongTensor
     seed: int
     sinks: list = field(default_factory=list)
+    carries: bool = True
+    layout: list[dict] | None = None
+    opened: Callable | None = None
     journal: Journal | None = None
     planned: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
     codes: list[torch.LongTensor] = field(default_factory=list)
-    is_mate: bool = False  # only computed along, so that the others get the same bits as in the same batch before
     is_exact: bool = True  # its length is that of its windows; else the model's (`compat`)
+    error: ValueError | None = None
     resumed: int = 0
     samples: int = 0
+    began: float = 0.0  # `time.perf_counter()`
     digest: object = field(default_factory=hashlib.sha256)
     stream: CodecStream | None = None
+    decoding: Decoding | None = None
 
     @property
     def done(self) -> int:
         """Finished windows."""
         return len(self.codes)
 
-    def start(self, codec) -> None:
-        """Decode the windows that an interrupted render has left."""
-        self.stream = CodecStream(codec)
+    def start(self, codec, decoding: Decoding) -> None:
+        """Open the outputs, and decode the windows that an interrupted render has left."""
+        self.stream, self.decoding, self.began = CodecStream(codec), decoding, time.perf_counter()
+        if self.opened:
+            self.opened(self)
         for attempt, codes in self.journal.windows if self.journal else []:
             self._add(attempt, torch.from_numpy(codes)[None].to(self.prompt_codes.device))
         self.resumed = self.done
@@ -71,6 +86,9 @@ class Job:
         self.attempts.append(attempt)
         self.codes.append(codes)
         is_last = self.done == len(self.windows)
+        self.decoding(lambda: self._decode(codes, is_last))
+
+    def _decode(self, codes: torch.LongTensor, is_last: bool) -> None:
         wave = self.stream.push(codes, is_last)[0, 0].cpu().numpy()
         if is_last and self.is_exact:
             rate = self.stream.codec.config.sampling_rate
@@ -93,69 +111,142 @@ class Job:
 
 def frames_of(windows: list[tuple[float, float]]) -> list[int]:
     """Codec frames of each window."""
-    return [math.ceil((end - start) * 50 - 1e-6) for start, end in windows]
+    return [math.ceil((end - start) * FRAME_RATE - 1e-6) for start, end in windows]
+
+
+def window_sizes(processor, performance, windows: list[tuple[float, float]], prompt) -> list[Size]:
+    """MIDI rows, context frames and new frames of each window."""
+    rows = [len(processor.encode_window(performance, *window, prompt)[0]) for window in windows]
+    contexts = [round(processor.context_of(start) * FRAME_RATE) for start, _ in windows]
+    return list(zip(rows, contexts, frames_of(windows), strict=True))
+
+
+@dataclass
+class Row:
+    """A row of a batch: MIDI rows `(N, 6)`, codes `(1, K, P)` of the prompt and `(1, K, C)` of the context, run-in and
+    new frames, and the seed."""
+
+    notes: np.ndarray
+    prompt: torch.LongTensor
+    context: torch.LongTensor
+    run_in: int
+    frames: int
+    seed: int
+
+
+def member_rows(processor, members: list[tuple[Job, int]], attempt: int) -> list[Row]:
+    """The row of window number w of each (job, w)."""
+    columns = zip(*((job.performance, *job.windows[window], job.prompt) for job, window in members), strict=True)
+    inputs = processor.window_inputs(*map(list, columns), return_tensors="np")
+    rows = []
+    for i, (job, window) in enumerate(members):
+        notes = inputs["input_ids"][i][inputs["attention_mask"][i] > 0]
+        context, frames = int(inputs["context_frames"][i]), int(inputs["target_frames"][i])
+        seed = window_seed(job.seed, window + ATTEMPT_STEP * attempt)
+        given, run_in = (context, 0) if job.carries else (0, context)
+        rows.append(Row(notes, job.prompt_codes, job.context(given), run_in, frames, seed))
+    return rows
+
+
+def filling_row(like: Row, job: Job, size: Size) -> Row:
+    """A row of the lengths of `size` whose content does not matter."""
+    notes, context, frames = size
+    given, run_in = (context, 0) if job.carries else (0, context)
+    codes = like.prompt.new_zeros(1, like.prompt.shape[1], given)
+    return Row(np.repeat(like.notes[:1], notes, 0), like.prompt, codes, run_in, frames, 0)
 
 
 @torch.no_grad()
-def generate_window(
-    model, processor, jobs: list[Job], window: int, attempt: int, sampling: dict
+def generate_windows(
+    model, processor, members: list[tuple[Job, int]], sampling: dict, attempt: int = 0, alone: bool = False
 ) -> list[torch.LongTensor]:
-    """Codes `(1, K, T)` of window number `window` of each job; of a piece alone as `model.generate_stream` has them."""
-    columns = zip(*((job.performance, *job.windows[window], job.prompt) for job in jobs), strict=True)
-    inputs = processor.window_inputs(*map(list, columns)).to(model.device)
-    contexts = [job.context(int(frames)) for job, frames in zip(jobs, inputs["context_frames"], strict=True)]
+    """Codes `(1, K, T)` of window number w of each (job, w) of one step; of a piece without layout as
+    `model.generate_stream` has them. The rows that only the layout knows are filled, `alone` left out."""
+    rows, places = member_rows(processor, members, attempt), range(len(members))
+    job, window = members[0]
+    if job.layout and not alone:
+        places = [job.layout[window]["row"] for job, window in members]
+        mine = dict(zip(places, rows, strict=True))
+        sizes = job.layout[window]["rows"]
+        rows = [mine[i] if i in mine else filling_row(rows[0], job, size) for i, size in enumerate(sizes)]
+    data = processor.tokenizer.pad({"input_ids": [row.notes for row in rows]}, return_tensors="pt").to(model.device)
     if attempt and sampling.get("temperature") is None:
         sampling = sampling | RETRY
     codes = model.generate_codes(
-        inputs["input_ids"],
-        inputs["attention_mask"],
-        *pad_codes([job.prompt_codes for job in jobs]),
-        inputs["target_frames"],
-        *pad_codes(contexts),
-        seed=[window_seed(job.seed, window + ATTEMPT_STEP * attempt) for job in jobs],
+        data["input_ids"],
+        data["attention_mask"],
+        *pad_codes([row.prompt for row in rows]),
+        torch.tensor([row.run_in + row.frames for row in rows], device=model.device),
+        *pad_codes([row.context for row in rows]),
+        seed=[row.seed for row in rows],
         **sampling,
     )
     if sampling.get("compat"):
         return [codes]
-    return [new[..., :frames] for new, frames in zip(codes.split(1), inputs["target_frames"].tolist(), strict=True)]
+    return [codes[i : i + 1, :, rows[i].run_in : rows[i].run_in + rows[i].frames] for i in places]
 
 
 def render_jobs(
-    model, processor, jobs: list[Job], sampling: dict, judge: Callable | None = None
+    model,
+    processor,
+    jobs: dict[int, Job],
+    steps: list[list[tuple[int, int]]],
+    sampling: dict,
+    judge: Callable | None = None,
+    decoding: Decoding | None = None,
 ) -> Iterator[tuple[Job, int]]:
-    """Render jobs side by side, window number by window number.
-
-    Which pieces share a batch depends on their windows alone, not on what an interrupted render has left: a piece that
-    has the window already is computed along, so that the others get the same bits.
+    """Render jobs by a plan.
 
     Args:
         model (`MidiValleForConditionalGeneration`), processor (`MidiValleProcessor`): From one model folder.
-        jobs (`list[Job]`): A batch.
+        jobs (`dict[int, Job]`): By piece; pieces that are not among them are left out. Finished ones are taken out.
+        steps (`list`): Of `scripts.scheduling.schedule`.
         sampling (`dict`): Options of `model.generate_codes`.
         judge (callable, *optional*): `judge(job, window, codes, again)` -> (attempt, codes) to keep, where
             `again(attempt)` gives the codes of another attempt.
+        decoding (`Decoding`, *optional*): How audio is made of codes.
 
     Yields:
-        `tuple(Job, int)`: a job, and the number of the window that it has just finished.
+        `tuple(Job, int)`: a job, and the number of the window that it has just finished; once more if it failed, with
+        its `error`. An error stops those that share the step.
     """
+    decoding = decoding or Decoding(model.device)
+    for step in steps:
+        here = [(jobs[piece], window) for piece, window in step if piece in jobs and not jobs[piece].error]
+        for job, _ in here:
+            if job.stream is None:
+                _guard([job], job.start, model.codec, decoding)
+                if job.error or job.done == len(job.windows):
+                    yield job, job.done - 1
+        members = [(job, window) for job, window in here if job.done <= window and not job.error]
+        if members:
+            _guard([job for job, _ in members], _step, model, processor, members, sampling, judge)
+            for job, window in members:
+                if job.done == len(job.windows):
+                    _guard([job], decoding.wait)
+                yield job, window
+        for piece, _ in step:
+            if piece in jobs and jobs[piece].done == len(jobs[piece].windows):
+                del jobs[piece]
 
-    def again(job: Job, window: int, attempt: int) -> torch.LongTensor:
-        return generate_window(model, processor, [job], window, attempt, sampling)[0]
 
-    for job in jobs:
-        job.start(model.codec)
-        if job.done == len(job.windows):
-            yield job, job.done - 1
-    while missing := [job.done for job in jobs if job.done < len(job.windows) and not job.is_mate]:
-        mates = [job.done for job in jobs if job.is_mate and min(missing) < len(job.windows)]
-        window = min(missing + mates)
-        batch = [job for job in jobs if window < len(job.windows)]
-        codes = generate_window(model, processor, batch, window, 0, sampling)
-        advanced = [(job, new) for job, new in zip(batch, codes, strict=True) if job.done == window]
-        for job, new in advanced:
-            job.add(*_choose(job, window, new, lambda a, j=job, w=window: again(j, w, a), judge))
-        for job, _ in advanced:
-            yield job, window
+def _guard(jobs: list[Job], work: Callable, *arguments) -> None:
+    """Do `work(*arguments)`; what it refuses is the error of `jobs`."""
+    try:
+        work(*arguments)
+    except ValueError as error:
+        for job in jobs:
+            job.error = error
+
+
+def _step(model, processor, members: list[tuple[Job, int]], sampling: dict, judge: Callable | None) -> None:
+    """Generate a window of each job, and keep it."""
+    for (job, window), new in zip(members, generate_windows(model, processor, members, sampling), strict=True):
+
+        def again(attempt: int, job: Job = job, window: int = window) -> torch.LongTensor:
+            return generate_windows(model, processor, [(job, window)], sampling, attempt, alone=True)[0]
+
+        job.add(*_choose(job, window, new, again, judge))
 
 
 def _choose(job: Job, window: int, codes: torch.LongTensor, again: Callable, judge: Callable | None):
@@ -176,8 +267,9 @@ def render_wave(model, processor, performance, prompt, seed: int, ring_out: floa
     """A performance after a prompt as one wave `(samples,)`."""
     windows, sink = processor.windows(performance, ring_out), Collected()
     job = Job(performance, windows, prompt, encode_prompt(model, prompt), seed, sinks=[sink])
-    for _ in render_jobs(model, processor, [job], sampling):
-        pass
+    for _ in render_jobs(model, processor, {0: job}, schedule([len(windows)], 1), sampling):
+        if job.error:
+            raise job.error
     return np.concatenate(sink)
 
 

@@ -471,7 +471,7 @@ def test_manifest(run, folder, monkeypatch):
     manifest = json.loads(Path("piece.json").read_text())
     recipe = manifest["recipe"]
     assert recipe["settings"]["seed"] == 3 and recipe["settings"]["start"] == 0.4 and recipe["threads"] >= 1
-    assert recipe["midi"] == [manifest["files"]["piece.mid"]] and len(recipe["prompt"]["files"]) == 2
+    assert recipe["midi"] == manifest["files"]["piece.mid"] and len(recipe["prompt"]["files"]) == 2
     assert {"torch", "transformers", "code_sha256", "processor"} <= set(recipe["software"])
     threads = torch.get_num_threads()
     code, _, err = run("again.wav", "--from-manifest", "piece.json")
@@ -511,7 +511,7 @@ def test_many_files_in_batches(music, run, monkeypatch):
     calls = counted(monkeypatch)
     code, out, err = run(*MANY)
     assert code == 2 and "bad.mid: not a MIDI file" in err and out.count("s on cpu") == 3
-    assert calls == [2, 1, 1, 1, 1]  # a and b: windows 1 of both, 2 and 3 of a; then c
+    assert calls == [2, 2, 2]  # first windows of a and b; where b ends, c takes its place
     assert sorted(os.listdir("out")) == ["a.json", "a.wav", "b.json", "b.wav", "c.json", "c.wav"]
     for name in "abc":
         assert run(f"music/{name}.mid", f"{name}.wav", "--temperature", 1, "--ring-out", 0)[0] == 0
@@ -522,10 +522,11 @@ def test_many_files_in_batches(music, run, monkeypatch):
     assert code == 2 and calls == [] and err.count("is there already, made the same way") == 3
     code, _, err = run(*MANY, "--seed", 1)
     assert code == 2 and err.count("exists already; add --force") == 3 and calls == []
-    for name in "ab":  # the manifest of a file from a batch makes the batch again
+    (music / "music" / "c.mid").unlink()
+    for name in "ab":  # the manifest of a file from a batch is enough, without the others
         code, _, err = run(f"again_{name}.wav", "--from-manifest", f"out/{name}.json")
         assert code == 0 and Path(f"again_{name}.wav").read_bytes() == Path(f"out/{name}.wav").read_bytes(), err
-    assert calls == [2, 1, 1, 2]
+    assert calls == [2, 2, 2, 2]
 
 
 def test_a_file_that_cannot_be_written_stops_nobody(music, run, monkeypatch):
@@ -551,10 +552,74 @@ def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
         assert run(*MANY)[0] == 130
-    assert sorted(os.listdir("out")) == [".a.wav.windows", "b.json", "b.wav"]
+    assert sorted(os.listdir("out")) == [".a.wav.windows", ".c.wav.windows", "b.json", "b.wav"]
     calls = counted(monkeypatch)
-    assert run(*MANY)[0] == 0 and calls == [1, 1, 1]
+    assert run(*MANY)[0] == 0 and calls == [2]
     assert {name: Path(f"out/{name}.wav").read_bytes() for name in "abc"} == expected
+
+
+def test_an_error_in_a_batch_stops_those_that_share_it(music, run, monkeypatch):
+    """The third step, of a and c, cannot be generated: b is there already, and d takes their place."""
+    save_midi(music / "music" / "d.mid", (0.0, 0.3, 60))
+    real, calls = MidiValleForConditionalGeneration.generate_codes, []
+
+    def generate_codes(self, *arguments, **options):
+        calls.append(0)
+        if len(calls) == 3:
+            raise ValueError("the weights are broken")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    code, out, err = run(*MANY)
+    assert code == 2 and all(f"render: {name}.mid: the weights are broken\n" in err for name in "ac")
+    assert {"b.wav", "d.wav"} <= set(os.listdir("out")) and not Path("out/a.wav").exists()
+
+
+def test_parallel(run, monkeypatch):
+    """Windows of one piece side by side, each after its own run-in: exact length, the same bits again, also after an
+    interruption and from the manifest; other sound than with carried context."""
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(30)])
+    options = ("--temperature", 1, "--ring-out", 0.3)
+    calls = counted(monkeypatch)
+    assert run("piece.mid", "whole.wav", *options, "--parallel", "--batch-size", 2)[0] == 0
+    assert calls == [1, 2, 1]  # the first alone, since it is waited for
+    assert len(samples_of("whole.wav")) == round((render_end("piece.mid") + 0.3) * RATE)
+    assert run("again.wav", "--from-manifest", "whole.json")[0] == 0 and calls == [1, 2, 1, 1, 2, 1]
+    assert Path("again.wav").read_bytes() == Path("whole.wav").read_bytes()
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert run("piece.mid", "piece.wav", *options, "--parallel", "--batch-size", 2)[0] == 130
+    calls.clear()
+    assert run("piece.mid", "piece.wav", *options, "--parallel", "--batch-size", 2)[0] == 0 and calls == [1]
+    assert Path("piece.wav").read_bytes() == Path("whole.wav").read_bytes()
+    assert run("piece.mid", "carried.wav", *options)[0] == 0
+    carried, parallel = samples_of("carried.wav"), samples_of("whole.wav")
+    assert len(carried) == len(parallel) and not np.array_equal(carried, parallel)
+
+
+def test_threads(run, monkeypatch):
+    """Measured when nothing is said; else the user's, the manifest's, or those of the render that goes on."""
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    chosen = iter((1, 5))
+    monkeypatch.setattr(render_files, "choose_threads", lambda model, most: next(chosen))
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    interrupted = pytest.MonkeyPatch()
+    interrupt_after(interrupted, 1)
+    assert run("piece.mid", "piece.wav")[0] == 130
+    interrupted.undo()
+    code, out, err = run("piece.mid", "piece.wav")
+    assert code == 0 and "1 windows were there already" in out, err
+
+    def threads_of(*arguments):
+        code, _, err = run("other.wav", "--force", *arguments)
+        assert code == 0, err
+        return json.loads(Path("other.json").read_text())["recipe"]["threads"]
+
+    assert json.loads(Path("piece.json").read_text())["recipe"]["threads"] == 1
+    assert threads_of("--from-manifest", "piece.json") == 1
+    assert threads_of("--from-manifest", "piece.json", "--threads", 3) == 3
+    assert run("piece.mid", "fresh.wav")[0] == 0
+    assert json.loads(Path("fresh.json").read_text())["recipe"]["threads"] == 5
 
 
 @pytest.mark.parametrize(
@@ -568,6 +633,8 @@ def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch
         (("music/a.mid", "x.wav", "--raw"), "--raw is for --stream"),
         (("music/a.mid", "--stream", "-", "--verify"), "--verify needs a file"),
         (("music/a.mid", "x.wav", "--batch-size", "0"), "--batch-size 0"),
+        (("music/a.mid", "x.wav", "--threads", "0"), "--threads 0"),
+        (("music/a.mid", "x.wav", "--parallel", "--compat", "published"), "leave out --parallel"),
         (("music/a.mid", "x.wav", "--from-manifest", "m.json"), "--from-manifest takes OUTPUT.wav"),
         (("music/a.mid", "x.wav", "--verify", "-1"), "--verify must not be negative"),
     ],
