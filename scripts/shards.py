@@ -36,8 +36,8 @@ def shard_files(source: str | Path, split: str) -> list[str]:
     """Parquet files of a split, complete and in order.
 
     Args:
-        source: a folder, a dataset of the Hub (`user/name`, with `@revision` if need be), or the http(s) URL of a folder
-            whose `README.md` is the card that `scripts.prepare_dataset` wrote.
+        source: a folder, a dataset of the Hub (`user/name`, with `@revision` if need be), or the http(s) URL of a
+            folder whose `README.md` is the card that `scripts.prepare_dataset` wrote.
         split: what the files' names begin with.
     Raises:
         DataError: none there, or some of the `-of-N` files are missing.
