@@ -20,10 +20,10 @@ that are copied together; whoever finds all of them writes the card. As a SLURM 
 
     srun python -m scripts.prepare_dataset ... --num-shards $SLURM_ARRAY_TASK_COUNT --shard-index $SLURM_ARRAY_TASK_ID
 
-or from Python by the processes of `datasets`, `arguments` being a list of the words above:
+or by the processes of `datasets`, `command` being a list of the words before `--num-shards`:
 
-    part = lambda row: {"code": main([*arguments, "--num-shards", "16", "--shard-index", str(row["index"])])}
-    Dataset.from_dict({"index": range(16)}).map(part, num_proc=16)
+    run = lambda row: {"code": subprocess.call([*command, "--num-shards", "16", "--shard-index", str(row["index"])])}
+    Dataset.from_dict({"index": range(16)}).map(run, num_proc=16)
 """
 
 import argparse
