@@ -14,8 +14,8 @@ class Int8Linear(nn.Module):
     """
     A linear layer whose weights are int8 with one scale per output, symmetric (largest magnitude = 127).
 
-    On a CPU for which torch has kernels (FBGEMM, oneDNN), inputs are rounded to 8 bits too, over one range for the whole
-    input, and products are summed in integers. Elsewhere the inputs stay as they are. The two differ by that rounding.
+    On a CPU for which torch has kernels (FBGEMM, oneDNN), each row of the input is rounded to 8 bits too, and products
+    are summed in integers. Elsewhere, and under autograd, inputs stay as they are: the two differ by that rounding.
 
     Args:
         in_features, out_features (`int`): as in `nn.Linear`.
@@ -42,13 +42,21 @@ class Int8Linear(nn.Module):
         return layer.train(linear.training)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.device.type == "cpu" and not inputs.requires_grad and has_cpu_kernel():
-            if self._packed is None:
-                self._packed = pack(self.weight, self.scale, self.bias)
-            reduced = not torch.cpu._is_vnni_supported()  # older processors sum pairs of products in 16 bits
-            output = torch.ops.quantized.linear_dynamic(inputs.float(), self._packed, reduced)
-            return output.to(inputs.dtype)
-        return F.linear(inputs, self.weight.to(inputs.dtype) * self.scale.to(inputs.dtype)[:, None], self.bias)
+        if inputs.device.type != "cpu" or inputs.requires_grad or not has_cpu_kernel():
+            return F.linear(inputs, self.weight.to(inputs.dtype) * self.scale.to(inputs.dtype)[:, None], self.bias)
+        if self._packed is None:
+            self._packed = pack(self.weight, self.scale)
+        rows, is_one_row = inputs.float(), inputs.numel() == self.in_features
+        if not is_one_row:  # the kernel has one range for all rows: let each fill it
+            largest = rows.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+            rows = rows / largest
+        is_narrow = not torch.cpu._is_vnni_supported()  # older processors add up pairs of products in 16 bits
+        output = torch.ops.quantized.linear_dynamic(rows, self._packed, is_narrow)
+        if not is_one_row:
+            output *= largest
+        if self.bias is not None:
+            output += self.bias
+        return output.to(inputs.dtype)
 
     def _apply(self, *args, **kwargs):
         self._packed = None
@@ -70,13 +78,13 @@ def has_cpu_kernel() -> bool:
     return torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
 
 
-def pack(weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.ScriptObject:
+def pack(weight: torch.Tensor, scale: torch.Tensor) -> torch.ScriptObject:
     """`weight` `(N, K)` int8 and `scale` `(N,)` in the order in which torch's kernels read them."""
     zeros = torch.zeros(len(scale), dtype=torch.long)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*quantized tensor creation functions.*")
         quantized = torch._make_per_channel_quantized_tensor(weight, scale.double(), zeros, 0)
-    return torch.ops.quantized.linear_prepack(quantized, None if bias is None else bias.detach().float())
+    return torch.ops.quantized.linear_prepack(quantized, None)
 
 
 def quantize_linears(model: nn.Module) -> None:
