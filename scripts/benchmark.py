@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
-from pathlib import Path
 
 import torch
 
@@ -71,12 +70,12 @@ class Clock:
 def make_model(args: argparse.Namespace) -> MidiValleForConditionalGeneration:
     """The model of a folder, or one of a preset's size with random weights."""
     if args.model:
-        model = load_model(model_folder(args.model), args.device)
+        model = load_model(model_folder(args.model), args.device, args.quantize)
     else:
         torch.manual_seed(0)
         model = MidiValleForConditionalGeneration(MidiValleConfig.from_preset(args.preset)).eval().to(args.device)
-    if args.quantize:
-        model.quantize_(args.quantize)
+        if args.quantize:
+            model.quantize_(args.quantize)
     for decoder in (model.ar, model.nar):
         decoder.to(getattr(torch, args.dtype))
     return model
@@ -290,8 +289,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise BenchmarkError(f"--frames {args.frames}: one window holds 1600 frames of prompt and target at most")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("--device cuda: no GPU is available")
-    if args.model and not Path(args.model).exists() and "/" not in args.model:
-        raise BenchmarkError(f"--model {args.model}: no such folder")
     return args
 
 

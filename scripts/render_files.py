@@ -157,7 +157,7 @@ def describe_changes(processor, performance, windows) -> str:
 def make_setting(args: argparse.Namespace, folder: Path, processor, recorded: dict | None) -> Setting:
     """Prompt and model, and what of them decides the sound."""
     label, prompt, files = load_prompt(args, folder, processor)
-    model = load_model(folder, args.device)
+    model = load_model(folder, args.device, args.quantize)
     if recorded:
         torch.set_num_threads(recorded["recipe"]["threads"])
         if other := differences(recorded["recipe"]):
