@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
         weight = linear.weight.detach().float()
-        layer.scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        layer.scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         layer.weight = (weight / layer.scale[:, None]).round().to(torch.int8)
         layer.bias = linear.bias
         return layer.train(linear.training)

@@ -46,7 +46,7 @@ def decode(ar, window, steps, rows=slice(None)):
 def test_all_kinds_of_steps_agree(make_ar, window, preset, rows):
     ar = make_ar(preset)
     expected, logits = decode(ar, window, "plain", rows)
-    assert len(expected.unique()) > 10
+    assert len(expected.unique()) > 2
     for steps in ("lean", "uniform"):
         codes, found = decode(ar, window, steps, rows)
         assert torch.equal(codes, expected)

@@ -14,6 +14,7 @@ from modeling_midivalle.decoding_midivalle_ar import FrameDecoder
 from modeling_midivalle.quantization_midivalle import Int8Linear
 
 STARTER = Path(__file__).resolve().parents[1] / "checkpoints" / "starter"
+PROMPT_FILES = (("midi", "mid"), ("audio", "flac"))
 EXAMPLES = Path(__file__).resolve().parents[1] / "space" / "examples"
 
 
@@ -62,7 +63,9 @@ def test_a_quantised_model_is_saved_and_loaded(make_model, make_rows, preset, tm
     assert not any(report.values()) and isinstance(again.nar.layers[0].linear2, Int8Linear)
     state = again.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert sum(value.dtype == torch.int8 for value in state.values()) == 2 * 2 * 4  # decoders, blocks, layers
+    assert sum(value.dtype == torch.int8 for value in state.values()) == 4 * (
+        len(again.ar.model.layers) + len(again.nar.layers)
+    )
     assert torch.equal(again.generate_codes(**inputs), model.generate_codes(**inputs))
     half = MidiValleForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.ar.model.layers[0].linear1.weight.dtype == torch.int8
@@ -93,7 +96,7 @@ def test_the_starter_agrees_with_itself_in_int8():
     same = []
     for piece in ("bach_prelude_c_bwv846", "chopin_prelude_op28_no7"):
         prompt = {f"prompt_{kind}": str(STARTER / "prompts" / f"steinway_studio.{end}") for kind, end in PROMPT_FILES}
-        inputs = processor(midi=str(EXAMPLES / f"{piece}.mid"), start=0, end=4, **prompt)
+        inputs = processor(midi=str(EXAMPLES / f"{piece}.mid"), start=0, end=9, **prompt)
         midi = (inputs["input_ids"][-1:], inputs["attention_mask"][-1:])
         codes, frames = model.codec.encode_codes(inputs["input_values"]), int(inputs["target_frames"][-1])
         lengths = torch.tensor([codes.shape[-1]])
@@ -115,7 +118,4 @@ def test_the_starter_agrees_with_itself_in_int8():
 
         FrameDecoder(rounded, *given).decode(follow, torch.zeros(1, frames), 2048)
         same += (torch.stack(chosen, 1) == exact)[0].tolist()
-    assert len(same) > 100 and sum(same) / len(same) >= 0.98
-
-
-PROMPT_FILES = (("midi", "mid"), ("audio", "flac"))
+    assert len(same) >= 100 and sum(same) / len(same) >= 0.98

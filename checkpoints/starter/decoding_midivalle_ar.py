@@ -33,6 +33,7 @@ class FrameDecoder:
         uniform_steps (`bool`, *optional*): on a GPU if not given.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         ar,
@@ -65,9 +66,8 @@ class FrameDecoder:
         if decoder.config.position_embedding_type == "time_rotary":
             cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
             first, second = sin.chunk(2, -1)
-            self.rotary = torch.stack([cos, torch.cat([-first, second], -1)])[
-                ..., None, :
-            ]  # (2, B, frames, 1, 1, size)
+            both = torch.stack([cos, torch.cat([-first, second], -1)])
+            self.rotary = both[..., None, :]  # (2, B, frames, 1, 1, head size)
         attended = torch.cat([self.given["midi_attention_mask"].bool(), self.mask.bool()], 1)
         self.penalty = None
         if self.uniform_steps or not attended.all():
