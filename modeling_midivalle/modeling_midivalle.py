@@ -2,6 +2,7 @@
 """MIDI-VALLE whole: codec, AR and NAR in one model. `generate` is in generation_midivalle.py."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -48,7 +49,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MidiValleBlock"]
-    _keep_in_fp32_modules_strict = ["codec"]
+    _keep_in_fp32_modules_strict = ["codec", "scale"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -89,6 +90,11 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         for name, part in (("codec", codec), ("ar", ar), ("nar", nar)):
             getattr(model, name).load_state_dict(part.state_dict())
         return model.eval()
+
+    def quantize_(self, dtype: Literal["int8"] = "int8") -> None:
+        """Both decoders to `dtype`, in place, as [`MidiValleARModel.quantize_`] does it; the codec stays as it is."""
+        self.ar.quantize_(dtype)
+        self.nar.quantize_(dtype)
 
     def forward(
         self,

@@ -24,6 +24,7 @@ from .modeling_midivalle_layers import (
     masked_cross_entropy,
     rotary_angles,
 )
+from .quantization_midivalle import quantize_linears
 
 
 class MidiValleARDecoder(MidiVallePreTrainedModel):
@@ -135,6 +136,8 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = MidiValleARDecoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.quantization:
+            quantize_linears(self)
         self.post_init()
 
     @can_return_tuple

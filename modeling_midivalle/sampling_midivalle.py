@@ -24,10 +24,10 @@ class PreallocatedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             B, heads, _, size = key_states.shape
-            self._buffer = key_states.new_empty(2, B, heads, self.capacity, size)
+            self.buffer = key_states.new_zeros(2, B, heads, self.capacity, size)
         end = seen + key_states.shape[2]
-        self._buffer[0, :, :, seen:end], self._buffer[1, :, :, seen:end] = key_states, value_states
-        self.keys, self.values = self._buffer[:, :, :, :end]
+        self.buffer[0, :, :, seen:end], self.buffer[1, :, :, seen:end] = key_states, value_states
+        self.keys, self.values = self.buffer[:, :, :, :end]
         return self.keys, self.values
 
 
@@ -47,22 +47,29 @@ class Sampler:
             raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], got {self.top_k} and {self.top_p}")
 
     def __call__(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.LongTensor:
-        """`logits` `(..., V)` and `uniform` `(...)` in [0, 1) -> codes `(...)`. ValueError on NaN or infinity."""
-        if not torch.isfinite(logits).all():
-            raise ValueError("the model gave NaN or infinite logits: its weights or its precision are broken")
+        """`logits` `(..., V)`, finite, and `uniform` `(...)` in [0, 1) -> codes `(...)`."""
         if not self.do_sample:
             return logits.argmax(-1)
-        logits, order = (logits.float() / self.temperature).sort(dim=-1, descending=True, stable=True)
-        if self.top_k:
-            logits, order = logits[..., : self.top_k], order[..., : self.top_k]
-        before = logits.softmax(-1).cumsum(-1)
+        logits = logits.float() / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            logits, order = logits.topk(self.top_k)
+        else:
+            logits, order = logits.sort(dim=-1, descending=True, stable=True)
+        below = logits.softmax(-1).cumsum(-1)
+        last = below.shape[-1] - 1
         if self.top_p < 1:
-            reached = before.roll(1, -1) >= self.top_p  # the code that crosses top_p still counts
-            reached[..., 0] = False
-            before = logits.masked_fill(reached, -torch.inf).softmax(-1).cumsum(-1)
-        threshold = uniform[..., None].to(before) * before[..., -1:]
-        place = (before <= threshold).sum(-1, keepdim=True).clamp(max=before.shape[-1] - 1)
+            last = (below < self.top_p).sum(-1, keepdim=True).clamp(max=last)  # the code that crosses top_p counts
+            mass = below.gather(-1, last)
+        else:
+            mass = below[..., -1:]
+        place = (below <= uniform[..., None].to(below) * mass).sum(-1, keepdim=True).clamp(max=last)
         return order.gather(-1, place)[..., 0]
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """ValueError if there is NaN or infinity in `logits`, or in sums of them."""
+    if not torch.isfinite(logits).all():
+        raise ValueError("the model gave NaN or infinite logits: its weights or its precision are broken")
 
 
 def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:

@@ -100,8 +100,9 @@ def model_type(folder: Path) -> str | None:
         raise FolderError(f"{folder}: no model can be loaded (config.json: {error})") from error
 
 
-def load_model(folder: Path, device: str):
-    """The model of a folder in fp32, by this repository's code; every weight must be there, and finite."""
+def load_model(folder: Path, device: str, quantize: str | None = None):
+    """The model of a folder in fp32, or with int8 decoders, by this repository's code; every weight must be there, and
+    finite."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -127,4 +128,6 @@ def load_model(folder: Path, device: str):
         raise FolderError(f"{folder}: the weights do not fit the configuration: {wrong}")
     if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value.sum())]:
         raise FolderError(f"{folder}: weights that are not finite: {', '.join(bad[:3])}")
+    if quantize:
+        model.quantize_(quantize)
     return model.to(device).eval()

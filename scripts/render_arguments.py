@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.model_folder import DEFAULT_MODEL
 
 MIDI_ENDINGS = (".mid", ".midi")
-OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel"
+OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel quantize"
 OPTIONS += " temperature top_k top_p compat"
 
 
@@ -50,6 +50,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     model.add_argument("--prompt-midi", metavar="P.mid", help="its notes; transcribed if left out (make install-eval)")
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     model.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: measured when it starts)")
+    model.add_argument(
+        "--quantize", choices=("int8",), help="decoders with int8 weights: faster on a CPU, a little other"
+    )
     music = parser.add_argument_group("music")
     music.add_argument("--start", type=float, metavar="S", help="begin here, s; becomes time 0 (default: 0)")
     music.add_argument("--end", type=float, metavar="S", help="clip the notes here, s (default: the end)")

@@ -464,6 +464,25 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
     assert run("piece.mid", "other.wav", *options, "--seed", 1)[0] == 0 and len(calls) == 3
 
 
+def test_int8_is_recorded_and_made_again(run, monkeypatch):
+    save_midi("piece.mid", (0.0, 0.5, 60))
+    real, calls = MidiValleForConditionalGeneration.quantize_, []
+
+    def quantize_(self, dtype):
+        calls.append(dtype)
+        real(self, dtype)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "quantize_", quantize_)
+    assert run("piece.mid", "exact.wav", "--ring-out", "0.2")[0] == 0
+    code, _, err = run("piece.mid", "int8.wav", "--ring-out", "0.2", "--quantize", "int8")
+    assert code == 0, err
+    exact, rounded = (json.loads(Path(name).read_text()) for name in ("exact.json", "int8.json"))
+    assert exact["recipe"]["settings"]["quantize"] is None and rounded["recipe"]["settings"]["quantize"] == "int8"
+    assert calls == ["int8"]
+    code, _, err = run("again.wav", "--from-manifest", "int8.json")
+    assert code == 0 and calls == ["int8", "int8"], err
+
+
 def test_manifest(run, folder, monkeypatch):
     """piece.json tells what was used, and is enough to make the same file again; a changed input is refused."""
     save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])

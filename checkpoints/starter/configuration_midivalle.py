@@ -79,6 +79,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
         label_smoothing (`float`): for `"target_mean"`.
         code_choice (`str`): a code that is not sampled is the likeliest (`"argmax"`, as published) or the nearest to
             the mean code vector under the logits (`"expected"`).
+        quantization (`str`, *optional*): `"int8"` for blocks of [`Int8Linear`] layers; see `quantize_`.
     """
 
     model_type = "midivalle_decoder"
@@ -106,6 +107,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     objective: Literal["target_mean", "published_sum"] = "target_mean"
     label_smoothing: float = 0.0
     code_choice: Literal["expected", "argmax"] = "argmax"
+    quantization: Literal["int8"] | None = None
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):

@@ -2,22 +2,22 @@
 """Generation: the AR's frames one by one, the NAR's codebooks one by one, audio; pieces of any length window by window.
 The MIDI sets the length, not EOS, except with `compat="published"`, where the published program's own rules hold."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from transformers import Cache
 from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
+from .decoding_midivalle_ar import FrameDecoder
 from .modeling_midivalle_frame_notes import read_notes
 from .modeling_midivalle_layers import check_midi_ids
 from .sampling_midivalle import (
-    PreallocatedLayer,
     Sampler,
     align_right,
+    check_finite,
     draw_seeds,
     draw_uniform,
     join_codes,
@@ -252,38 +252,19 @@ class MidiValleGenerationMixin(GenerationMixin):
         `until_eos` (one row): EOS can, and ends it. `midi` with its mask, `prompt` and `context` with their lengths.
         """
         config = self.config.ar_config
-        midi_ids, midi_attention_mask = midi
         parts = [(codes[:, 0], length_mask(lengths, codes.shape[-1])) for codes, lengths in (prompt, context)]
         if config.use_target_bos:
-            bos = midi_ids.new_full((len(midi_ids), 1), config.bos_token_id)
+            bos = prompt[0].new_full((len(prompt[0]), 1), config.bos_token_id)
             parts.insert(1, (bos, torch.ones_like(bos)))
         ids, mask = align_right(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
-        width = ids.shape[1]
-        mask = torch.cat([mask, mask.new_ones(len(mask), frames)], 1)
-        capacity = midi_ids.shape[1] + width + frames
-        cache = Cache(layers=[PreallocatedLayer(capacity) for _ in range(config.num_hidden_layers)])
-        codes = []
-        for step in range(frames):
-            logits = self.ar(
-                ids,
-                midi_ids=midi_ids,
-                midi_attention_mask=midi_attention_mask,
-                attention_mask=mask[:, : width + step],
-                prompt_lengths=prompt[1],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1, : config.vocab_size if until_eos else config.codebook_size]
-            if not sampler.do_sample and config.code_choice == "expected":
-                ids = self._nearest_to_expected(logits, 0)[:, None]
-            else:
-                ids = sampler(logits, uniform[:, step])[:, None]
-            if until_eos and config.eos_token_id in (int(ids), int(logits.argmax(-1))):
-                break
-            codes.append(ids)
-        if not codes:
+        choose, size = sampler, config.vocab_size if until_eos else config.codebook_size
+        if not sampler.do_sample and config.code_choice == "expected":
+            choose = self._expected_choice(0)
+        decoder = FrameDecoder(self.ar, ids, mask, midi, prompt[1], frames)
+        codes = decoder.decode(choose, uniform, size, config.eos_token_id if until_eos else None)
+        if not codes.shape[1]:
             raise ValueError("the model chose to stop before the first frame: try another seed or another prompt")
-        return torch.cat(codes, 1)
+        return codes
 
     def _generate_nar(
         self,
@@ -312,23 +293,20 @@ class MidiValleGenerationMixin(GenerationMixin):
             codes, mask = join_codes(*prompt, known, context[1] + target_frames)
             logits = self.nar(codes, *midi, mask, prompt[1], stage).logits
             logits = logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
-            if temperature == 0 and self.config.nar_config.code_choice == "expected":
-                codes = self._nearest_to_expected(logits, stage)
-            else:
-                codes = sampler(logits, uniform[:, stage - 1])
+            check_finite(logits)
+            expected = temperature == 0 and self.config.nar_config.code_choice == "expected"
+            codes = (self._expected_choice(stage) if expected else sampler)(logits, uniform[:, stage - 1])
             target[:, stage] = codes.masked_fill(~inside, 0)
         return target
 
-    def _nearest_to_expected(self, logits: torch.Tensor, stage: int) -> torch.LongTensor:
+    def _expected_choice(self, stage: int) -> Callable:
         """
-        The code nearest to the expected vector under `logits` `(..., codebook_size)`: `(...)`. Where many codes are
+        A choice of the codes nearest to the expected vectors under logits `(..., codebook_size)`. Where many codes are
         about equally likely, the likeliest is a wild guess, and this one the least error to be expected.
         """
-        if not torch.isfinite(logits).all():
-            raise ValueError(f"codebook {stage}: the model gave NaN or infinite logits: its weights are broken")
         book = self.codec.quantizer.layers[stage].codebook.embed  # (codebook_size, D)
-        expected = logits.float().softmax(-1) @ book
-        return (2 * expected @ book.T - book.square().sum(-1)).argmax(-1)
+        squares = book.square().sum(-1)
+        return lambda logits, uniform: (2 * (logits.float().softmax(-1) @ book) @ book.T - squares).argmax(-1)
 
     def _encode_prompt(
         self,

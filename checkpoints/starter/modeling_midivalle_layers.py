@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from .configuration_midivalle import (
     MidiValleDecoderConfig,
 )
 from .modeling_midivalle_frame_notes import FrameNotes, read_notes
+from .quantization_midivalle import quantize_linears
 
 
 def attended_index(attention_mask: torch.Tensor) -> torch.LongTensor:
@@ -295,6 +297,20 @@ class MidiVallePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MidiValleBlock, "attentions": MidiValleAttention}
+    _keep_in_fp32_modules_strict = ["scale"]  # of int8 layers
+
+    def quantize_(self, dtype: Literal["int8"] = "int8") -> None:
+        """
+        Turn the linear layers of all blocks into int8 ones, in place; heads and embeddings stay. The model is then
+        saved and loaded so. Not for training.
+
+        Raises:
+            ValueError: another `dtype`.
+        """
+        if dtype != "int8":
+            raise ValueError(f'quantize_ knows "int8", got {dtype!r}')
+        self.config.quantization = dtype
+        quantize_linears(self)
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -23,6 +23,7 @@ from .modeling_midivalle_layers import (
     masked_cross_entropy,
     rotary_angles,
 )
+from .quantization_midivalle import quantize_linears
 
 
 @dataclass
@@ -63,6 +64,8 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         self.heads = nn.ModuleList(nn.Linear(width, config.codebook_size, bias=False) for _ in range(K - 1))
         step = 2 if config.tie_heads_one_step_off else 1  # heads[k - 1] predicts codebook k
         self._tied_weights_keys = {f"heads.{i}.weight": f"audio_embeddings.{i + step}.weight" for i in range(K - step)}
+        if config.quantization:
+            quantize_linears(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -1,0 +1,200 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The AR's steps over one window: what is the same for all frames is computed once, and a step is a few operations."""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from transformers import Cache
+
+from .configuration_midivalle import UNITS_PER_FRAME
+from .modeling_midivalle_layers import rotary_angles
+from .sampling_midivalle import PreallocatedLayer, check_finite
+
+LOOK_EVERY = 16  # frames between two looks at what was chosen: at a look the host waits for a GPU
+
+
+class FrameDecoder:
+    """
+    Codebook 0 of the new frames of one window. MIDI rows, prompt and context enter by the AR's own forward. Then a step
+    works on what is there already: what is added to the frames' code vectors (positions, segments, notes), rotary
+    angles, padding mask, and keys and values, which are written in place.
+
+    With `uniform_steps` all steps look alike, as a CUDA graph needs it: a step finds its place in a tensor and attends
+    to the whole cache under a mask, not to its filled part. An AR with hooks that a step would pass over (those of
+    accelerate, of an observer) takes its own forward at each step.
+
+    Args:
+        ar (`MidiValleARModel`): in eval mode.
+        ids, mask (`torch.LongTensor` of shape `(B, T)`): the audio input so far, padded on the left.
+        midi (`tuple`): MIDI rows `(B, N, 6)` and their mask `(B, N)`.
+        prompt_lengths (`torch.LongTensor` of shape `(B,)`): prompt frames of each row.
+        frames (`int`): new frames.
+        uniform_steps (`bool`, *optional*): on a GPU if not given.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        ar,
+        ids: torch.LongTensor,
+        mask: torch.LongTensor,
+        midi: tuple[torch.LongTensor, torch.Tensor],
+        prompt_lengths: torch.LongTensor,
+        frames: int,
+        uniform_steps: bool | None = None,
+    ):
+        self.ar, self.frames, self.is_plain = ar, frames, _is_observed(ar)
+        self.uniform_steps = not self.is_plain and (ids.is_cuda if uniform_steps is None else uniform_steps)
+        self.known = midi[0].shape[1] + ids.shape[1]  # places of the cache that the prefill fills
+        self.cache = Cache(layers=[PreallocatedLayer(self.known + frames) for _ in ar.model.layers])
+        self.given = {"midi_ids": midi[0], "midi_attention_mask": midi[1], "prompt_lengths": prompt_lengths}
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), frames)], 1)
+        self.logits = self._forward(ids).clone()
+        if not self.is_plain:
+            self._prepare_steps(mask)
+
+    def _prepare_steps(self, mask: torch.LongTensor) -> None:
+        """What is added to each new frame, its rotary angles, and the mask over the places of the cache."""
+        decoder, numbers = self.ar.model, torch.arange(self.frames, device=mask.device)
+        index = mask.sum(1, keepdim=True) + numbers
+        predicted = decoder.predicted_frames(index, self.given["prompt_lengths"])
+        vectors = decoder.audio_embedding.weight
+        nothing = vectors.new_zeros(*index.shape, vectors.shape[1])
+        self.added = decoder.embeddings.place_audio(nothing, index, predicted, **self.given)
+        self.rotary = None
+        if decoder.config.position_embedding_type == "time_rotary":
+            cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
+            first, second = sin.chunk(2, -1)
+            both = torch.stack([cos, torch.cat([-first, second], -1)])
+            self.rotary = both[..., None, :]  # (2, B, frames, 1, 1, head size)
+        attended = torch.cat([self.given["midi_attention_mask"].bool(), self.mask.bool()], 1)
+        self.penalty = None
+        if self.uniform_steps or not attended.all():
+            self.penalty = self.added.new_zeros(attended.shape).masked_fill(~attended, -torch.inf)[:, None, None]
+        self.places = torch.arange(attended.shape[1], device=mask.device)
+
+    @torch.no_grad()
+    def decode(
+        self, choose: Callable, uniform: torch.Tensor, vocab_size: int, eos_token_id: int | None = None
+    ) -> torch.LongTensor:
+        """
+        Args:
+            choose (callable): logits `(B, vocab_size)` and uniform numbers `(B,)` to codes `(B,)`.
+            uniform (`torch.Tensor` of shape `(B, frames)`): the numbers.
+            vocab_size (`int`): ids below it can be chosen.
+            eos_token_id (`int`, *optional*): ends one row before the frame at which it is chosen or the likeliest.
+        Returns:
+            `torch.LongTensor` of shape `(B, frames)`, or less where EOS ended it.
+        Raises:
+            ValueError: the model gave NaN or infinite logits.
+        """
+        B, device = len(self.mask), self.mask.device
+        self.codes = torch.zeros(B, self.frames, dtype=torch.long, device=device)
+        self.sums = torch.zeros(B, self.frames, device=device)  # of logits: not finite where one of them is not
+        self.stops = torch.zeros(B, self.frames, dtype=torch.bool, device=device)
+
+        def advance(frame: int | torch.Tensor, is_last: bool = False) -> None:
+            logits = self.logits[:, :vocab_size]
+            code = choose(logits, _take(uniform, 1, frame)[:, 0])
+            _put(self.codes, 1, frame, code[:, None])
+            _put(self.sums, 1, frame, logits.sum(-1, keepdim=True, dtype=torch.float32))
+            if eos_token_id is not None:
+                stop = (code == eos_token_id) | (logits.argmax(-1) == eos_token_id)
+                _put(self.stops, 1, frame, stop[:, None])
+            if not is_last:
+                self.logits.copy_(self._forward(code[:, None]) if self.is_plain else self._step(code, frame))
+
+        with torch.inference_mode():
+            return self._loop(advance, eos_token_id)
+
+    def _loop(self, advance: Callable, eos_token_id: int | None) -> torch.LongTensor:
+        """Call `advance` for each frame; look for EOS now and then, and for broken logits at the end."""
+        place = torch.zeros(1, dtype=torch.long, device=self.mask.device)
+        replay = self._capture(advance, place) if self.uniform_steps and place.is_cuda else None
+        for frame in range(self.frames):
+            if replay is not None:
+                replay()
+            else:
+                advance(place if self.uniform_steps else frame, frame == self.frames - 1)
+            place += 1
+            if eos_token_id is not None and frame % LOOK_EVERY == LOOK_EVERY - 1 and self.stops.any():
+                break
+        end = int(self.stops[0].nonzero()[0]) if self.stops.any() else self.frames
+        check_finite(self.sums[:, : end + 1])
+        return self.codes[:, :end]
+
+    def _capture(self, advance: Callable, place: torch.Tensor) -> Callable:
+        """`advance` as a CUDA graph; what its trials have written is written again, or reset here."""
+        logits, stream = self.logits.clone(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                advance(place)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            advance(place)
+        self.logits.copy_(logits)
+        return graph.replay
+
+    def _forward(self, ids: torch.LongTensor) -> torch.Tensor:
+        """Logits `(B, V)` after `ids` by the AR's own forward."""
+        seen = self.cache.get_seq_length()
+        frames = ids.shape[1] + (seen - self.given["midi_ids"].shape[1] if seen else 0)
+        output = self.ar(
+            ids,
+            attention_mask=self.mask[:, :frames],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self.given,
+        )
+        return output.logits[:, -1]
+
+    def _step(self, code: torch.LongTensor, frame: int | torch.Tensor) -> torch.Tensor:
+        """Logits `(B, V)` after `code` `(B,)` of new frame `frame`: the AR's forward for one frame, cached."""
+        decoder, (B, place) = self.ar.model, (len(code), self.known + frame)
+        hidden_states = decoder.audio_embedding(code[:, None]) + _take(self.added, 1, frame)
+        rotary = None if self.rotary is None else _take(self.rotary, 2, frame)
+        end, penalty = place + 1, self.penalty
+        if self.uniform_steps:
+            end, penalty = len(self.places), penalty.masked_fill(self.places > place, -torch.inf)
+        elif penalty is not None:
+            penalty = penalty[..., :end]
+        for layer, cached in zip(decoder.layers, self.cache.layers):
+            attention = layer.self_attn
+            packed = attention.in_proj(layer.norm1(hidden_states)).view(B, 1, 3, -1, attention.head_dim)
+            if rotary is not None:
+                turned = packed[:, :, :2].float()  # query and key
+                swapped = turned.roll(attention.head_dim // 2, -1)
+                packed[:, :, :2] = torch.addcmul(turned * rotary[0], swapped, rotary[1])
+            query, new = packed[:, :, 0].transpose(1, 2), packed[:, :, 1:].permute(2, 0, 3, 1, 4)
+            _put(cached.buffer, 3, place, new)
+            keys, values = cached.buffer[:, :, :, :end]
+            attended = F.scaled_dot_product_attention(query, keys, values, penalty, scale=attention.scaling)
+            hidden_states = hidden_states + attention.out_proj(attended.transpose(1, 2).flatten(2))
+            hidden_states = hidden_states + layer.linear2(layer.activation(layer.linear1(layer.norm2(hidden_states))))
+        return self.ar.lm_head(decoder.norm(hidden_states))[:, 0]
+
+
+def _is_observed(ar) -> bool:
+    """Whether hooks hang on a module whose parts a step calls one by one."""
+    blocks = [module for layer in ar.model.layers for module in (layer, layer.self_attn)]
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+        for module in (ar, ar.model, *blocks)
+    )
+
+
+def _take(table: torch.Tensor, dim: int, place: int | torch.Tensor) -> torch.Tensor:
+    """The slice of `table` at `place`, a number or a tensor `(1,)`."""
+    return table.narrow(dim, place, 1) if isinstance(place, int) else table.index_select(dim, place)
+
+
+def _put(table: torch.Tensor, dim: int, place: int | torch.Tensor, values: torch.Tensor) -> None:
+    """Write `values` there."""
+    if isinstance(place, int):
+        table.narrow(dim, place, 1).copy_(values)
+    else:
+        table.index_copy_(dim, place, values.to(table.dtype))

@@ -1,0 +1,90 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The AR's steps: lean, all alike as in a CUDA graph, or by the model's own forward, they give the same codes."""
+
+import pytest
+import torch
+
+from modeling_midivalle.decoding_midivalle_ar import LOOK_EVERY, FrameDecoder
+
+FRAMES = 25
+
+
+def greedy(logits, _):
+    return logits.argmax(-1)
+
+
+@pytest.fixture
+def window(make_batch):
+    """Audio ids with mask, MIDI with mask, prompt lengths; the second row is padded everywhere."""
+    codes, _, midi_ids, midi_mask, lengths = make_batch((12, 12), (9, 4))
+    ids, mask = codes[:, 0, :9].clone(), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :5] = 0
+    return ids, mask, (midi_ids, midi_mask), lengths
+
+
+@torch.no_grad()
+def decode(ar, window, steps, rows=slice(None)):
+    ids, mask, midi, lengths = window
+    logits = []
+
+    def choose(found, uniform):
+        logits.append(found.clone())
+        return greedy(found, uniform)
+
+    given = (ids[rows], mask[rows], tuple(part[rows] for part in midi), lengths[rows])
+    hook = ar.register_forward_hook(lambda *_: None) if steps == "plain" else None
+    decoder = FrameDecoder(ar, *given, FRAMES, uniform_steps=steps == "uniform")
+    assert decoder.is_plain == (steps == "plain") and decoder.uniform_steps == (steps == "uniform")
+    codes = decoder.decode(choose, torch.zeros(len(given[0]), FRAMES), 2048)
+    if hook:
+        hook.remove()
+    return codes, torch.stack(logits)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "published"])
+@pytest.mark.parametrize("rows", [slice(None), slice(1)])
+def test_all_kinds_of_steps_agree(make_ar, window, preset, rows):
+    ar = make_ar(preset)
+    expected, logits = decode(ar, window, "plain", rows)
+    assert len(expected.unique()) > 2
+    for steps in ("lean", "uniform"):
+        codes, found = decode(ar, window, steps, rows)
+        assert torch.equal(codes, expected)
+        torch.testing.assert_close(found, logits, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("uniform_steps", [False, True])
+@pytest.mark.parametrize("end", [0, 3, LOOK_EVERY, FRAMES - 1])
+def test_eos_ends_a_row_wherever_it_comes(make_ar, window, uniform_steps, end):
+    ids, mask, midi, lengths = window
+    given = (ids[:1], mask[:1], (midi[0][:1], midi[1][:1]), lengths[:1])
+    calls = []
+
+    def hook(_module, _inputs, logits):
+        logits[..., 2048] = 1e4 if len(calls) == end else -1e4
+        calls.append(None)
+        return logits
+
+    ar = make_ar()
+    ar.lm_head.register_forward_hook(hook)
+    decoder = FrameDecoder(ar, *given, FRAMES, uniform_steps=uniform_steps)
+    codes = decoder.decode(greedy, torch.zeros(1, FRAMES), 2050, eos_token_id=2048)
+    assert codes.shape == (1, end) and len(calls) <= end + 1 + LOOK_EVERY
+    assert not (codes == 2048).any()
+
+
+def test_half_precision_steps(make_ar, window):
+    """bf16 rounds, so only that it runs and mostly agrees with the model's own forward in bf16."""
+    ar = make_ar().to(torch.bfloat16)
+    plain, lean = (decode(ar, window, steps)[1][0] for steps in ("plain", "lean"))
+    torch.testing.assert_close(lean, plain)  # of the prefill
+    codes, logits = decode(ar, window, "lean")
+    assert codes.shape == (2, FRAMES) and logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
+
+
+def test_broken_logits_are_refused(make_ar, window):
+    ar = make_ar()
+    with torch.no_grad():
+        ar.lm_head.weight[7, 0] = torch.inf
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        decode(ar, window, "lean")
