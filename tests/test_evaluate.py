@@ -2,6 +2,7 @@
 """`python -m scripts.evaluate` with a stand-in for the transcriber: what is compared, and what is written."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -57,7 +58,9 @@ def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcr
     assert list(results["summary"]) == ["truth", "codec", "generated"]
     assert results["summary"]["truth"]["f1"][0] == 1.0 and results["summary"]["generated"]["f1"][0] == 0.0
     assert results["summary"]["truth"]["log_mel_db"][0] == 0.0 < results["summary"]["codec"]["log_mel_db"][0]
-    assert all(0 < used <= 1 for used in results["codec"]["used"]) and results["codec"]["kbit_per_s"] < 2.2
+    about = results["codecs"]["codec"]
+    assert all(0 < used <= 1 for used in about["used"])
+    assert about["entropy_kbit_per_s"] < about["kbit_per_s"] == pytest.approx(2.2)
     assert len(results["rows"]) == 6 and results["settings"]["top_k"] == 5
     lines = (output / "table.md").read_text().splitlines()
     assert lines[0].startswith("| system | f1 | precision | recall |") and len(lines) == 5
@@ -73,6 +76,32 @@ def test_a_codec_alone(tiny_pack, transcriber, tmp_path):
     assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--excerpts", 1) == 0
     summary = json.loads((tmp_path / "out" / "results.json").read_text())["summary"]
     assert list(summary) == ["truth", "codec"] and transcriber.asked == 2
+
+
+def test_several_codecs_share_one_truth(tiny_pack, transcriber, tmp_path, capsys):
+    """Each is a system of its own; a second run takes the truth from the first, but only the same truth."""
+    other = tmp_path / "other" / "codec"
+    shutil.copytree(tiny_pack / "codec", other)
+    codecs = ["--codec", tiny_pack / "codec", "--codec", other]
+    assert run(tiny_pack, tmp_path / "one", *codecs) == 0
+    first = json.loads((tmp_path / "one" / "results.json").read_text())
+    names = [f"{tiny_pack.name}_codec", "other_codec"]
+    assert list(first["summary"]) == ["truth", *names] and list(first["codecs"]) == names
+    assert transcriber.asked == 6  # three systems, two excerpts
+    assert first["summary"][names[0]]["si_snr_db"] == first["summary"][names[1]]["si_snr_db"]
+    again = ["--truth", tmp_path / "one" / "results.json"]
+    assert run(tiny_pack, tmp_path / "two", *codecs, *again) == 0
+    assert transcriber.asked == 10  # the codecs only
+    second = json.loads((tmp_path / "two" / "results.json").read_text())
+    truths = [[row for row in results["rows"] if row["system"] == "truth"] for results in (first, second)]
+    assert json.dumps(truths[0]) == json.dumps(truths[1])  # nan included
+    assert run(tiny_pack, tmp_path / "three", *codecs, *again, "--seed", 1) == 0
+    assert transcriber.asked == 16  # other audio, nothing known
+    assert run(tiny_pack, tmp_path / "four", "--codec", other, "--codec", other) == 2
+    assert "given twice" in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text("[]")
+    assert run(tiny_pack, tmp_path / "four", *codecs, "--truth", tmp_path / "bad.json") == 2
+    assert "not a results.json" in capsys.readouterr().err and not (tmp_path / "four").exists()
 
 
 def test_the_reference_is_what_is_struck_in_the_excerpt(tiny_pack):

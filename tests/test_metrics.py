@@ -11,6 +11,7 @@ from scripts.metrics import (
     code_statistics,
     log_mel_distance,
     mean_interval,
+    multi_resolution_mel,
     note_scores,
     si_snr,
     spectrogram_nrmse,
@@ -84,6 +85,16 @@ def test_spectral_distance():
     little, more = (log_mel_distance(tone, tone + level * noise) for level in (0.001, 0.1))
     assert 0 < little < more < log_mel_distance(tone, noise)
     assert log_mel_distance(tone, other) > 5
+
+
+def test_multi_resolution_mel():
+    """Ten times louder is 1 in log10 in all seven windows where both are above the floor; noise counts."""
+    noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    assert multi_resolution_mel(noise, noise) == 0.0
+    with_empty_bands = multi_resolution_mel(noise, 10 * noise)  # bands narrower than a bin stay at the floor in both
+    assert 6 < with_empty_bands <= 7.0001
+    little, more = (multi_resolution_mel(tone(69, 0.5), tone(69, 0.5) + level * noise) for level in (1e-4, 1e-2))
+    assert 0 < little < more
 
 
 def tone(pitch, seconds=2.0):
