@@ -62,7 +62,8 @@ class CropBatches:
     Batches come in blocks, which the processes take in turns. A block of a pool is one batch; one of excerpts is made
     of `mixed_excerpts` of them (or a few more, so that batches come out even), whose crops are drawn in random order.
 
-    Yields dicts of `input_values (B, samples)` float32, `onsets (B, T, 88)` float32 and whatever the source adds.
+    Yields dicts of `input_values (B, samples)` float32, `onsets (B, T, 88)` float32 and whatever the source adds; with
+    `recipe.lead_seconds`, of excerpts also `lead (B, samples)`, what sounds just before.
 
     Args:
         source: `StoredCrops`, or map-style excerpts: dicts of `wave` int16 (samples,) and `onsets` uint8 (frames, 88).
@@ -76,7 +77,7 @@ class CropBatches:
         self.source, self.recipe, self.batch_size, self.workers = source, recipe, batch_size, workers
         self.process, self.processes, self.base = process, processes, base
         self.stored = isinstance(source, StoredCrops)
-        self.crops = int(recipe.excerpt_seconds / recipe.crop_seconds + 1e-6)  # of an excerpt
+        self.crops = int((recipe.excerpt_seconds - recipe.lead_seconds) / recipe.crop_seconds + 1e-6)  # of an excerpt
         unit = batch_size // math.gcd(batch_size, self.crops)
         self.excerpts = 0 if self.stored else -(-recipe.mixed_excerpts // unit) * unit  # of a block
         self.batches_per_block = 1 if self.stored else self.excerpts * self.crops // batch_size
@@ -115,11 +116,15 @@ class CropBatches:
             excerpts, turn, place = following, turn + 1, 0
 
     def _collate(self, excerpts: list[dict], chosen: np.ndarray) -> dict[str, torch.Tensor]:
-        frames = round(self.recipe.crop_seconds * SAMPLING_RATE) // HOP
-        parts = [(excerpts[i // self.crops], i % self.crops * frames) for i in chosen.tolist()]
+        frames, lead = (round(s * SAMPLING_RATE) // HOP for s in (self.recipe.crop_seconds, self.recipe.lead_seconds))
+        parts = [(excerpts[i // self.crops], lead + i % self.crops * frames) for i in chosen.tolist()]
         waves = torch.stack([e["wave"][frame * HOP : (frame + frames) * HOP] for e, frame in parts])
         onsets = torch.stack([e["onsets"][frame : frame + frames] > 0 for e, frame in parts])
         more = {k: torch.stack([e[k] for e, _ in parts]) for k in parts[0][0] if k not in ("wave", "onsets")}
+        if lead:
+            more["lead"] = (
+                torch.stack([e["wave"][(frame - lead) * HOP : frame * HOP] for e, frame in parts]).float() / 32767
+            )
         return {"input_values": waves.float() / 32767, "onsets": onsets.float()} | more
 
     def _vary(self, batch: dict[str, torch.Tensor], index: int) -> None:
@@ -131,7 +136,9 @@ class CropBatches:
         for k, wave in enumerate(batch["input_values"]):
             rng = np.random.default_rng([recipe.seed, LEVELS, index + k])
             gain = 10 ** (rng.uniform(*recipe.level_db) / 20)
-            wave *= min(gain, max(PEAK / (float(wave.abs().max()) + 1e-9), 1.0))
+            gain = min(gain, max(PEAK / (float(wave.abs().max()) + 1e-9), 1.0))
+            for values in (batch[name] for name in ("input_values", "lead") if name in batch):
+                values[k] *= gain
             if recipe.noise_db is not None:
                 noise = torch.from_numpy(rng.standard_normal(len(wave), np.float32))
                 wave += noise * 10 ** (rng.uniform(*recipe.noise_db) / 20)

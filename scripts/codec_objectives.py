@@ -28,8 +28,8 @@ class ListenerObjective(torch.nn.Module):
 class Objective(torch.nn.Module):
     """A part of the codec and what it is trained for; `model` is what is saved.
 
-    `forward(batch)` takes `input_values (B, samples)`, `onsets (B, T, 88)` and perhaps `audio_codes (B, K, T)` and
-    `has_notes (B,)`; it returns losses by name and, if there is one, the output wave (B, samples).
+    `forward(batch)` takes `input_values (B, samples)`, `onsets (B, T, 88)` and perhaps `audio_codes (B, K, T)` or
+    `lead (B, samples)`, and `has_notes (B,)`; it returns losses by name and, if there is one, the output (B, samples).
     """
 
     def __init__(self, codec: PianoEncodecModel, bf16: bool):
@@ -73,7 +73,7 @@ class DecoderObjective(Objective):
     """The decoder learns to speak the codes: for `sing_steps` only its oscillators' gates, through exact synthesis (an
     eighth of the work), then all of it.
 
-    With more codes than samples, the first ones are a lead: the LSTM hears them, so that it remembers what sounds, and
+    With a `lead`, or more codes than samples, the LSTM hears the first ones, so that it remembers what sounds, and
     nothing is made of them. A `listener` adds two losses: how many of the struck keys it hears in the output (`notes`),
     and how differently it hears output and target (`heard`).
     """
@@ -99,7 +99,8 @@ class DecoderObjective(Objective):
         wave, codes = batch["input_values"], batch.get("audio_codes")
         with torch.no_grad():
             if codes is None:
-                latent = quantize_train(self.codec.quantizer, self.encode(wave))[0]
+                sound = torch.cat([batch["lead"], wave], 1) if "lead" in batch else wave
+                latent = quantize_train(self.codec.quantizer, self.encode(sound))[0]
             else:
                 latent = self.codec.quantizer.decode(codes.transpose(0, 1))
         first, lstm, *rest = self.codec.decoder.layers

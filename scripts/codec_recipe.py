@@ -19,7 +19,7 @@ class CodecRecipe:
     model: dict = field(default_factory=dict)  # fields of PianoEncodecConfig
     rooms: list[str] = field(default_factory=lambda: list(ROOMS))  # of rendered audio; each recording's own is jittered
     crop_seconds: float = 2.0
-    lead_seconds: float = 0.0  # of codes before a crop: what still sounds in it began there, the decoder remembers
+    lead_seconds: float = 0.0  # before a crop: what still sounds in it began there, and the decoder remembers it
     excerpt_seconds: float = 12.0  # rendered or read at a time, then cut into crops
     mixed_excerpts: int = 32  # whose crops are mixed before they become batches
     level_db: tuple[float, float] = (0.0, 0.0)  # each crop's gain is drawn from here; full scale is not exceeded
@@ -54,8 +54,9 @@ class CodecRecipe:
             raise ValueError(f"unknown loss weights {sorted(unknown)}: choose from {sorted(LOSS_WEIGHTS)}")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size > 0):
             raise ValueError(f"batch_size is a number of crops or auto, not {self.batch_size!r}")
-        if self.excerpt_seconds < self.crop_seconds:
-            raise ValueError(f"crops of {self.crop_seconds} s do not fit into excerpts of {self.excerpt_seconds} s")
+        if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
+            crop = f"{self.crop_seconds} s after {self.lead_seconds} s"
+            raise ValueError(f"crops of {crop} do not fit into excerpts of {self.excerpt_seconds} s")
         self.weights = LOSS_WEIGHTS | self.weights
         self.betas, self.level_db = tuple(self.betas), tuple(self.level_db)
         self.noise_db = tuple(self.noise_db) if self.noise_db else None

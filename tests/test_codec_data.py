@@ -109,6 +109,24 @@ def test_processes_share_the_blocks_and_another_number_of_them_repeats_none():
     assert not used & later and min(later) == 2 * base + 1
 
 
+def test_a_lead_is_what_sounds_before():
+    """Crops begin after it, and its level follows theirs."""
+    recipe = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, lead_seconds=0.2, mixed_excerpts=2, level_db=(-9, -3))
+
+    class Counting:
+        def __getitem__(self, index):
+            return {"wave": np.arange(1, 12_801, dtype=np.int16), "onsets": np.zeros((20, 88), np.uint8)}
+
+    batches = CropBatches(Counting(), recipe, 4)
+    assert batches.crops == 2
+    batch = next(batches())
+    assert batch["lead"].shape == (4, 6400) and batch["input_values"].shape == (4, 3200)
+    steps = (batch["input_values"][:, 1] - batch["input_values"][:, 0])[:, None]
+    ramp = torch.cat([batch["lead"], batch["input_values"]], 1) / steps
+    torch.testing.assert_close(ramp - ramp[:, :1], torch.arange(9600.0).expand(4, -1), atol=1.0, rtol=1e-3)
+    assert sorted(set(ramp[:, 0].round().int().tolist())) == [1, 3201]
+
+
 def test_levels_and_noise(pool):
     """Gain within its bounds and never over full scale; noise of its level; not with codes, which would not follow."""
     quiet = Numbered()

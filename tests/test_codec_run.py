@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""Runs of the codec's trainer go on as if they had never stopped: bit by bit, after kills and signals, with processes."""
+"""Runs of the codec's trainer go on as if they had never stopped, bit by bit, after kills and signals."""
 
 import json
 import os

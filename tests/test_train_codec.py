@@ -163,5 +163,10 @@ def test_codes_in_front_of_a_crop_are_remembered():
     with torch.no_grad():
         _, led = objective({"input_values": wave, "audio_codes": codes})
         _, alone = objective({"input_values": wave, "audio_codes": codes[..., 30:]})
+        sound = torch.randn(1, 60 * 640)
+        quantised = codec.encode_codes(sound[:, None])
+        _, heard = objective({"input_values": sound[:, 30 * 640 :], "lead": sound[:, : 30 * 640]})
+        _, coded = objective({"input_values": wave, "audio_codes": quantised})
+    assert torch.allclose(heard, coded, atol=1e-5)  # of sound before a crop, as of its codes
     assert torch.allclose(led[0, inside], whole[30 * 640 :][inside], atol=1e-5)
     assert not torch.allclose(alone[0, inside], whole[30 * 640 :][inside], atol=1e-3)
