@@ -32,6 +32,7 @@ class StoredCrops(Dataset):
     """
 
     def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None, lead_seconds=0.0):
+        self.arguments = (paths, crop_seconds, seed, codec_sha256, lead_seconds)
         self.frames, self.seed = round(crop_seconds * SAMPLING_RATE) // HOP, seed
         self.lead = round(lead_seconds * SAMPLING_RATE) // HOP
         self.pools = [_pool(path) for path in paths]
@@ -42,6 +43,9 @@ class StoredCrops(Dataset):
         for path, pool in zip(paths, self.pools, strict=True):
             if pool.shape[1] // HOP < self.lead + self.frames:
                 raise ValueError(f"{path}: its excerpts are shorter than a crop of {crop_seconds} s and its lead")
+
+    def __reduce__(self):  # for workers that are started anew: files are opened there, not sent
+        return StoredCrops, self.arguments
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng([self.seed, index])
@@ -122,9 +126,8 @@ class CropBatches:
         onsets = torch.stack([e["onsets"][frame : frame + frames] > 0 for e, frame in parts])
         more = {k: torch.stack([e[k] for e, _ in parts]) for k in parts[0][0] if k not in ("wave", "onsets")}
         if lead:
-            more["lead"] = (
-                torch.stack([e["wave"][(frame - lead) * HOP : frame * HOP] for e, frame in parts]).float() / 32767
-            )
+            before = torch.stack([e["wave"][(frame - lead) * HOP : frame * HOP] for e, frame in parts])
+            more["lead"] = before.float() / 32767
         return {"input_values": waves.float() / 32767, "onsets": onsets.float()} | more
 
     def _vary(self, batch: dict[str, torch.Tensor], index: int) -> None:

@@ -132,6 +132,10 @@ class WholeObjective(Objective):
         self.spectral, self.listener, self.updates = SpectralLoss(), listener, []
         if listener is not None:
             listener.requires_grad_(False).eval()
+        for book in (layer.codebook for layer in codec.quantizer.layers):
+            if not book.cluster_size.any():  # saved without its averages: each code begins with one use
+                book.cluster_size.fill_(1)
+                book.embed_avg.copy_(book.embed)
 
     def forward(self, batch):
         wave, found = batch["input_values"], [] if torch.is_grad_enabled() else None

@@ -24,8 +24,9 @@ from scripts.codec_objectives import (
 from scripts.codec_oscillators import start_oscillators, start_synthesis
 from scripts.codec_quantizer import kmeans_start
 from scripts.codec_recipe import CodecRecipe
+from scripts.pianos import SAMPLING_RATE
 from scripts.prepare_dataset import codec_hash
-from scripts.rendered_audio import codes_path
+from scripts.rendered_audio import HOP, codes_path
 
 SHIPPED_DTYPE = torch.float16
 
@@ -50,6 +51,10 @@ def objective_of(
     if part == "listener":
         return ListenerObjective(Listener())
     model = PianoEncodecModel.from_pretrained(codec or features, dtype=torch.float32)
+    config = model.config
+    if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
+        form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
+        raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
     heard = load_listener(listener) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)

@@ -57,7 +57,10 @@ class Run:
     ):
         self.recipe, self.source, self.output, self.workers = recipe, source, Path(output), workers
         self.device = Accelerator(cpu=not torch.cuda.is_available()).device  # the processes find one another here
-        self.objective, self.model = objective.to(self.device), objective.model
+        self.objective, self.model = (
+            objective.to(self.device).train(),
+            objective.model,
+        )  # or cuDNN's LSTM has no gradient
         self.listener = listener or getattr(objective, "listener", None)
         if self.listener is not None:
             self.listener.to(self.device)

@@ -73,7 +73,7 @@ def test_saved_and_loaded_everywhere(codec, tmp_path):
 
 
 def test_the_shipped_codec_gives_the_same_codes_everywhere(tmp_path):
-    """Of a bundled prompt, on the CPU in fp32: from the shards, saved and loaded alone, saved again as it is shipped, and
+    """Of a bundled prompt, on the CPU in fp32: from the shards, saved and loaded alone, exported as for shipping, and
     through transformers' own class."""
     wave = torch.from_numpy(to_mono_32k(*read_audio(STARTER / "prompts" / "steinway_studio.flac")))[None, None]
     shards = [load_file(file) for file in sorted(STARTER.glob("model-*.safetensors"))]

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from scripts.codec_step import batch_that_fits
 from scripts.processes import RunError
 from scripts.rendered_audio import RenderedExcerpts, onsets_path
 
+ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
 rooms: [studio]
 crop_seconds: 0.4
@@ -86,7 +88,7 @@ def test_two_steps_and_two_more_are_four(whole, tmp_path, capsys):
     """`whole` with discriminator, listener, accumulation and revived codes; the cut lies inside a line of the log."""
     assert train_codec.main(whole("at_once")) == 0
     shown = capsys.readouterr().out
-    assert "x real time" in shown and "0:00:0" in shown and " left" in shown
+    assert re.search(r"x real time, \d+:\d\d:\d\d left", shown)
     row = json.loads((tmp_path / "at_once" / "log.jsonl").read_text().splitlines()[0])
     assert (
         row["step"] == 3 and row["revived"] > 0 and {"adversarial", "discriminator", "notes", "commitment"} <= set(row)
@@ -174,7 +176,8 @@ def test_two_processes_go_on_exactly_and_agree(whole, tmp_path):
 
     def launch(output):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-        done = subprocess.run([*command, "-m", "scripts.train_codec", *whole(output)], capture_output=True, text=True)
+        command += ["-m", "scripts.train_codec", *whole(output)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-2000:]
 
     launch("at_once")
@@ -290,6 +293,14 @@ def test_recipes_are_refused_in_one_sentence(tmp_path, capsys):
             train_codec.main([*arguments, *shared[1:]])
 
 
+def test_a_codec_of_another_form_is_refused(whole, tmp_path, capsys):
+    fields = {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1, "upsampling_ratios": [5, 4, 4, 4]}
+    PianoEncodecModel(PianoEncodecConfig(**fields)).save_pretrained(tmp_path / "other")
+    assert train_codec.main(whole("out", "--codec", tmp_path / "other")) == 2
+    assert "1 channels of 32000 Hz, 320 samples a frame" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_recipes_of_the_repository_are_read():
-    found = sorted(Path(__file__).parents[1].glob("recipes/codec_*.yaml"))
+    found = sorted(ROOT.glob("recipes/codec_*.yaml"))
     assert len(found) >= 4 and all(CodecRecipe.from_yaml(path).steps > 0 for path in found)
