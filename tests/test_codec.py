@@ -15,7 +15,6 @@ from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecMode
 from processing.audio_midivalle import read_audio, to_mono_32k
 from scripts.codec_parts import export_codec
 from scripts.codec_quantizer import ema_update, kmeans_start, nearest, quantize_train
-from scripts.prepare_dataset import codec_hash
 
 STARTER = Path(__file__).resolve().parents[1] / "checkpoints" / "starter"
 
@@ -88,7 +87,6 @@ def test_the_shipped_codec_gives_the_same_codes_everywhere(tmp_path):
     for folder in (tmp_path / "saved", tmp_path / "exported"):
         again = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).eval()
         assert torch.equal(again.encode_codes(wave), codes)
-        assert codec_hash(folder) == codec_hash(tmp_path / "exported")
         plain, report = EncodecModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         assert not any(report.values())
         with torch.no_grad():

@@ -1,6 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Runs of the codec's trainer go on as if they had never stopped, bit by bit, after kills and signals."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -56,13 +58,29 @@ def listener(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def shared(tiny_pack, listener):
+    """Arguments of a run that renders, listens and discriminates."""
+    (listener / "recipe.yaml").write_text(RECIPE)
+    found = ["whole", "--config", listener / "recipe.yaml", "--codec", tiny_pack / "codec", "--listener", listener]
+    found += ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--workers", "0"]
+    return [str(argument) for argument in found]
+
+
 @pytest.fixture
-def whole(tiny_pack, listener, tmp_path):
-    """`whole(output, ...)` -> arguments of a run that renders, listens and discriminates."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    shared = ["whole", "--config", tmp_path / "recipe.yaml", "--codec", tiny_pack / "codec", "--listener", listener]
-    shared += ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--workers", "0"]
-    return lambda output, *more: [str(a) for a in (*shared, *more, "--output-dir", tmp_path / output)]
+def whole(shared, tmp_path):
+    """`whole(output, ...)` -> arguments with more of them."""
+    return lambda output, *more: [*shared, *map(str, more), "--output-dir", str(tmp_path / output)]
+
+
+@pytest.fixture(scope="module")
+def at_once(shared, tmp_path_factory):
+    """The folder of a run of four steps that nothing stopped, and what it said."""
+    folder = tmp_path_factory.mktemp("at_once")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert train_codec.main([*shared, "--output-dir", str(folder)]) == 0
+    (folder / "said.txt").write_text(said.getvalue())
+    return folder
 
 
 def assert_equal_runs(one, other, step=4):
@@ -84,32 +102,29 @@ def assert_equal_runs(one, other, step=4):
     assert (one / "codec" / "model.safetensors").read_bytes() == (other / "codec" / "model.safetensors").read_bytes()
 
 
-def test_two_steps_and_two_more_are_four(whole, tmp_path, capsys):
+def test_two_steps_and_two_more_are_four(at_once, whole, tmp_path, capsys):
     """`whole` with discriminator, listener, accumulation and revived codes; the cut lies inside a line of the log."""
-    assert train_codec.main(whole("at_once")) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"x real time, \d+:\d\d:\d\d left", shown)
-    row = json.loads((tmp_path / "at_once" / "log.jsonl").read_text().splitlines()[0])
+    assert re.search(r"x real time, \d+:\d\d:\d\d left", (at_once / "said.txt").read_text())
+    row = json.loads((at_once / "log.jsonl").read_text().splitlines()[0])
     assert (
         row["step"] == 3 and row["revived"] > 0 and {"adversarial", "discriminator", "notes", "commitment"} <= set(row)
     )
     assert row["hours"] == pytest.approx(3 * 4 * 0.4 / 3600, abs=1e-4)
     parts = tmp_path / "parts"
-    shutil.copytree(tmp_path / "at_once" / "step_0000002", parts / "step_0000002")
+    shutil.copytree(at_once / "step_0000002", parts / "step_0000002")
     (parts / "log.jsonl").write_text('{"step": 3, "of": "a step that was lost"}\n{"step": 4, "cut sho')
     assert train_codec.main(whole("parts")) == 0
     assert "continuing from" in capsys.readouterr().out
-    assert_equal_runs(tmp_path / "at_once", parts)
-    before, after = (load_file(tmp_path / "at_once" / f"step_000000{n}" / "tensors.safetensors") for n in (2, 4))
+    assert_equal_runs(at_once, parts)
+    before, after = (load_file(at_once / f"step_000000{n}" / "tensors.safetensors") for n in (2, 4))
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"live", "average", "discriminator", "generator"}
 
 
-def test_a_kill_during_saving_and_damage_fall_back(whole, tmp_path, capsys):
+def test_a_kill_during_saving_and_damage_fall_back(at_once, whole, tmp_path, capsys):
     """Half a checkpoint is cleared away, a damaged one is passed over; the run ends the same."""
-    assert train_codec.main(whole("at_once")) == 0
     killed = tmp_path / "killed"
-    shutil.copytree(tmp_path / "at_once", killed)
+    shutil.copytree(at_once, killed)
     file = killed / "step_0000004" / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     (killed / ".step_0000003.tmp").mkdir()
@@ -118,12 +133,11 @@ def test_a_kill_during_saving_and_damage_fall_back(whole, tmp_path, capsys):
     assert train_codec.main(whole("killed")) == 0
     assert "passed over: step_0000004 (tensors.safetensors has" in capsys.readouterr().out
     assert not (killed / ".step_0000003.tmp").exists()
-    assert_equal_runs(tmp_path / "at_once", killed)
+    assert_equal_runs(at_once, killed)
 
 
-def test_a_signal_saves_first_and_other_settings_are_refused(whole, tmp_path, capsys, monkeypatch):
+def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp_path, capsys, monkeypatch):
     """SIGTERM in step 1: a checkpoint of step 1, from which the run goes on to the same end."""
-    assert train_codec.main(whole("at_once")) == 0
     learn = codec_run.Learner.__call__
 
     def interrupted(self, step, batches):
@@ -139,7 +153,7 @@ def test_a_signal_saves_first_and_other_settings_are_refused(whole, tmp_path, ca
     assert train_codec.main(whole("stopped", "--steps", 5)) == 2
     assert "recipe.steps was 4, is 5" in capsys.readouterr().err
     assert train_codec.main(whole("stopped")) == 0
-    assert_equal_runs(tmp_path / "at_once", tmp_path / "stopped")
+    assert_equal_runs(at_once, tmp_path / "stopped")
 
 
 @pytest.fixture(scope="module")
