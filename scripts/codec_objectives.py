@@ -14,26 +14,22 @@ EDGE_FRAMES = 6  # at both ends of a crop the listener hears silence beyond it
 
 
 class ListenerObjective(torch.nn.Module):
-    """The listener learns to hear which keys are struck, at any level and over a little noise."""
+    """The listener learns to hear which keys are struck; `level_db` and `noise_db` of its recipe say over what."""
 
     def __init__(self, listener: Listener):
         super().__init__()
         self.model = listener
 
-    def forward(self, batch, updates=None):
-        wave, onsets = batch["input_values"], batch["onsets"]
-        rows = torch.rand(2, len(wave), 1, device=wave.device)
-        gain_db, noise_db = rows[0] * 14 - 8, rows[1] * 20 - 80
-        wave = wave * 10 ** (gain_db / 20) + torch.randn_like(wave) * 10 ** (noise_db / 20)
-        return {"notes": onset_loss(self.model(wave)[0], onsets)}, None
+    def forward(self, batch):
+        logits = self.model(batch["input_values"])[0]
+        return {"notes": noted_loss(logits, batch["onsets"], batch.get("has_notes"))}, None
 
 
 class Objective(torch.nn.Module):
     """A part of the codec and what it is trained for; `model` is what is saved.
 
-    `forward(batch, updates)` takes `input_values (B, samples)`, `onsets (B, T, 88)` and perhaps
-    `audio_codes (B, K, T)`; it returns losses by name and, if there is one, the output wave (B, samples). `updates`
-    collects what `ema_update` needs.
+    `forward(batch)` takes `input_values (B, samples)`, `onsets (B, T, 88)` and perhaps `audio_codes (B, K, T)` or
+    `lead (B, samples)`, and `has_notes (B,)`; it returns losses by name and, if there is one, the output (B, samples).
     """
 
     def __init__(self, codec: PianoEncodecModel, bf16: bool):
@@ -67,7 +63,7 @@ class EncoderObjective(Objective):
         self.features = features
         self.codec.decoder.requires_grad_(False)
 
-    def forward(self, batch, updates=None):
+    def forward(self, batch):
         wave = batch["input_values"]
         latent, target = self.encode(wave), self.features(wave)
         return {"regression": (latent - target).square().mean()}, None
@@ -77,7 +73,7 @@ class DecoderObjective(Objective):
     """The decoder learns to speak the codes: for `sing_steps` only its oscillators' gates, through exact synthesis (an
     eighth of the work), then all of it.
 
-    With more codes than samples, the first ones are a lead: the LSTM hears them, so that it remembers what sounds, and
+    With a `lead`, or more codes than samples, the LSTM hears the first ones, so that it remembers what sounds, and
     nothing is made of them. A `listener` adds two losses: how many of the struck keys it hears in the output (`notes`),
     and how differently it hears output and target (`heard`).
     """
@@ -99,11 +95,12 @@ class DecoderObjective(Objective):
         for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
             parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index, 0.0))
 
-    def forward(self, batch, updates=None):
+    def forward(self, batch):
         wave, codes = batch["input_values"], batch.get("audio_codes")
         with torch.no_grad():
             if codes is None:
-                latent = quantize_train(self.codec.quantizer, self.encode(wave))[0]
+                sound = torch.cat([batch["lead"], wave], 1) if "lead" in batch else wave
+                latent = quantize_train(self.codec.quantizer, self.encode(sound))[0]
             else:
                 latent = self.codec.quantizer.decode(codes.transpose(0, 1))
         first, lstm, *rest = self.codec.decoder.layers
@@ -114,7 +111,7 @@ class DecoderObjective(Objective):
         output = self._speak(rest, hidden)
         losses = self.spectral(output, wave)
         if self.listener is not None:
-            losses |= listening_losses(self.listener, output, wave, batch["onsets"])
+            losses |= listening_losses(self.listener, output, wave, batch["onsets"], batch.get("has_notes"))
         return losses, output
 
     def _speak(self, layers, hidden: torch.Tensor) -> torch.Tensor:
@@ -123,24 +120,44 @@ class DecoderObjective(Objective):
 
 
 class WholeObjective(Objective):
-    """Encoder, quantiser and decoder together, for fine-tuning a codec that already speaks."""
+    """Encoder, quantiser and decoder together, for fine-tuning a codec that already speaks; a `listener` adds the same
+    losses as in `DecoderObjective`.
 
-    def __init__(self, codec, bf16: bool):
+    While training, `updates` grows by one `(vectors, indices)` a codebook with each forward pass; who steps, gives them
+    to `ema_update` and clears them.
+    """
+
+    def __init__(self, codec, bf16: bool, listener: Listener | None = None):
         super().__init__(codec, bf16)
-        self.spectral = SpectralLoss()
+        self.spectral, self.listener, self.updates = SpectralLoss(), listener, []
+        if listener is not None:
+            listener.requires_grad_(False).eval()
+        for book in (layer.codebook for layer in codec.quantizer.layers):
+            if not book.cluster_size.any():  # saved without its averages: each code begins with one use
+                book.cluster_size.fill_(1)
+                book.embed_avg.copy_(book.embed)
 
-    def forward(self, batch, updates=None):
-        wave = batch["input_values"]
-        latent, _, commitment = quantize_train(self.codec.quantizer, self.encode(wave), updates)
+    def forward(self, batch):
+        wave, found = batch["input_values"], [] if torch.is_grad_enabled() else None
+        latent, _, commitment = quantize_train(self.codec.quantizer, self.encode(wave), found)
+        self.updates += found or []
         output = self.decode(latent)[:, : wave.shape[1]]
         waveform = ((output - wave).abs().mean(1) / (wave.abs().mean(1) + 0.01)).mean()
-        return self.spectral(output, wave) | {"commitment": commitment, "waveform": waveform}, output
+        losses = self.spectral(output, wave) | {"commitment": commitment, "waveform": waveform}
+        if self.listener is not None:
+            losses |= listening_losses(self.listener, output, wave, batch["onsets"], batch.get("has_notes"))
+        return losses, output
 
 
 def listening_losses(
-    listener: Listener, output: torch.Tensor, target: torch.Tensor, onsets: torch.Tensor
+    listener: Listener,
+    output: torch.Tensor,
+    target: torch.Tensor,
+    onsets: torch.Tensor,
+    has_notes: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`notes` and `heard` of waves (B, 640 T) and struck keys `onsets (B, T, 88)`; see `DecoderObjective`."""
+    """`notes` and `heard` of waves (B, 640 T) and struck keys `onsets (B, T, 88)`; see `DecoderObjective`. Rows without
+    notes, where `has_notes (B,)` says so, have no part in `notes`."""
     with torch.no_grad():
         _, wanted = listener(target)
     logits, hidden = listener(output)
@@ -149,7 +166,15 @@ def listening_losses(
     for a, b in zip(hidden, wanted, strict=True):
         a, b = a[:, :, inside], b[:, :, inside]
         heard = heard + (a - b).abs().mean() / (b.abs().mean() + 1e-3)
-    return {"notes": onset_loss(logits[:, inside], onsets[:, inside]), "heard": heard / len(hidden)}
+    notes = noted_loss(logits[:, inside], onsets[:, inside], has_notes)
+    return {"notes": notes, "heard": heard / len(hidden)}
+
+
+def noted_loss(logits: torch.Tensor, onsets: torch.Tensor, has_notes: torch.Tensor | None) -> torch.Tensor:
+    """`onset_loss` of the rows whose notes are known, 0 if there are none."""
+    if has_notes is None:
+        return onset_loss(logits, onsets)
+    return onset_loss(logits[has_notes], onsets[has_notes]) if has_notes.any() else logits.sum() * 0
 
 
 def is_narrow_and_strided(layer: torch.nn.Module) -> bool:

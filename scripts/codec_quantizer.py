@@ -48,12 +48,15 @@ def ema_update(quantizer, updates, decay: float, dead: float, generator: torch.G
     """Move the codebooks towards the vectors they were chosen for; returns how many codes were revived.
 
     Args:
-        updates: one `(vectors (N, D), indices (N,))` a codebook, of one optimiser step.
+        updates: `(vectors (N, D), indices (N,))` of every codebook, once for each batch of one optimiser step. With
+            several processes each gives its own; what is counted is summed over batches and processes.
         decay: of the moving averages.
         dead: a code whose averaged use falls below this count is replaced by a random current vector.
+        generator: draws those vectors; in the same state on all processes.
     """
-    revived = 0
-    for layer, (vectors, indices) in zip(quantizer.layers, updates, strict=True):
+    revived, books = 0, len(quantizer.layers)
+    for k, layer in enumerate(quantizer.layers):
+        vectors, indices = (torch.cat(parts) for parts in zip(*updates[k::books], strict=True))
         book = layer.codebook
         count = torch.zeros_like(book.cluster_size).index_add_(0, indices, torch.ones_like(indices, dtype=torch.float))
         total = torch.zeros_like(book.embed_avg).index_add_(0, indices, vectors)

@@ -11,12 +11,13 @@ import argparse
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from scripts.pianos import SAMPLING_RATE
-from scripts.rendered_audio import HOP, PITCHES, RenderedCrops, onset_roll, onsets_path
+from scripts.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path
 from scripts.rooms import ROOMS
 
 EXCERPT_S = 12.0
@@ -25,13 +26,12 @@ _source = None
 
 def _open(args: argparse.Namespace) -> None:
     global _source  # one per process: its pianos stay in memory
-    _source = RenderedCrops(args.midi_root, args.split, args.piano, args.room or list(ROOMS))
+    rooms = args.room or list(ROOMS)
+    _source = RenderedExcerpts(args.midi_root, args.split, args.piano, rooms, EXCERPT_S, args.seed)
 
 
-def _excerpt(task: tuple[int, int]) -> tuple[int, np.ndarray, np.ndarray]:
-    seed, index = task
-    wave, notes, _ = _source.excerpt(np.random.default_rng([seed, index]), EXCERPT_S)
-    return index, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16), onset_roll(notes, len(wave) // HOP)
+def _excerpt(index: int) -> tuple[int, dict[str, np.ndarray]]:
+    return index, _source[index]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,16 +53,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pool = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int16, shape=shape)
         with multiprocessing.get_context("spawn").Pool(args.processes, _open, (args,)) as workers:
-            tasks = ((args.seed, i) for i in range(count))
-            found = workers.imap_unordered(_excerpt, tasks, chunksize=4)
-            for index, wave, roll in tqdm(found, total=count, unit="excerpt"):
-                pool[index], onsets[index] = wave, roll
+            found = workers.imap_unordered(_excerpt, range(count), chunksize=4)
+            for index, item in tqdm(found, total=count, unit="excerpt"):
+                pool[index], onsets[index] = item["wave"], item["onsets"]
         pool.flush()
         np.save(onsets_path(args.output), onsets)
         os.replace(temporary, args.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        Path(temporary).unlink(missing_ok=True)
     return 0
 
 

@@ -1,8 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Endless audio for the codec: MIDI rendered on pianos and rooms as it is needed, so nothing is stored or seen twice.
 
-`RenderedCrops` draws a performance, an excerpt, a piano and a room from (seed, worker, counter) alone and yields short
-crops of the sound with the note onsets in them.
+`RenderedExcerpts` draws a performance, an excerpt, a piano and a room from (seed, number) alone.
 """
 
 import csv
@@ -12,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from scripts.pianos import SAMPLING_RATE, load_piano, performance_level
 from scripts.rooms import Room, without_clipping
@@ -81,96 +79,48 @@ def onset_roll(notes: np.ndarray, frames: int) -> np.ndarray:
     return roll
 
 
-class RenderedCrops(IterableDataset):
-    """Endless crops of rendered piano.
+class RenderedExcerpts(Dataset):
+    """Endless rendered piano: excerpt i is drawn and rendered from (seed, i) alone.
 
-    Yields dicts of `input_values` (samples,) float32 at 32 kHz and `onsets` (frames, 88) float32, 1.0 where a key is
+    An item holds `wave` int16 (samples,) at 32 kHz and `onsets` uint8 (frames, 88): the velocity of a key that is
     struck in that 20 ms frame.
 
     Args:
         midi_root, split: see `list_midi`.
         pianos: paths for `load_piano`.
         rooms: names of `scripts.rooms.ROOMS`.
-        crop_seconds: length of a crop, a multiple of 0.02 s.
-        excerpt_seconds: how much is rendered at a time; it is cut into crops and pooled, so that a batch mixes pieces.
-        pool: crops held for mixing.
-        seed: everything drawn is a function of (seed, worker, count).
+        seconds: length of an excerpt.
     """
 
-    def __init__(self, midi_root, split, pianos, rooms, crop_seconds=1.5, excerpt_seconds=12.0, pool=192, seed=0):
+    def __init__(self, midi_root, split, pianos, rooms, seconds: float = 12.0, seed: int = 0):
         self.root, self.files = str(midi_root), list_midi(midi_root, split)
         self.pianos, self.rooms = list(pianos), list(rooms)
-        self.crop, self.excerpt_seconds, self.pool, self.seed = crop_seconds, excerpt_seconds, pool, seed
+        self.seconds, self.seed = seconds, seed
         durations = np.array([max(f.duration, 1.0) for f in self.files])
         self.weights = durations / durations.sum()
         self._performances = {}
 
-    def __iter__(self):
-        torch.set_num_threads(1)
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        pool = []
-        while True:
-            pool.extend(self._crops(rng))
-            while len(pool) > self.pool:
-                yield pool.pop(int(rng.integers(len(pool))))
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        wave, notes, _ = self.excerpt(np.random.default_rng([self.seed, index]))
+        wave = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+        return {"wave": wave, "onsets": onset_roll(notes, len(wave) // HOP)}
 
-    def excerpt(self, rng: np.random.Generator, seconds: float | None = None) -> tuple[np.ndarray, np.ndarray, dict]:
-        """One rendered excerpt: wave (samples,), notes relative to its start, and what it is."""
-        seconds = seconds or self.excerpt_seconds
+    def excerpt(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict]:
+        """One rendered excerpt: wave (samples,) float32, notes relative to its start, and what it is."""
         file = self.files[rng.choice(len(self.files), p=self.weights)]
         performance = self._load(file)
-        start = float(rng.uniform(0, max(performance.end - seconds, 0.01)))
+        start = float(rng.uniform(0, max(performance.end - self.seconds, 0.01)))
         piano = self.pianos[rng.integers(len(self.pianos))]
         room = self.rooms[rng.integers(len(self.rooms))]
         seed = int(rng.integers(2**31))
-        wave = render(performance.notes, start, seconds, piano, Room(room, seed), rng)
-        notes = sounding_excerpt(performance.notes, start, seconds)
+        wave = render(performance.notes, start, self.seconds, piano, Room(room, seed), rng)
+        notes = sounding_excerpt(performance.notes, start, self.seconds)
         return wave, notes, {"path": file.path, "start": start, "piano": piano, "room": room, "room_seed": seed}
 
     def _load(self, file: MidiFile) -> Performance:
         if file.path not in self._performances:
             self._performances[file.path] = file.load(self.root)
         return self._performances[file.path]
-
-    def _crops(self, rng: np.random.Generator) -> list[dict]:
-        wave, notes, _ = self.excerpt(rng)
-        size, frames = round(self.crop * SAMPLING_RATE), round(self.crop * SAMPLING_RATE) // HOP
-        onsets = (onset_roll(notes, len(wave) // HOP) > 0).astype(np.float32)
-        return [
-            {"input_values": wave[i * size : (i + 1) * size], "onsets": onsets[i * frames : (i + 1) * frames]}
-            for i in range(len(wave) // size)
-        ]
-
-
-class StoredCrops(IterableDataset):
-    """Endless random crops of rendered pools: `.npy` files of int16 (excerpts, samples).
-
-    Yields `input_values (samples,)` and `onsets (frames, 88)`, 1 where a key is struck; with the hash of a codec that
-    has encoded every pool (see `codes_path`) also `audio_codes (K, lead + frames)`, from `lead_seconds` before the crop
-    on. Crops start on a frame.
-    """
-
-    def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None, lead_seconds=0.0):
-        self.paths, self.frames, self.seed = list(paths), round(crop_seconds * SAMPLING_RATE) // HOP, seed
-        self.codec_sha256, self.lead = codec_sha256, round(lead_seconds * SAMPLING_RATE) // HOP
-
-    def __iter__(self):
-        worker = get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        pools = [np.load(path, mmap_mode="r") for path in self.paths]
-        onsets = [np.load(onsets_path(path), mmap_mode="r") for path in self.paths]
-        names = [codes_path(path, self.codec_sha256) for path in self.paths] if self.codec_sha256 else []
-        codes = [np.load(name, mmap_mode="r") for name in names] if names and all(n.is_file() for n in names) else None
-        while True:
-            p = int(rng.integers(len(pools)))
-            e = int(rng.integers(len(pools[p])))
-            frame = int(rng.integers(self.lead, pools[p].shape[1] // HOP - self.frames + 1))
-            wave = pools[p][e, frame * HOP : (frame + self.frames) * HOP].astype(np.float32) / 32767
-            item = {"input_values": wave, "onsets": (onsets[p][e, frame : frame + self.frames] > 0).astype(np.float32)}
-            if codes is not None:
-                item["audio_codes"] = codes[p][e, :, frame - self.lead : frame + self.frames].astype(np.int64)
-            yield item
 
 
 def onsets_path(pool: str | Path) -> Path:

@@ -1,15 +1,22 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The codec: codes of each row for itself, the same codes from every loader, and the training of its quantiser."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import EncodecModel
 
 from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecModel
+from processing.audio_midivalle import read_audio, to_mono_32k
+from scripts.codec_parts import export_codec
 from scripts.codec_quantizer import ema_update, kmeans_start, nearest, quantize_train
+
+STARTER = Path(__file__).resolve().parents[1] / "checkpoints" / "starter"
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +69,28 @@ def test_saved_and_loaded_everywhere(codec, tmp_path):
         encoded = plain.encode(wave, bandwidth=2.2)
         assert torch.equal(encoded.audio_codes[0], codes)
         assert torch.equal(plain.decode(encoded.audio_codes, encoded.audio_scales)[0], codec.decode_codes(codes))
+
+
+def test_the_shipped_codec_gives_the_same_codes_everywhere(tmp_path):
+    """Of a bundled prompt, on the CPU in fp32: from the shards, saved and loaded alone, exported as for shipping, and
+    through transformers' own class."""
+    wave = torch.from_numpy(to_mono_32k(*read_audio(STARTER / "prompts" / "steinway_studio.flac")))[None, None]
+    shards = [load_file(file) for file in sorted(STARTER.glob("model-*.safetensors"))]
+    state = {k.removeprefix("codec."): v for shard in shards for k, v in shard.items() if k.startswith("codec.")}
+    config = PianoEncodecConfig(**json.loads((STARTER / "config.json").read_text())["codec_config"])
+    shipped = PianoEncodecModel(config).eval()
+    shipped.load_state_dict(state)
+    codes = shipped.encode_codes(wave)
+    assert codes.shape == (1, 4, 300) and len(codes.unique()) > 500
+    shipped.save_pretrained(tmp_path / "saved")
+    export_codec(shipped.state_dict(), config, tmp_path / "exported")
+    for folder in (tmp_path / "saved", tmp_path / "exported"):
+        again = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).eval()
+        assert torch.equal(again.encode_codes(wave), codes)
+        plain, report = EncodecModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        assert not any(report.values())
+        with torch.no_grad():
+            assert torch.equal(plain.eval().encode(wave, bandwidth=2.2).audio_codes[0], codes)
 
 
 def test_any_encodec_of_the_right_form_loads(codec, tmp_path):

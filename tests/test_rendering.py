@@ -9,7 +9,7 @@ import pytest
 
 from scripts import pianos
 from scripts.pianos import RenderError, SampledPiano, load_piano, performance_level, velocity_gain
-from scripts.rendered_audio import RenderedCrops, StoredCrops, codes_path, list_midi, onsets_path, render
+from scripts.rendered_audio import RenderedExcerpts, list_midi, render
 from scripts.rooms import ROOMS, TARGET_RMS_DBFS, Room
 from tokenization import NOTE_DTYPE, MidiError
 
@@ -204,39 +204,14 @@ def test_performance_level_grows_with_notes_and_velocity():
 # --- streams
 
 
-def test_the_same_seed_gives_the_same_audio(tiny_pack):
-    def crops(seed):
-        stream = RenderedCrops(
-            tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 0.5, excerpt_seconds=1.0, pool=1, seed=seed
-        )
-        return [item for item, _ in zip(stream, range(3), strict=False)]
+def test_the_same_number_gives_the_same_audio(tiny_pack):
+    def excerpt(seed, index):
+        return RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0, seed)[index]
 
-    first, again, other = crops(4), crops(4), crops(5)
-    for a, b in zip(first, again, strict=True):
-        assert np.array_equal(a["input_values"], b["input_values"]) and np.array_equal(a["onsets"], b["onsets"])
-        assert a["input_values"].shape == (16_000,) and a["onsets"].shape == (25, 88)
-    assert not np.array_equal(first[0]["input_values"], other[0]["input_values"])
-
-
-def test_stored_crops(tmp_path):
-    """Slices of the pool with their onsets, and their codes, from the lead on, where there are some."""
-    pool = np.random.default_rng(0).integers(-30_000, 30_000, (3, 640 * 10), dtype=np.int16)
-    np.save(tmp_path / "pool.npy", pool)
-    onsets = np.zeros((3, 10, 88), np.uint8)
-    onsets[..., 0] = np.arange(30).reshape(3, 10)
-    np.save(onsets_path(tmp_path / "pool.npy"), onsets)
-    codes = np.arange(3 * 4 * 10, dtype=np.int16).reshape(3, 4, 10)
-    crops = [c["input_values"] for c, _ in zip(StoredCrops([tmp_path / "pool.npy"], 0.08, 1), range(3), strict=False)]
-    assert all(crop.shape == (2560,) for crop in crops)
-    np.save(codes_path(tmp_path / "pool.npy", "0123456789abcdef"), codes)
-    assert "audio_codes" not in next(iter(StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "another codec")))
-    for lead in (0, 2):
-        stream = StoredCrops([tmp_path / "pool.npy"], 0.08, 1, "0123456789abcdef", lead * 0.02)
-        for item, _ in zip(stream, range(3), strict=False):
-            excerpt, frame = divmod(int(item["audio_codes"][0, lead]), 40)
-            expected = pool[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
-            assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, lead + 4)
-            assert np.array_equal(item["onsets"], onsets[excerpt, frame : frame + 4] > 0)
+    first, again = excerpt(4, 7), excerpt(4, 7)
+    assert np.array_equal(first["wave"], again["wave"]) and np.array_equal(first["onsets"], again["onsets"])
+    assert first["wave"].shape == (32_000,) and first["onsets"].shape == (50, 88) and first["onsets"].any()
+    assert not any(np.array_equal(first["wave"], excerpt(*other)["wave"]) for other in ((4, 8), (5, 7)))
 
 
 def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):

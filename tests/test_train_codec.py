@@ -1,10 +1,12 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """`python -m scripts.train_codec` on tiny data: part after part, codes that stay, a listener that hears."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -13,7 +15,7 @@ from scripts import train_codec
 from scripts.codec_listener import Listener, onset_f1, onset_loss
 from scripts.codec_objectives import DecoderObjective, ListenerObjective, listening_losses
 from scripts.prepare_dataset import codec_hash
-from scripts.rendered_audio import RenderedCrops, codes_path, onset_roll, onsets_path
+from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from tokenization import NOTE_DTYPE
 
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow
@@ -27,6 +29,9 @@ steps: 2
 sing_steps: 1
 kmeans_vectors: 2100
 bf16: false
+log_steps: 1
+validation_crops: 1
+validation_seconds: 1.0
 """
 
 
@@ -34,14 +39,10 @@ bf16: false
 def pool(tiny_pack, tmp_path_factory):
     """Two excerpts of 2 s with their onsets."""
     path = tmp_path_factory.mktemp("pool") / "pool.npy"
-    source = RenderedCrops(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"])
-    waves, rolls = [], []
-    for seed in range(2):
-        wave, notes, _ = source.excerpt(np.random.default_rng(seed), 2.0)
-        waves.append(np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16))
-        rolls.append(onset_roll(notes, 100))
-    np.save(path, np.stack(waves))
-    np.save(onsets_path(path), np.stack(rolls))
+    source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 2.0)
+    items = [source[i] for i in range(2)]
+    np.save(path, np.stack([item["wave"] for item in items]))
+    np.save(onsets_path(path), np.stack([item["onsets"] for item in items]))
     return path
 
 
@@ -52,6 +53,7 @@ def test_part_after_part(pool, tmp_path):
 
     def run(part, *more):
         shared = ["--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+        shared += ["--validation", str(pool)]
         return train_codec.main([part, *shared, "--output-dir", str(tmp_path / part), *map(str, more)])
 
     assert run("features") == 0
@@ -73,6 +75,12 @@ def test_part_after_part(pool, tmp_path):
     assert codec_hash(codec) == codec_hash(tmp_path / "decoder" / "codec")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith("decoder.") for name in moved)
+    rows = [json.loads(line) for line in (tmp_path / "decoder" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 2] and {"mel", "notes", "heard", "gradient"} <= set(rows[0])
+    assert {"val_mel", "val_log_mel_db", "val_f1", "val_f1_truth"} <= set(rows[2])
+    assert soundfile.info(tmp_path / "decoder" / "samples" / "00_codec.flac").frames == 32_000
+    assert (tmp_path / "decoder" / "samples" / "spectrograms.png").stat().st_size > 5_000
+    assert (tmp_path / "decoder" / "curve.png").stat().st_size > 5_000
     assert PianoEncodecModel.from_pretrained(tmp_path / "decoder" / "codec").decode_codes(torch.zeros(1, 4, 5).long())[
         0, 0
     ].shape == (3200,)
@@ -155,5 +163,10 @@ def test_codes_in_front_of_a_crop_are_remembered():
     with torch.no_grad():
         _, led = objective({"input_values": wave, "audio_codes": codes})
         _, alone = objective({"input_values": wave, "audio_codes": codes[..., 30:]})
+        sound = torch.randn(1, 60 * 640)
+        quantised = codec.encode_codes(sound[:, None])
+        _, heard = objective({"input_values": sound[:, 30 * 640 :], "lead": sound[:, : 30 * 640]})
+        _, coded = objective({"input_values": wave, "audio_codes": quantised})
+    assert torch.allclose(heard, coded, atol=1e-5)  # of sound before a crop, as of its codes
     assert torch.allclose(led[0, inside], whole[30 * 640 :][inside], atol=1e-5)
     assert not torch.allclose(alone[0, inside], whole[30 * 640 :][inside], atol=1e-3)

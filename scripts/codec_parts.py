@@ -1,0 +1,158 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The parts of the codec: how each begins, what is fitted at once, and what is written of it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from scripts.codec_data import CropBatches, first_waves
+from scripts.codec_features import SpectralFeatures
+from scripts.codec_listener import Listener
+from scripts.codec_objectives import (
+    DecoderObjective,
+    EncoderObjective,
+    ListenerObjective,
+    WholeObjective,
+    start_balanced,
+)
+from scripts.codec_oscillators import start_oscillators, start_synthesis
+from scripts.codec_quantizer import kmeans_start
+from scripts.codec_recipe import CodecRecipe
+from scripts.pianos import SAMPLING_RATE
+from scripts.prepare_dataset import codec_hash
+from scripts.rendered_audio import HOP, codes_path
+
+SHIPPED_DTYPE = torch.float16
+
+
+def objective_of(
+    part: str,
+    recipe: CodecRecipe,
+    batches: CropBatches,
+    codec: str | None = None,
+    features: str | None = None,
+    listener: str | None = None,
+    go_on: bool = False,
+):
+    """The objective of a part that is trained, with its start where it begins from nothing.
+
+    Args:
+        batches: what the starts are fitted to.
+        codec, features, listener: folders of earlier parts, see `scripts.train_codec`.
+        go_on: keep what the codec already knows of the part.
+    """
+    torch.manual_seed(recipe.seed)  # of the weights that are drawn
+    if part == "listener":
+        return ListenerObjective(Listener())
+    model = PianoEncodecModel.from_pretrained(codec or features, dtype=torch.float32)
+    config = model.config
+    if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
+        form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
+        raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
+    heard = load_listener(listener) if listener else None
+    if part == "whole":
+        return WholeObjective(model, recipe.bf16, heard)
+    axes = load_features(features, model.config.hidden_size, recipe.memory) if features else None
+    if part == "encoder":
+        if not go_on:
+            wave = first_waves(batches, 4)[:4]
+            start_balanced(model.encoder.layers, wave[:, None], 1.0, float(axes(wave).std()))
+        return EncoderObjective(model, recipe.bf16, axes)
+    if not go_on:
+        with torch.no_grad():
+            start_oscillators(model, axes, model.encoder(first_waves(batches, 16)[:16, None]))
+            start_synthesis(model)
+    return DecoderObjective(model, recipe.bf16, 0 if go_on else recipe.sing_steps, heard)
+
+
+@torch.no_grad()
+def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> None:
+    """Fit the axes to audio; writes `features.safetensors` and a codec folder for the encoder to begin with."""
+    torch.manual_seed(recipe.seed)
+    codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
+    features = SpectralFeatures(codec.config.hidden_size, recipe.memory)
+    bands, _ = collect(batches, lambda w: features.bands(w).flatten(0, 1), recipe.kmeans_vectors)
+    print(f"{codec.config.hidden_size} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
+    export_codec(codec.state_dict(), codec.config, output)
+    save_whole(features.state_dict(), output / "features.safetensors")
+
+
+@torch.no_grad()
+def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
+    """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
+    codec = PianoEncodecModel.from_pretrained(encoder, dtype=torch.float32)
+    vectors, step = collect(
+        batches, lambda w: codec.encoder(w[:, None]).transpose(1, 2).flatten(0, 1), recipe.kmeans_vectors
+    )
+    left = kmeans_start(codec.quantizer, vectors, step, torch.Generator().manual_seed(recipe.seed))
+    print(f"codebooks leave {[round(v, 4) for v in left]} of the variance")
+    export_codec(codec.state_dict(), codec.config, output)
+
+
+@torch.no_grad()
+def encode_pools(folder: str, pools: list[str]) -> None:
+    """Codes of whole pools, beside them: training the decoder then needs no encoder."""
+    codec = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32)
+    for pool in pools:
+        target = codes_path(pool, codec_hash(folder))
+        if target.is_file():
+            continue
+        waves, codes = np.load(pool, mmap_mode="r"), []
+        for start in tqdm(range(0, len(waves), 8), desc=Path(pool).name):
+            batch = torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None]
+            codes.append(codec.encode_codes(batch).numpy().astype(np.int16))
+        temporary = target.with_name(f".{target.name}")
+        np.save(temporary, np.concatenate(codes))
+        os.replace(temporary, target)
+
+
+def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, int]:
+    """At least `count` latent vectors (N, D) of audio, and how many one batch gives."""
+    found = []
+    for batch in batches():
+        found.append(latent_of(batch["input_values"]))
+        if sum(map(len, found)) >= count:
+            return torch.cat(found), len(found[0])
+
+
+def export_codec(state: dict[str, torch.Tensor], config: PianoEncodecConfig, folder: Path) -> None:
+    """Save weights rounded to the shipped precision and codebooks in fp32, as a folder `from_pretrained` takes."""
+    rounded = {
+        name: value.detach().cpu().to(torch.float32 if "codebook" in name else SHIPPED_DTYPE)
+        for name, value in state.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_whole(rounded, folder / "model.safetensors")
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+
+
+def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A file of safetensors, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)
+
+
+def load_features(folder: str, hidden_size: int, memory: float) -> SpectralFeatures:
+    """The fitted features of `train_codec features`."""
+    return _loaded(SpectralFeatures(hidden_size, memory), Path(folder) / "features.safetensors")
+
+
+def load_listener(folder: str) -> Listener:
+    """The trained listener of `train_codec listener`."""
+    return _loaded(Listener(), Path(folder) / "listener.safetensors")
+
+
+def _loaded(module: torch.nn.Module, path: Path) -> torch.nn.Module:
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot be read as the weights of a {type(module).__name__} ({error})") from error
+    return module

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+# The Piano-Encodec from MIDI and sampled pianos: scripts/runs/codec.sh PACK OUTPUT [codes|decoder]
+#
+# The codec is OUTPUT/notes/codec in the end. `codes` ends where the codes are fixed (OUTPUT/codes), `decoder` does what
+# is left; without either both are done. common.sh tells what PACK is. On a CPU, five hours of audio are rendered once
+# and cropped at random. On a GPU, batches fill its memory, and the other cores render while it trains, so that it never
+# hears a sample twice; PROCESSES=8 uses eight of them.
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+part=${3:-all}
+processes=${PROCESSES:-1}
+
+train() {  # train PART RECIPE OPTION...
+  $python ${many:+-m torch.distributed.run --standalone --nproc-per-node "$processes"} -m scripts.train_codec "$1" \
+    --config "recipes/$2.yaml" "${audio[@]}" "${@:3}"
+}
+
+pool() {  # pool SPLIT HOURS FILE
+  [ -f "$3" ] || $python -m scripts.render_pool "${sound[@]}" --split "$1" --hours "$2" --output "$3"
+}
+
+many=
+if [ "$gpu" ]; then
+  workers=$(($(nproc) / processes - 1))
+  audio=(--midi-root "$pack/midi" "${pianos[@]}" --workers "$((workers > 0 ? workers : 1))")
+  batch=(--batch-size auto)
+else
+  pool train 5 "$out/pool.npy"
+  pool validation 0.02 "$out/pool_validation.npy"
+  audio=(--audio "$out/pool.npy" --validation "$out/pool_validation.npy" --workers 0)
+  batch=()
+fi
+[ "$processes" = 1 ] || trained=1
+
+if [ "$part" != decoder ]; then
+  [ -f "$out/features/features.safetensors" ] || train features codec_starter --output-dir "$out/features"
+  many=${trained:-} train encoder codec_starter "${batch[@]}" --features "$out/features" --output-dir "$out/encoder"
+  [ -f "$out/codes/model.safetensors" ] ||
+    train codebooks codec_starter --codec "$out/encoder/codec" --output-dir "$out/codes"
+  [ "$gpu" ] || train encode codec_starter --codec "$out/codes" --output-dir "$out/codes"
+fi
+if [ "$part" != codes ]; then
+  many=${trained:-}
+  train decoder codec_starter_decoder "${batch[@]}" --features "$out/features" --codec "$out/codes" \
+    --output-dir "$out/decoder"
+  train listener codec_listener "${batch[@]}" --output-dir "$out/listener"
+  train decoder codec_starter_notes "${batch[@]}" --go-on --codec "$out/decoder/codec" \
+    --listener "$out/listener" --output-dir "$out/notes"
+fi

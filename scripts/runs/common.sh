@@ -1,0 +1,21 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+# What the runs share; they source it with their arguments: PACK OUTPUT.
+#
+# PACK holds midi/ (manifest.csv beside the archives) and pianos/*.tar. Every step of a run leaves its result in OUTPUT
+# and is skipped or continued when it is there already.
+pack=${1:?usage: $0 PACK OUTPUT}
+out=${2:?usage: $0 PACK OUTPUT}
+python=${PYTHON:-.venv/bin/python}
+mkdir -p "$out"
+
+rooms=(--room dry_close --room living_room --room studio --room chamber_hall --room concert_hall --room old_tape)
+pianos=()  # their order is part of what a seed draws
+for piano in steinway_splendid yamahaC3_close yamahaC3_decca upright_kw; do pianos+=(--piano "$pack/pianos/$piano.tar"); done
+sound=(--midi-root "$pack/midi" "${pianos[@]}" "${rooms[@]}")
+
+# glibc gives every large tensor back to the system and faults it in again: half of a CPU step without these
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456
+if $python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then gpu=1; else
+  gpu=
+  export OMP_NUM_THREADS=1  # two threads of torch wait for one another as soon as anything else runs
+fi

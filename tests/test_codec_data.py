@@ -1,0 +1,208 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Sound for the codec: batches are functions of the seed and their number, whoever prepares them; real recordings."""
+
+import io
+import itertools
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
+from scripts.codec_recipe import CodecRecipe
+from scripts.pianos import RenderError
+from scripts.recorded_audio import RecordedExcerpts
+from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from tokenization import load_performance
+
+RECIPE = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3)
+
+
+class Numbered:
+    """Excerpt i of 0.4 s is the number i + 1 in every sample; only frame 0 of a crop of five has an onset."""
+
+    def __getitem__(self, index):
+        onsets = np.zeros((20, 88), np.uint8)
+        onsets[::5, index % 88] = 64
+        return {"wave": np.full(20 * 640, index + 1, np.int16), "onsets": onsets}
+
+
+def take(batches, count, first=0):
+    return list(itertools.islice(batches(first), count))
+
+
+def numbers(batch):
+    return (batch["input_values"][:, 0] * 32767).round().int().tolist()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Three excerpts of ten frames; an excerpt's and frame's number is its onsets' velocity, and its code."""
+    path = tmp_path / "pool.npy"
+    np.save(path, np.random.default_rng(0).integers(-30_000, 30_000, (3, 640 * 10), dtype=np.int16))
+    onsets = np.zeros((3, 10, 88), np.uint8)
+    onsets[..., 0] = np.arange(30).reshape(3, 10)
+    np.save(onsets_path(path), onsets)
+    np.save(codes_path(path, "0123456789abcdef"), np.arange(3 * 4 * 10, dtype=np.int16).reshape(3, 4, 10))
+    return path
+
+
+def test_stored_crops(pool):
+    """Slices of the pool with their onsets, and their codes, from the lead on, where there are some."""
+    waves, onsets = np.load(pool), np.load(onsets_path(pool))
+    assert StoredCrops([pool], 0.08, 1)[5]["input_values"].shape == (2560,)
+    assert "audio_codes" not in StoredCrops([pool], 0.08, 1, "another codec")[0]
+    for lead in (0, 2):
+        source = StoredCrops([pool], 0.08, 1, "0123456789abcdef", lead * 0.02)
+        for item in (source[i] for i in range(3)):
+            excerpt, frame = divmod(int(item["audio_codes"][0, lead]), 40)
+            expected = waves[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
+            assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, lead + 4)
+            assert np.array_equal(item["onsets"], onsets[excerpt, frame : frame + 4] > 0)
+    with pytest.raises(ValueError, match="shorter than a crop"):
+        StoredCrops([pool], 0.16, 1, None, 0.06)
+    with pytest.raises(ValueError, match=r"none\.npy: is not a file of a pool"):
+        StoredCrops([pool.with_name("none.npy")], 0.08)
+
+
+def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():
+    """A block of three excerpts (so that batches of six come out even) gives each of its twelve crops once."""
+    batches = CropBatches(Numbered(), RECIPE, 6)
+    assert (batches.excerpts, batches.crops, batches.batches_per_block) == (3, 4, 2)
+    found = take(batches, 6)
+    for block in range(3):
+        crops = numbers(found[2 * block]) + numbers(found[2 * block + 1])
+        assert sorted(crops) == sorted([3 * block + i for i in (1, 2, 3)] * 4) and crops != sorted(crops)
+    for batch in found:
+        assert batch["input_values"].shape == (6, 3200) and batch["onsets"].shape == (6, 5, 88)
+        assert (batch["onsets"].sum((1, 2)) == 1).all()  # cut where the wave is cut
+        assert batch["onsets"][:, 0].argmax(1).tolist() == [n - 1 for n in numbers(batch)]
+
+
+def test_any_beginning_and_any_number_of_workers_give_the_same(pool):
+    recipe = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, level_db=(-6, 6), noise_db=(-60, -40))
+    for source in (Numbered(), StoredCrops([pool], 0.1, 3)):
+        alone = take(CropBatches(source, recipe, 3), 9)
+        for first, workers in ((1, 0), (4, 0), (5, 2), (8, 1)):
+            again = take(CropBatches(source, recipe, 3, workers), 9 - first, first)
+            for a, b in zip(alone[first:], again, strict=True):
+                assert all(torch.equal(a[name], b[name]) for name in a)
+        assert not torch.equal(alone[0]["input_values"], alone[1]["input_values"])
+
+
+def test_processes_share_the_blocks_and_another_number_of_them_repeats_none():
+    """Two processes do what one does, and three go on with what two have not begun."""
+    alone = [numbers(b) for b in take(CropBatches(Numbered(), RECIPE, 4), 8)]
+    pair = [[numbers(b) for b in take(CropBatches(Numbered(), RECIPE, 4, 0, r, 2), 4)] for r in range(2)]
+    blocks = [[alone[2 * b], alone[2 * b + 1]] for b in range(4)]
+    assert pair == [blocks[0] + blocks[2], blocks[1] + blocks[3]]
+    used = {n for process in pair for batch in process[:3] for n in batch}
+    base = CropBatches(Numbered(), RECIPE, 4, 0, 0, 2).next_base(3)
+    assert base == 4  # block 3 has been begun
+    later = {
+        n for r in range(3) for b in take(CropBatches(Numbered(), RECIPE, 4, 0, r, 3, base), 2) for n in numbers(b)
+    }
+    assert not used & later and min(later) == 2 * base + 1
+
+
+def test_a_lead_is_what_sounds_before():
+    """Crops begin after it, and its level follows theirs."""
+    recipe = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, lead_seconds=0.2, mixed_excerpts=2, level_db=(-9, -3))
+
+    class Counting:
+        def __getitem__(self, index):
+            return {"wave": np.arange(1, 12_801, dtype=np.int16), "onsets": np.zeros((20, 88), np.uint8)}
+
+    batches = CropBatches(Counting(), recipe, 4)
+    assert batches.crops == 2
+    batch = next(batches())
+    assert batch["lead"].shape == (4, 6400) and batch["input_values"].shape == (4, 3200)
+    ramp = torch.cat([batch["lead"], batch["input_values"]], 1).double()
+    ramp = ramp / ((ramp[:, -1:] - ramp[:, :1]) / 9599)
+    torch.testing.assert_close(ramp - ramp[:, :1], torch.arange(9600.0).double().expand(4, -1), atol=0.01, rtol=0)
+    assert sorted(set(ramp[:, 0].round().int().tolist())) == [1, 3201]
+
+
+def test_levels_and_noise(pool):
+    """Gain within its bounds and never over full scale; noise of its level; not with codes, which would not follow."""
+    quiet = Numbered()
+    plain = next(CropBatches(quiet, RECIPE, 4)())["input_values"]
+    recipe = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3, level_db=(-20, -10))
+    gains = 20 * (next(CropBatches(quiet, recipe, 4)())["input_values"] / plain)[:, 0].log10()
+    assert ((gains > -20) & (gains < -10)).all() and gains.std() > 0.1
+    loud = CodecRecipe(crop_seconds=0.1, level_db=(30, 31))
+    assert next(CropBatches(StoredCrops([pool], 0.1), loud, 4)())["input_values"].abs().max() < 0.98
+    noisy = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3, noise_db=(-40, -40))
+    noise = next(CropBatches(quiet, noisy, 4)())["input_values"] - plain
+    assert 20 * noise.std().log10() == pytest.approx(-40, abs=0.3)
+    coded = StoredCrops([pool], 0.1, 0, "0123456789abcdef")
+    with pytest.raises(ValueError, match="do not go with stored codes"):
+        next(CropBatches(coded, loud, 4)())
+
+
+def test_a_pool_and_rendering_on_the_fly_are_the_same_sound(tiny_pack, tmp_path):
+    source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0, 5)
+    items = [source[i] for i in range(2)]
+    np.save(tmp_path / "pool.npy", np.stack([item["wave"] for item in items]))
+    np.save(onsets_path(tmp_path / "pool.npy"), np.stack([item["onsets"] for item in items]))
+    rendered, stored = fixed_batch(source, 2, 0.5), fixed_batch(StoredExcerpts([tmp_path / "pool.npy"]), 2, 0.5)
+    assert rendered["input_values"].shape == (2, 16_000) and rendered["onsets"].shape == (2, 25, 88)
+    assert all(torch.equal(rendered[name], stored[name]) for name in rendered)
+    with pytest.raises(ValueError, match="longer than the excerpts"):
+        fixed_batch(source, 2, 1.5)
+
+
+# --- recordings
+
+
+@pytest.fixture
+def recording(tiny_pack, tmp_path):
+    """A second and a half of rendered piano, stereo at 44.1 kHz, with its MIDI beside."""
+    midi = tiny_pack / "midi" / "0.mid"
+    shutil.copy(midi, tmp_path / "take.mid")
+    noise = 0.1 * np.random.default_rng(0).standard_normal((round(1.5 * 44_100), 2))
+    soundfile.write(tmp_path / "take.wav", noise, 44_100)
+    return tmp_path, load_performance(midi).notes
+
+
+def test_audio_files_with_and_without_notes(recording):
+    folder, notes = recording
+    item = RecordedExcerpts([folder], 1.5, seed=1)[0]
+    assert item["wave"].shape == (48_000,) and item["wave"].dtype == np.int16 and item["has_notes"]
+    assert np.array_equal(item["onsets"], onset_roll(notes, 75))
+    (folder / "bare").mkdir()
+    (folder / "take.wav").rename(folder / "bare" / "take.wav")
+    bare = RecordedExcerpts([folder], 2.0, seed=1)[4]
+    assert not bare["has_notes"] and not bare["onsets"].any()
+    assert bare["wave"].shape == (64_000,) and not bare["wave"][48_010:].any() and bare["wave"][47_000:47_900].any()
+
+
+def test_shards(recording, tmp_path_factory):
+    """Columns as `scripts.prepare_dataset --keep-audio` writes them, and `audio` with `midi`; no notes is no error."""
+    folder, notes = recording
+    data = io.BytesIO()
+    soundfile.write(data, *soundfile.read(folder / "take.wav"), format="FLAC")
+    sound = {"bytes": data.getvalue(), "path": None}
+    prepared = {f"target_{field}": notes[field].tolist() for field in notes.dtype.names}
+    columns = [{"target_audio": sound} | prepared, {"audio": sound, "midi": (folder / "take.mid").read_bytes()}]
+    file = RecordedExcerpts([folder], 1.5)[0]
+    for i, row in enumerate([*columns, {"prompt_audio": sound}]):
+        shard = tmp_path_factory.mktemp("shards") / f"{i}.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), shard)
+        item = RecordedExcerpts([shard], 1.5)[0]
+        assert np.abs(item["wave"] - file["wave"].astype(int)).max() <= 2 and bool(item["has_notes"]) == (i < 2)
+        assert np.array_equal(item["onsets"], onset_roll(notes, 75) if i < 2 else np.zeros((75, 88)))
+
+
+def test_recordings_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(RenderError, match=r"no \.wav, \.flac or \.parquet"):
+        RecordedExcerpts([tmp_path], 1.0)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    with pytest.raises(RenderError, match=r"bad\.wav: cannot be read"):
+        RecordedExcerpts([tmp_path], 1.0)
+    with pytest.raises(RenderError, match="neither a folder nor one of"):
+        RecordedExcerpts([tmp_path / "x.mp3"], 1.0)

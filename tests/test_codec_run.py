@@ -1,0 +1,320 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Runs of the codec's trainer go on as if they had never stopped, bit by bit, after kills and signals."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from scripts import codec_run, train_codec
+from scripts.codec_listener import Listener
+from scripts.codec_objectives import WholeObjective
+from scripts.codec_parts import encode_pools, export_codec, save_whole
+from scripts.codec_quantizer import ema_update
+from scripts.codec_recipe import CodecRecipe
+from scripts.codec_run import Run
+from scripts.codec_step import batch_that_fits
+from scripts.processes import RunError
+from scripts.rendered_audio import RenderedExcerpts, onsets_path
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = """
+rooms: [studio]
+crop_seconds: 0.4
+excerpt_seconds: 1.2
+mixed_excerpts: 2
+level_db: [-6, 3]
+batch_size: 2
+accumulation: 2
+steps: 4
+warmup_steps: 2
+codebook_decay: 0.5
+dead_code: 0.3
+adversarial_from: 1
+save_steps: 2
+log_steps: 3
+validation_crops: 1
+validation_seconds: 0.6
+"""
+
+
+@pytest.fixture(scope="module")
+def listener(tmp_path_factory):
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("listener")
+    save_whole(Listener().state_dict(), folder / "listener.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_pack, listener):
+    """Arguments of a run that renders, listens and discriminates."""
+    (listener / "recipe.yaml").write_text(RECIPE)
+    found = ["whole", "--config", listener / "recipe.yaml", "--codec", tiny_pack / "codec", "--listener", listener]
+    found += ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--workers", "0"]
+    return [str(argument) for argument in found]
+
+
+@pytest.fixture
+def whole(shared, tmp_path):
+    """`whole(output, ...)` -> arguments with more of them."""
+    return lambda output, *more: [*shared, *map(str, more), "--output-dir", str(tmp_path / output)]
+
+
+@pytest.fixture(scope="module")
+def at_once(shared, tmp_path_factory):
+    """The folder of a run of four steps that nothing stopped, and what it said."""
+    folder = tmp_path_factory.mktemp("at_once")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert train_codec.main([*shared, "--output-dir", str(folder)]) == 0
+    (folder / "said.txt").write_text(said.getvalue())
+    return folder
+
+
+def assert_equal_runs(one, other, step=4):
+    """Weights, averages, optimisers, generator, sums and log of both are the same bits."""
+    one_step, other_step = (folder / f"step_{step:07d}" for folder in (one, other))
+    tensors, others = (load_file(folder / "tensors.safetensors") for folder in (one_step, other_step))
+    assert set(tensors) == set(others)
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+    for mine, its in zip(*(torch.load(f / "optimizers.pt", weights_only=True) for f in (one_step, other_step))):
+        assert mine["param_groups"] == its["param_groups"]
+        for place, values in mine["state"].items():
+            assert all(torch.equal(value, its["state"][place][name]) for name, value in values.items())
+    states = [json.loads((folder / "state.json").read_text()) for folder in (one_step, other_step)]
+    assert [state.pop("seconds") > 0 for state in states] == [True, True] and states[0] == states[1]
+    rows = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (one, other)]
+    assert [[{k: v for k, v in row.items() if k != "wall_s"} for row in part] for part in rows[:1]] == [
+        [{k: v for k, v in row.items() if k != "wall_s"} for row in rows[1]]
+    ]
+    assert (one / "codec" / "model.safetensors").read_bytes() == (other / "codec" / "model.safetensors").read_bytes()
+
+
+def test_two_steps_and_two_more_are_four(at_once, whole, tmp_path, capsys):
+    """`whole` with discriminator, listener, accumulation and revived codes; the cut lies inside a line of the log."""
+    assert re.search(r"x real time, \d+:\d\d:\d\d left", (at_once / "said.txt").read_text())
+    row = json.loads((at_once / "log.jsonl").read_text().splitlines()[0])
+    assert (
+        row["step"] == 3 and row["revived"] > 0 and {"adversarial", "discriminator", "notes", "commitment"} <= set(row)
+    )
+    assert row["hours"] == pytest.approx(3 * 4 * 0.4 / 3600, abs=1e-4)
+    parts = tmp_path / "parts"
+    shutil.copytree(at_once / "step_0000002", parts / "step_0000002")
+    (parts / "log.jsonl").write_text('{"step": 3, "of": "a step that was lost"}\n{"step": 4, "cut sho')
+    assert train_codec.main(whole("parts")) == 0
+    assert "continuing from" in capsys.readouterr().out
+    assert_equal_runs(at_once, parts)
+    before, after = (load_file(at_once / f"step_000000{n}" / "tensors.safetensors") for n in (2, 4))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"live", "average", "discriminator", "generator"}
+
+
+def test_a_kill_during_saving_and_damage_fall_back(at_once, whole, tmp_path, capsys):
+    """Half a checkpoint is cleared away, a damaged one is passed over; the run ends the same."""
+    killed = tmp_path / "killed"
+    shutil.copytree(at_once, killed)
+    file = killed / "step_0000004" / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    (killed / ".step_0000003.tmp").mkdir()
+    shutil.rmtree(killed / "codec")
+    capsys.readouterr()
+    assert train_codec.main(whole("killed")) == 0
+    assert "passed over: step_0000004 (tensors.safetensors has" in capsys.readouterr().out
+    assert not (killed / ".step_0000003.tmp").exists()
+    assert_equal_runs(at_once, killed)
+
+
+def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp_path, capsys, monkeypatch):
+    """SIGTERM in step 1: a checkpoint of step 1, from which the run goes on to the same end."""
+    learn = codec_run.Learner.__call__
+
+    def interrupted(self, step, batches):
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return learn(self, step, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec_run.Learner, "__call__", interrupted)
+        assert train_codec.main(whole("stopped")) == 0
+    assert [p.name for p in sorted((tmp_path / "stopped").glob("step_*"))] == ["step_0000001"]
+    assert (tmp_path / "stopped" / "codec" / "config.json").is_file()
+    assert train_codec.main(whole("stopped", "--steps", 5)) == 2
+    assert "recipe.steps was 4, is 5" in capsys.readouterr().err
+    assert train_codec.main(whole("stopped")) == 0
+    assert_equal_runs(at_once, tmp_path / "stopped")
+
+
+@pytest.fixture(scope="module")
+def coded(tiny_pack, tmp_path_factory):
+    """A pool with its codes, and a codec as narrow as the decoder's oscillators allow."""
+    folder = tmp_path_factory.mktemp("coded")
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=16, hidden_size=64, upsampling_ratios=[5, 4, 4, 8]))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    export_codec(codec.state_dict(), codec.config, folder / "codec")
+    source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0)
+    np.save(folder / "pool.npy", np.stack([source[i]["wave"] for i in range(2)]))
+    np.save(onsets_path(folder / "pool.npy"), np.stack([source[i]["onsets"] for i in range(2)]))
+    encode_pools(str(folder / "codec"), [str(folder / "pool.npy")])
+    return folder
+
+
+def test_the_decoder_goes_on_exactly_too(coded, listener, tmp_path):
+    recipe = RECIPE.replace("level_db: [-6, 3]", "lead_seconds: 0.2").replace("accumulation: 2", "accumulation: 1")
+    (tmp_path / "recipe.yaml").write_text(recipe.replace("adversarial_from: 1", ""))
+    shared = ["decoder", "--config", tmp_path / "recipe.yaml", "--codec", coded / "codec", "--listener", listener]
+    shared += ["--go-on", "--audio", coded / "pool.npy", "--validation", coded / "pool.npy", "--workers", "0"]
+    assert train_codec.main([*map(str, shared), "--output-dir", str(tmp_path / "at_once")]) == 0
+    shutil.copytree(tmp_path / "at_once" / "step_0000002", tmp_path / "parts" / "step_0000002")
+    shutil.copy(tmp_path / "at_once" / "log.jsonl", tmp_path / "parts")
+    assert train_codec.main([*map(str, shared), "--output-dir", str(tmp_path / "parts")]) == 0
+    assert_equal_runs(tmp_path / "at_once", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_exactly_and_agree(whole, tmp_path):
+    """Under torchrun: 4 steps = 2 + 2; both processes' sums are in the log, and one process can take over."""
+
+    def launch(output):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+        command += ["-m", "scripts.train_codec", *whole(output)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    launch("at_once")
+    for output in ("parts", "alone"):
+        shutil.copytree(tmp_path / "at_once" / "step_0000002", tmp_path / output / "step_0000002")
+    launch("parts")
+    assert_equal_runs(tmp_path / "at_once", tmp_path / "parts")
+    row = json.loads((tmp_path / "at_once" / "log.jsonl").read_text().splitlines()[0])
+    assert row["hours"] == pytest.approx(2 * 3 * 4 * 0.4 / 3600, abs=1e-4)
+    assert train_codec.main(whole("alone")) == 0
+    state = json.loads((tmp_path / "alone" / "step_0000004" / "state.json").read_text())
+    assert (state["base"], state["batches"]) == (4, 4)  # two processes have begun blocks 0 to 3 of three batches each
+
+
+SUMS = """
+import torch
+from types import SimpleNamespace as S
+from torch import distributed
+from scripts.codec_quantizer import ema_update
+distributed.init_process_group("gloo")
+rank, g = distributed.get_rank(), torch.Generator().manual_seed(0)
+vectors, embed = torch.randn(40, 4, generator=g), torch.randn(8, 4, generator=g)
+book = S(embed=embed.clone(), embed_avg=embed.clone(), cluster_size=torch.ones(8))
+indices = torch.cdist(vectors, embed).argmin(1)
+mine = slice(20 * rank, 20 * rank + 20)
+ema_update(S(layers=[S(codebook=book)]), [(vectors[mine], indices[mine])], 0.9, 0.0, g)
+whole = S(embed=embed.clone(), embed_avg=embed.clone(), cluster_size=torch.ones(8))
+distributed.destroy_process_group()
+ema_update(S(layers=[S(codebook=whole)]), [(vectors, indices)], 0.9, 0.0, g)
+assert torch.allclose(book.embed, whole.embed, atol=1e-6) and torch.equal(book.cluster_size, whole.cluster_size)
+"""
+
+
+@pytest.mark.slow
+def test_codebook_statistics_are_summed_over_processes(tmp_path):
+    """Two processes with half of the vectors each move a codebook as one process with all of them does."""
+    (tmp_path / "sums.py").write_text(SUMS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    paths = os.pathsep.join(sys.path)
+    done = subprocess.run(
+        [*command, str(tmp_path / "sums.py")], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_codebook_statistics_are_summed_over_batches(tiny_pack):
+    """Two batches of a step move the codebooks as one batch of both, not one after the other."""
+    codec = [PianoEncodecModel.from_pretrained(tiny_pack / "codec", dtype=torch.float32) for _ in range(2)]
+    wave = 0.1 * torch.randn(4, 6400, generator=torch.Generator().manual_seed(0))
+    batches = ([wave], [wave[:2], wave[2:]])
+    for model, parts in zip(codec, batches, strict=True):
+        objective = WholeObjective(model, False)
+        for part in parts:
+            objective({"input_values": part})
+        assert len(objective.updates) == 4 * len(parts)
+        ema_update(model.quantizer, objective.updates, 0.9, 0.0, torch.Generator())
+    for one, two in zip(codec[0].quantizer.layers, codec[1].quantizer.layers, strict=True):
+        torch.testing.assert_close(one.codebook.embed, two.codebook.embed, atol=1e-6, rtol=1e-5)
+
+
+def test_looking_moves_nothing(tiny_pack):
+    """Without gradients `whole` notes no updates, so that validation does not train."""
+    objective = WholeObjective(PianoEncodecModel.from_pretrained(tiny_pack / "codec", dtype=torch.float32), False)
+    with torch.no_grad():
+        losses, output = objective({"input_values": torch.zeros(1, 6400)})
+    assert objective.updates == [] and output.shape == (1, 6400) and "commitment" in losses
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tiny_pack, tmp_path):
+    """The weights stay finite, the batch lies in the folder, and the sentence names it."""
+
+    class Poisoned:
+        def __getitem__(self, index):
+            return {"wave": np.zeros(12_800, np.int16), "onsets": np.zeros((20, 88), np.uint8)}
+
+    codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec", dtype=torch.float32)
+    recipe = CodecRecipe(crop_seconds=0.4, excerpt_seconds=0.4, mixed_excerpts=2, batch_size=2, steps=2, bf16=False)
+    objective = WholeObjective(codec, False)
+    objective.forward = lambda batch: ({"mel": codec.encoder.layers[0].conv.bias.sum() * float("nan")}, None)
+    with pytest.raises(RunError, match=r"a loss of step 0 is not finite .*bad_batch_0\.safetensors"):
+        Run(objective, recipe, Poisoned(), tmp_path).train()
+    assert load_file(tmp_path / "bad_batch_0.safetensors")["input_values"].shape == (2, 12_800)
+    assert all(p.isfinite().all() for p in codec.parameters()) and not list(tmp_path.glob("step_*"))
+
+
+def test_the_batch_that_fits():
+    """A line through two measurements: 1 GiB and 3 GiB a crop."""
+    assert batch_that_fits(lambda size: 2**30 * (1 + 3 * size), 2**30 * 100) == 32  # 33 would take 100
+    assert batch_that_fits(lambda size: 2**30 * (1 + 3 * size), 2**30 * 20) == 6
+    assert batch_that_fits(lambda size: 2**20, 2**30 * 100) == 128
+    with pytest.raises(RunError, match="not even one crop fits"):
+        batch_that_fits(lambda size: 2**30 * (1 + 3 * size), 2**30 * 3)
+
+
+def test_recipes_are_refused_in_one_sentence(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    shared = ["listener", "--config", str(path), "--audio", "x.npy", "--output-dir", str(tmp_path / "out")]
+    for text, sentence in {
+        "batch_size: big": "batch_size is a number of crops or auto",
+        "crop_seconds: 20": "do not fit into excerpts",
+        "weights: {loud: 1}": "unknown loss weights",
+        "speed: 3": "unknown keys ['speed']",
+        "a: [": "is not YAML",
+    }.items():
+        path.write_text(text)
+        assert train_codec.main(shared) == 2 and sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    path.write_text("")
+    assert train_codec.main([*shared, "--audio", "x.npy", "y.wav"]) == 2
+    assert "do not go together" in capsys.readouterr().err
+    for arguments in (["whole"], ["encoder"], ["decoder", "--features", "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            train_codec.main([*arguments, *shared[1:]])
+
+
+def test_a_codec_of_another_form_is_refused(whole, tmp_path, capsys):
+    fields = {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1, "upsampling_ratios": [5, 4, 4, 4]}
+    PianoEncodecModel(PianoEncodecConfig(**fields)).save_pretrained(tmp_path / "other")
+    assert train_codec.main(whole("out", "--codec", tmp_path / "other")) == 2
+    assert "1 channels of 32000 Hz, 320 samples a frame" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_recipes_of_the_repository_are_read():
+    found = sorted(ROOT.glob("recipes/codec_*.yaml"))
+    assert len(found) >= 4 and all(CodecRecipe.from_yaml(path).steps > 0 for path in found)
