@@ -1,0 +1,179 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Checkpoints: exact, whole or passed over, never half written; one run a folder; settings that may not change."""
+
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.checkpoints import MANIFEST, OPTIMIZERS, TENSORS, Checkpoints, gradients_of, restore_gradients
+from scripts.processes import FolderLock, RunError, StopSignals, any_process, check_unchanged, settings_of
+
+
+def content(step):
+    """Tensors, optimisers and state that tell their step."""
+    tensors = {"a": torch.full((3, 2), float(step)), "b": torch.arange(4)}
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return tensors, [optimizer.state_dict()], {"loss": 0.1 * step}
+
+
+def test_what_is_saved_comes_back_with_random_states_and_gradients(tmp_path):
+    torch.manual_seed(5), np.random.seed(6), random.seed(7)
+    random.gauss(0, 1), np.random.standard_normal()  # each keeps a second value back
+    tensors, optimizers, state = content(3)
+    model = torch.nn.Linear(2, 3)
+    model.weight.grad = torch.ones(3, 2)
+    Checkpoints(tmp_path).save(3, tensors, optimizers, state, gradients_of(model), micro_step=1)
+
+    def draws():
+        return torch.rand(3).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1), random.random()
+
+    expected = draws()
+    found = Checkpoints(tmp_path).newest()
+    assert (found.path.name, found.step, found.micro_step, found.state) == ("step_0000003_001", 3, 1, state)
+    assert found.restore_rng() and draws() == expected
+    assert all(torch.equal(value, tensors[name]) for name, value in found.tensors.items())
+    assert torch.equal(found.optimizers[0]["state"][0]["exp_avg"], optimizers[0]["state"][0]["exp_avg"])
+    model.weight.grad, model.bias.grad = None, torch.ones(3)
+    restore_gradients(model, found.gradients)
+    assert torch.equal(model.weight.grad, torch.ones(3, 2)) and model.bias.grad is None
+
+
+def test_the_newest_whole_ones_stay_and_order_is_by_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.newest() is None
+    for step, micro in ((1, 0), (2, 0), (2, 3), (10, 0)):
+        checkpoints.save(step, *content(step), micro_step=micro)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_0000002_003", "step_0000010"]
+    assert checkpoints.newest().step == 10
+    before = (tmp_path / "step_0000010" / MANIFEST).stat().st_mtime_ns
+    checkpoints.save(10, *content(11))  # whole already: stays
+    assert (tmp_path / "step_0000010" / MANIFEST).stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="at least one"):
+        Checkpoints(tmp_path, keep=0)
+
+
+def flip(path):
+    data = bytearray((path / TENSORS).read_bytes())
+    data[-1] ^= 1
+    (path / TENSORS).write_bytes(data)
+
+
+def cut(path):
+    data = (path / OPTIMIZERS).read_bytes()
+    (path / OPTIMIZERS).write_bytes(data[: len(data) // 2])
+
+
+def empty_manifest(path):
+    (path / MANIFEST).write_text(json.dumps({"step": 2, "micro_step": 0, "world_size": 1, "files": {}}))
+
+
+DAMAGES = {
+    "tensors.safetensors has changed": flip,
+    "optimizers.pt has \\d+ bytes, not": cut,
+    "state.json is missing": lambda path: (path / "state.json").unlink(),
+    "rank_0000.safetensors has \\d+ bytes": lambda path: (path / "rank_0000.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+    ),
+    "MANIFEST.json lacks": empty_manifest,
+    "MANIFEST.json is missing or unreadable": lambda path: (path / MANIFEST).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_a_damaged_one_is_named_and_passed_over(reason, tmp_path, capsys):
+    for step in (1, 2):
+        Checkpoints(tmp_path).save(step, *content(step))
+    DAMAGES[reason](tmp_path / "step_0000002")
+    checkpoints = Checkpoints(tmp_path)
+    found = checkpoints.newest()
+    assert found.step == 1 and float(found.tensors["a"][0, 0]) == 1
+    assert re.search(rf"passed over: step_0000002 \({reason}", capsys.readouterr().out)
+    checkpoints.save(2, *content(2))  # the damaged one is written anew
+    assert Checkpoints(tmp_path).newest().step == 2
+    for step in (1, 2):
+        (tmp_path / f"step_{step:07d}" / MANIFEST).unlink()
+    with pytest.raises(RunError, match="no checkpoint is whole: step_0000002"):
+        Checkpoints(tmp_path).newest()
+
+
+def test_what_a_kill_during_saving_leaves_is_cleared(tmp_path):
+    Checkpoints(tmp_path).save(1, *content(1))
+    (tmp_path / ".step_0000002.tmp").mkdir()
+    (tmp_path / ".step_0000002.tmp" / TENSORS).write_bytes(b"half")
+    assert Checkpoints(tmp_path).newest().step == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["step_0000001"]
+
+
+@pytest.mark.parametrize("limit", [100, 100_000, 500_000])  # stops at the first file, the weights, the optimiser
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(limit, tmp_path):
+    """A limit on the size of files gives what a full disk gives: a write that fails half-way."""
+    tensors, optimizers, state = content(2)
+    optimizers[0]["state"][0]["exp_avg"] = torch.zeros(1000, 400)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, *content(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(RunError) as caught:
+            checkpoints.save(2, tensors | {"c": torch.zeros(50_000)}, optimizers, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sentence = str(caught.value)
+    assert "step_0000002 could not be written" in sentence and "MiB are free" in sentence and "\n" not in sentence
+    assert "step_0000001 is whole" in sentence and [p.name for p in tmp_path.iterdir()] == ["step_0000001"]
+    assert Checkpoints(tmp_path).newest().step == 1
+
+
+HOLDER = "import sys, time; from scripts.processes import FolderLock\nwith FolderLock(sys.argv[1]):\n  print('has it', "
+HOLDER += "flush=True); time.sleep(60)"
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_no_hindrance(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "has it\n"
+        with pytest.raises(RunError, match=f"another run is at work here \\(pid {child.pid}\\)"), FolderLock(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+    with FolderLock(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+        with pytest.raises(RunError, match="another run"), FolderLock(tmp_path):
+            pass
+    with FolderLock(tmp_path):
+        pass
+
+
+def test_a_signal_is_a_flag_once(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with StopSignals() as stop:
+        assert not any_process(stop.received)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert any_process(stop.received) and stop.received == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_changed_settings_are_refused_with_both_values(capsys):
+    recorded = json.loads(json.dumps(settings_of({"rate": 0.1, "betas": (0.9, 0.98)}, data="x")))
+    check_unchanged(recorded, settings_of({"rate": 0.1, "betas": (0.9, 0.98)}, data="x"))
+    now = settings_of({"rate": 0.2, "betas": (0.9, 0.98)}, data="x")
+    now["versions"]["torch"] = "1.0"
+    with pytest.raises(RunError, match=r"recipe.rate was 0.1, is 0.2; versions.torch was .*, is 1.0 \(--force"):
+        check_unchanged(recorded, now)
+    check_unchanged(recorded, now, force=True)
+    assert "forced: recipe.rate was 0.1, is 0.2" in capsys.readouterr().out
