@@ -8,18 +8,20 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
 from scripts.checkpoints import Checkpoints, gradients_of, restore_gradients
 from scripts.decoder_objectives import DecoderLosses
 from scripts.optimizers import make_optimizer
-from scripts.processes import any_process, check_unchanged, settings_of, sum_over_processes
+from scripts.processes import RunError, any_process, check_unchanged, settings_of, sum_over_processes, together
 from scripts.publishing import export
 from scripts.run_log import RunLog, installed_trackers
 from scripts.schedules import eden, warmup_cosine
 from scripts.train_recipe import TrainRecipe
 
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 KEPT = ("settings", "frames", "seconds", "window", "logged", "usual", "skipped", "best")  # of a run's fields
 
 
@@ -38,6 +40,8 @@ class Run:
         codebooks (`torch.Tensor` of shape `(K, codebook_size, D)`): of the codec.
         output (`Path`): folder of the run.
         data (`dict`): what tells the data from others; a resumed run must have the same.
+    Raises:
+        RunError: processes that share the weights out (FSDP, DeepSpeed).
     """
 
     def __init__(self, recipe: TrainRecipe, part: str, core, stream, validation, codebooks, output, data=None):
@@ -48,6 +52,11 @@ class Run:
         self.accelerator = Accelerator(
             cpu=on_cpu, kwargs_handlers=[parallel], log_with=trackers or None, project_dir=output
         )
+        if self.accelerator.distributed_type not in PLAIN:
+            kind = self.accelerator.distributed_type.value
+            raise RunError(
+                f"{kind} splits the weights, which checkpoints here do not gather: use DDP; all models fit one GPU"
+            )
         self.core = core
         if recipe.gradient_checkpointing:
             core.activation_checkpointing_enable({"use_reentrant": False})
@@ -55,7 +64,7 @@ class Run:
         optimizer = make_optimizer(recipe.optimizer, core, recipe.learning_rate, recipe.betas, recipe.weight_decay)
         self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
-        torch.manual_seed(recipe.seed + 1_000_003 * (1 + self.accelerator.process_index))  # dropout differs by process
+        set_seed(recipe.seed + 1_000_003 * (1 + self.accelerator.process_index))  # dropout differs by process
         self.average = {k: v.detach().clone() for k, v in core.state_dict().items()}
         self.validation = validation
         self.log = RunLog(self.output, self.accelerator)
@@ -88,6 +97,7 @@ class Run:
         self.stream.load_state_dict(found.state["stream"])
         found.tensors, found.optimizers, found.gradients = {}, [], {}  # only the random states are still to come
         self.resumed = found
+        self._export()  # a kill may have come between checkpoint and folders
 
     def train(self, stop=lambda: False) -> bool:
         """Run to the last step, or until `stop()` is true on any process; then save. Whether the last step was done.
@@ -100,7 +110,7 @@ class Run:
         self.accelerator.init_trackers("midivalle", scalars | {"part": self.part})
         batches, self._clock = self._batches(), time.time()
         self.losses.train()
-        stopped = False
+        stopped, first = False, self.step
         while self.step < self.recipe.steps and not (stopped := any_process(stop())):
             self._micro_step(next(batches))
             if self.micro_step == self.recipe.gradient_accumulation_steps:
@@ -108,14 +118,14 @@ class Run:
                 if self.step % self.recipe.save_steps == 0 and self.step < self.recipe.steps:
                     self._validate()
                     self.save()
-        if not stopped:
+        if not stopped and self.step > first:
             self._validate()
         self.save()
         self.log.close()
         return not stopped
 
     def save(self) -> None:
-        """Checkpoint, and the averaged weights as the folder `model`."""
+        """Checkpoint, then the averaged weights as the folder `model`, and as `best` if they are."""
         self._tick()
         tensors = {f"model.{k}": v for k, v in self.core.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
@@ -123,8 +133,7 @@ class Run:
         gradients = gradients_of(self.core) if self.micro_step else None
         optimizers = [self.optimizer.state_dict()]
         self.checkpoints.save(self.step, tensors, optimizers, state, gradients, self.micro_step)
-        if self.accelerator.is_main_process:
-            export(self.core, self.output / "model", self.average)
+        self._export()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -221,7 +230,7 @@ class Run:
         path = self.output / f"bad_step_{self.step:07d}_rank{self.accelerator.process_index}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{i}.{k}": v.contiguous() for i, batch in enumerate(self.window_batches) for k, v in batch.items()}
-        save_file(tensors, path, metadata={"wrong": wrong})
+        together(lambda: save_file(tensors, path, metadata={"wrong": wrong}), everywhere=True)
         self.skipped += 1
         told = f"step {self.step}: {wrong}; its batches are in {path}"
         if self.recipe.on_bad_loss == "stop":
@@ -262,15 +271,18 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
     def _validate(self) -> None:
-        """Log the validation; the best weights so far become the folder `best`."""
+        """Log the validation, and remember the best one."""
         found = self.validate()
         self._log(found)
         losses = [value for name, value in found.items() if name.startswith("validation_code")]
         mean = sum(losses) / len(losses) if losses else math.inf
-        if losses and (self.best is None or mean < self.best):
-            self.best = mean
-            if self.accelerator.is_main_process:
-                export(self.core, self.output / "best", self.average)
+        if losses and (self.best is None or mean < self.best["loss"]):
+            self.best = {"step": self.step, "loss": mean}
+
+    def _export(self) -> None:
+        best = self.best is not None and self.best["step"] == self.step and not self.micro_step
+        for name in ["model", "best"] if best else ["model"]:
+            together(lambda folder=self.output / name: export(self.core, folder, self.average))
 
     def _tick(self) -> None:
         now = time.time()

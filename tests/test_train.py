@@ -122,15 +122,12 @@ def test_resumed_equals_uninterrupted(run, part, tmp_path):
     rows = content(whole / "step_0000004")[2]
     stages = ["0"] if part == "ar" else ["1", "2", "3"]
     assert all(0 <= rows[-1][f"validation_top10_{stage}"] <= 1 for stage in stages) and rows[-1]["step"] == 4
-    losses = [sum(row[f"validation_code_{stage}"] for stage in stages) for row in rows if "validation_code_1" in row]
-    if part == "nar":
-        best = AutoModel.from_pretrained(whole / "best").state_dict()
-        assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items()) == (
-            losses[-1] == min(losses)
-        )
+    losses = [sum(row[f"validation_code_{s}"] for s in stages) for row in rows if f"validation_code_{stages[0]}" in row]
+    best = AutoModel.from_pretrained(whole / "best").state_dict()
+    last_is_best = losses[-1] == min(losses)
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items()) == last_is_best
     before = (whole / "log.jsonl").read_text()
-    assert run(part, whole) == 0  # nothing is left to do: no step, no error, one more validation at most
-    assert content(whole / "step_0000004")[2][: len(rows)] == rows and before
+    assert run(part, whole) == 0 and (whole / "log.jsonl").read_text() == before  # nothing is left to do
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "scaled_adam", "schedule": "eden", "learning_rate": 0.05}])

@@ -30,7 +30,6 @@ from safetensors.torch import save_file
 from scripts import train
 args = train.parse(sys.argv[2:])
 run = train.make_run(args, train.TrainRecipe.from_yaml(args.config), args.part, args.output_dir)
-seen = {n: p.grad for n, p in run.core.named_parameters()}
 def keep():
     if run.accelerator.is_main_process:
         save_file({n: p.grad.clone() for n, p in run.core.named_parameters() if p.grad is not None}, sys.argv[1])
