@@ -30,7 +30,7 @@ from scripts.metrics import (
     spectrogram_nrmse,
 )
 from scripts.pianos import SAMPLING_RATE, load_piano
-from scripts.prepare_dataset import LEAD_S, DataArguments, RenderedRecordings
+from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP
 from scripts.rendering import render_wave
 from scripts.rooms import ROOMS

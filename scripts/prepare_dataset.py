@@ -1,169 +1,52 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""Make training data: pairs of prompt and target as notes and codec codes, in parquet shards.
+"""Make training data: pairs of prompt and target as notes, MIDI and codec codes, a dataset as the Hub has it.
 
     python -m scripts.prepare_dataset --codec runs/codec/codec --midi-root PACK/midi --piano PIANO.tar ... \
-        --split train --items 4000 --output-dir runs/data/train
-    python -m scripts.prepare_dataset --codec CODEC --pairs pairs.csv --split train --output-dir DATA
+        --split train --items 4000 --output-dir runs/data
+    python -m scripts.prepare_dataset --codec CODEC --pairs maestro-v3.0.0/ --split train --output-dir DATA
+    hf upload USER/NAME DATA --repo-type dataset
 
 An item is a target of one performance and a prompt from elsewhere in the same recording: same piano, same room. With
-`--midi-root` performances are rendered; `pairs.csv` (columns audio, midi, and optionally recording_id, licence) names
-real recordings instead. Item i is a function of (seed, i) alone, so the number of processes changes nothing, and a
-stopped run goes on with the first missing shard.
+`--midi-root` performances are rendered; `--pairs` takes real recordings: a folder of MAESTRO, ATEPP or PiJAMA with its
+csv, any folder of audio and MIDI files of the same names, or a csv (columns audio, midi, and optionally recording_id,
+licence, split). What cannot be read is left out and listed with the reason in `skipped.jsonl`.
+
+Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
+stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by
+`--device cuda --batch-size 16` (device and batch size may change single codes, by rounding).
+
+More than one machine: `--num-shards N --shard-index I` makes one N-th of the files, on a shared folder or on several
+that are copied together; whoever finds all of them writes the card. As a SLURM array, `sbatch --array=0-15` with
+
+    srun python -m scripts.prepare_dataset ... --num-shards $SLURM_ARRAY_TASK_COUNT --shard-index $SLURM_ARRAY_TASK_ID
+
+or by the processes of `datasets`, `command` being a list of the words before `--num-shards`:
+
+    run = lambda row: {"code": subprocess.call([*command, "--num-shards", "16", "--shard-index", str(row["index"])])}
+    Dataset.from_dict({"index": range(16)}).map(run, num_proc=16)
 """
 
 import argparse
-import csv
 import hashlib
-import io
-import json
 import multiprocessing
 import os
 import queue
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import soundfile
 from safetensors import safe_open
 from tqdm import tqdm
 
-from scripts.pianos import SAMPLING_RATE, RenderError, load_piano
-from scripts.rendered_audio import HOP, MidiFile, list_midi, render
-from scripts.rooms import ROOMS, Room
-from tokenization.midi_midivalle import MidiError, load_performance
-
-LEAD_S, TAIL_S = 1.0, 0.5  # encoded around a target and cut off: a target stands inside running music
-MIN_PROMPT_NOTES = 5
-
-
-@dataclass
-class DataArguments:
-    """What an item holds; the same numbers give the same data."""
-
-    split: str
-    prompt_seconds: float
-    target_seconds: float
-    seed: int
-    keep_audio: bool
-
-
-@dataclass
-class Window:
-    """One stretch of a recording: notes relative to its start (before 0: still sounding), audio around it."""
-
-    notes: np.ndarray
-    wave: np.ndarray
-    source: str
-    start: float
-
-
-class RenderedRecordings:
-    """Recordings made from MIDI: item i draws piano, room, target and prompt from (seed, i)."""
-
-    def __init__(self, midi_root: str, split: str, pianos: list[str], rooms: list[str], seed: int):
-        self.root, self.files, self.pianos, self.rooms = midi_root, list_midi(midi_root, split), pianos, rooms
-        self.seed = seed
-        durations = np.array([max(f.duration, 1.0) for f in self.files])
-        self.weights = durations / durations.sum()
-        self.performances = {}
-        self.compositions = {file.composition_id for file in self.files}
-
-    def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
-        """Prompt and target windows of item `index`, and its provenance."""
-        rng = np.random.default_rng([self.seed, index])
-        piano, preset = self.pianos[rng.integers(len(self.pianos))], self.rooms[rng.integers(len(self.rooms))]
-        room_seed = int(rng.integers(2**31))
-        room = Room(preset, room_seed)
-        target = self.files[rng.choice(len(self.files), p=self.weights)]
-        # half of the prompts are of another piece: that is what users bring
-        prompt = target if rng.random() < 0.5 and data.split == "train" else self._other(target, rng)
-        parts = []
-        for file, seconds in ((prompt, data.prompt_seconds), (target, data.target_seconds)):
-            notes = self._notes(file)
-            start = self._start(notes, seconds, rng, full=file is prompt and len(parts) == 0)
-            lead, tail = (LEAD_S, TAIL_S) if len(parts) else (0.0, 0.0)
-            wave = render(notes, start - lead, seconds + lead + tail, piano, room, rng)
-            parts.append(Window(_relative(notes, start, seconds), wave, file.path, start))
-        recording = f"{load_piano(str(piano)).name}/{preset}/{room_seed}"
-        licences = sorted({prompt.licence, target.licence})
-        about = {"recording_id": recording, "piano": load_piano(str(piano)).name, "room": preset}
-        return parts[0], parts[1], about | {"licence": "; ".join(licences)}
-
-    def _other(self, target: MidiFile, rng: np.random.Generator) -> MidiFile:
-        while len(self.compositions) > 1:
-            file = self.files[rng.choice(len(self.files), p=self.weights)]
-            if file.composition_id != target.composition_id:
-                return file
-        return target
-
-    def _notes(self, file: MidiFile) -> np.ndarray:
-        if file.path not in self.performances:
-            self.performances[file.path] = file.load(self.root).notes
-        return self.performances[file.path]
-
-    def _start(self, notes: np.ndarray, seconds: float, rng: np.random.Generator, full: bool) -> float:
-        """A start, s: prompts are full of notes; targets also take the silence before a piece and its last ring."""
-        end = float((notes["onset"] + notes["duration"]).max())
-        if not full and rng.random() < 0.08:
-            return 0.0
-        for _ in range(20):
-            start = float(rng.uniform(0, max(end - seconds * (1.0 if full else 0.6), 0.01)))
-            struck = (notes["onset"] >= start) & (notes["onset"] < start + seconds)
-            if struck.sum() >= MIN_PROMPT_NOTES:
-                break
-        return start
-
-
-class PairedRecordings:
-    """Real recordings with their MIDI, from a csv; item i draws a recording and two windows from (seed, i)."""
-
-    def __init__(self, pairs: str, seed: int):
-        with open(pairs, newline="") as f:
-            self.rows = list(csv.DictReader(f))
-        self.base, self.seed = Path(pairs).parent, seed
-        if not self.rows or not {"audio", "midi"} <= set(self.rows[0]):
-            raise MidiError(f"{pairs}: expected columns audio, midi (and optionally recording_id, licence) and one row")
-
-    def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
-        """Prompt and target windows of item `index`, and its provenance."""
-        import soxr
-
-        rng = np.random.default_rng([self.seed, index])
-        row = self.rows[rng.integers(len(self.rows))]
-        notes = load_performance(self.base / row["midi"]).notes
-        try:
-            wave, rate = soundfile.read(self.base / row["audio"], dtype="float32", always_2d=True)
-        except soundfile.SoundFileError as error:
-            raise MidiError(f"{row['audio']}: cannot be read as audio ({error})") from error
-        wave = soxr.resample(wave.mean(1), rate, SAMPLING_RATE).astype(np.float32)
-        length = len(wave) / SAMPLING_RATE
-        need = data.prompt_seconds + data.target_seconds
-        if length < need:
-            what = f"{length:.1f} s, but an item needs {need:.1f} s"
-            raise MidiError(f"{row['audio']}: {what} (shorten --target-seconds)")
-        start = float(rng.uniform(0, length - data.target_seconds))
-        if max(start, length - start - data.target_seconds) < data.prompt_seconds:  # no room on either side
-            start = float(rng.uniform(data.prompt_seconds, length - data.target_seconds))
-        before, after = start - data.prompt_seconds, length - start - data.target_seconds - data.prompt_seconds
-        if after < 0 or rng.random() * (max(before, 0) + after) < before:
-            prompt_start = float(rng.uniform(0, max(before, 0)))
-        else:
-            prompt_start = start + data.target_seconds + float(rng.uniform(0, max(after, 0)))
-        prompt = self._window(notes, wave, row, prompt_start, data.prompt_seconds, 0, 0)
-        target = self._window(notes, wave, row, start, data.target_seconds, LEAD_S, TAIL_S)
-        about = {"recording_id": row.get("recording_id") or row["audio"], "piano": "", "room": ""}
-        return prompt, target, about | {"licence": row.get("licence") or "unknown"}
-
-    @staticmethod
-    def _window(notes, wave, row, start, seconds, lead, tail) -> Window:
-        first = round((start - lead) * SAMPLING_RATE)
-        size = round((seconds + lead + tail) * SAMPLING_RATE)
-        padded = np.pad(wave[max(first, 0) : first + size], (max(-first, 0), 0))
-        padded = np.pad(padded, (0, size - len(padded)))
-        return Window(_relative(notes, start, seconds), padded, row["midi"], start)
+from scripts.dataset_folder import finish, flac, midi_bytes, write_shard
+from scripts.paired_recordings import PairedRecordings
+from scripts.pianos import SAMPLING_RATE, RenderError
+from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
+from scripts.rendered_audio import HOP
+from scripts.rooms import ROOMS
+from scripts.shards import shard_names
+from tokenization import MidiValleTokenizer
+from tokenization.midi_midivalle import MidiError
 
 
 def codec_hash(folder: str | Path) -> str:
@@ -179,89 +62,77 @@ def codec_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def make_item(recordings, index: int, data: DataArguments, codec) -> dict:
-    """One row of the data set: notes as columns (s, relative to their window), codes int16 (K * T,)."""
-    prompt, target, about = recordings.draw(index, data)
-    lead = round(LEAD_S * SAMPLING_RATE / HOP)
-    frames = round(data.target_seconds * SAMPLING_RATE / HOP)
-    row = {"id": index} | about
-    codes = {"prompt": _encode(codec, prompt.wave), "target": _encode(codec, target.wave)[:, lead : lead + frames]}
-    for name, window in (("prompt", prompt), ("target", target)):
-        row[f"{name}_source"], row[f"{name}_start_s"] = window.source, window.start
-        for field in ("onset", "duration", "pitch", "velocity"):
-            row[f"{name}_{field}"] = window.notes[field].tolist()
-        row[f"{name}_codes"] = codes[name].astype(np.int16).ravel().tolist()
-        if data.keep_audio:
-            lead_s = LEAD_S if name == "target" else 0.0
-            seconds = data.target_seconds if name == "target" else data.prompt_seconds
-            row[f"{name}_audio"] = _flac(window.wave[round(lead_s * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)])
-    return row
+def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: int = 1) -> tuple[list, list]:
+    """Rows of a shard by column (see `scripts.dataset_folder.features`), and items that could not be made with reasons.
+
+    Args:
+        codec: `PianoEncodecModel`; encodes the windows of `batch_size` items at a time.
+    """
+    tokenizer = MidiValleTokenizer()
+    rows, skipped = [], []
+    for first in range(items.start, items.stop, batch_size):
+        drawn = []
+        for index in range(first, min(first + batch_size, items.stop)):
+            try:
+                drawn.append((index, *recordings.draw(index, data)))
+            except MidiError as error:
+                skipped.append({"id": index, "reason": str(error)})
+        codes = {part: _encode(codec, [item[i].wave for item in drawn]) for i, part in ((1, "prompt"), (2, "target"))}
+        for i, (index, prompt, target, about) in enumerate(drawn):
+            segments = [(prompt.notes, 0.0, prompt.seconds), (target.notes, 0.0, target.seconds)]
+            row = {"id": index, "midi_ids": tokenizer.encode_notes(segments).tolist()} | about
+            row |= _columns("prompt", prompt, codes["prompt"][i], 0.0, data.keep_audio)
+            row |= _columns("target", target, codes["target"][i], LEAD_S, data.keep_audio)
+            row["target_frames"] = round(target.seconds * SAMPLING_RATE / HOP)
+            rows.append(row)
+    return rows, skipped
 
 
-def schema(data: DataArguments, about: dict) -> pa.Schema:
-    """Columns of a shard; `about` (codec hash, seconds, codebooks) is kept as its metadata."""
-    columns = [("id", pa.int64())] + [(name, pa.string()) for name in ("recording_id", "piano", "room", "licence")]
-    for name in ("prompt", "target"):
-        columns += [(f"{name}_source", pa.string()), (f"{name}_start_s", pa.float64())]
-        columns += [(f"{name}_{f}", pa.list_(pa.float64())) for f in ("onset", "duration")]
-        columns += [(f"{name}_{f}", pa.list_(pa.int16())) for f in ("pitch", "velocity", "codes")]
-        if data.keep_audio:
-            columns.append((f"{name}_audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])))
-    return pa.schema(columns, metadata={"midivalle": json.dumps(about)})
+def _columns(part: str, window: Window, codes: np.ndarray, lead: float, keep_audio: bool) -> dict:
+    """One window; its codes and audio begin `lead` s before it."""
+    first, frames = (round(seconds * SAMPLING_RATE / HOP) for seconds in (lead, window.seconds))
+    columns = {"source": window.source, "start_s": window.start, "midi": midi_bytes(window.notes)}
+    columns |= {field: window.notes[field].tolist() for field in ("onset", "duration", "pitch", "velocity")}
+    columns["codes"] = codes[:, first : first + frames].astype(np.int16).ravel().tolist()
+    if keep_audio:
+        columns["audio"] = flac(window.wave[first * HOP : (first + frames) * HOP])
+    return {f"{part}_{name}": value for name, value in columns.items()}
 
 
-def write_shard(path: Path, rows: list[dict], schema: pa.Schema) -> None:
-    """Atomic parquet file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
-    os.replace(temporary, path)
-
-
-def _relative(notes: np.ndarray, start: float, seconds: float) -> np.ndarray:
-    """Notes that are struck or still sound in the window, times relative to its start."""
-    part = notes[(notes["onset"] < start + seconds) & (notes["onset"] + notes["duration"] > start)].copy()
-    part["onset"] -= start
-    return part
-
-
-def _encode(codec, wave: np.ndarray) -> np.ndarray:
+def _encode(codec, waves: list[np.ndarray]) -> list[np.ndarray]:
+    """Codes (K, T) of each wave."""
     import torch
 
-    return codec.encode_codes(torch.from_numpy(wave)[None, None])[0].numpy()
+    if not waves:
+        return []
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
+    mask = torch.arange(padded.shape[1]) < torch.tensor([len(wave) for wave in waves])[:, None]
+    codes = codec.encode_codes(padded[:, None].to(codec.device), mask.to(codec.device)).cpu().numpy()
+    return [row[:, : -(-len(wave) // HOP)] for row, wave in zip(codes, waves, strict=True)]
 
 
-def _flac(wave: np.ndarray) -> dict:
-    """Audio as `datasets.Audio` stores it; written plainly, because its own encoder needs torchcodec."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def _work(args: argparse.Namespace, data: DataArguments, shards, done):
-    """One process: takes shard numbers until there are none."""
+def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: int = 0):
+    """Process `number`: takes shard numbers until there are none."""
     import torch
 
     from modeling_midivalle import PianoEncodecModel
 
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # codes are to be those of the CPU as far as can be
     try:
-        codec = PianoEncodecModel.from_pretrained(args.codec, dtype=torch.float32).eval()
+        device = f"cuda:{number % torch.cuda.device_count()}" if args.device == "cuda" else args.device
+        codec = PianoEncodecModel.from_pretrained(args.codec, dtype=torch.float32).eval().to(device)
         recordings = _recordings(args, data)
         about = {"codec_sha256": codec_hash(args.codec), "num_codebooks": codec.config.num_quantizers}
-        about |= {"prompt_seconds": data.prompt_seconds, "target_seconds": data.target_seconds, "split": data.split}
+        about |= {"codebook_size": codec.config.codebook_size, "prompt_seconds": data.prompt_seconds}
+        about |= {"target_seconds": data.target_seconds, "split": data.split}
+        if data.min_target_seconds is not None:
+            about["min_target_seconds"] = data.min_target_seconds
         while (shard := shards.get()) is not None:
-            rows, skipped = [], []
-            for index in range(shard * args.shard_items, min((shard + 1) * args.shard_items, args.items)):
-                try:
-                    rows.append(make_item(recordings, index, data, codec))
-                except MidiError as error:
-                    skipped.append({"id": index, "reason": str(error)})
-            if skipped:
-                with open(Path(args.output_dir) / "skipped.jsonl", "a") as f:
-                    f.writelines(json.dumps(row) + "\n" for row in skipped)
-            write_shard(_shard_path(args, shard), rows, schema(data, about))
+            rows, skipped = make_rows(recordings, _items(args, shard), data, codec, args.batch_size)
+            write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped)
             done.put((len(rows), len(skipped)))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         done.put(error)
 
 
@@ -277,12 +148,23 @@ def _next_result(done, workers: list):
 
 def _recordings(args: argparse.Namespace, data: DataArguments):
     if args.pairs:
-        return PairedRecordings(args.pairs, args.seed)
+        return PairedRecordings(args.pairs, args.seed, args.split)
     return RenderedRecordings(args.midi_root, data.split, args.piano, args.room, args.seed)
 
 
+def _shard_count(args: argparse.Namespace) -> int:
+    """Of the whole split: enough for `--shard-items`, and divisible as asked for."""
+    return -(-args.items // (args.shard_items * args.divisible_by)) * args.divisible_by
+
+
+def _items(args: argparse.Namespace, shard: int) -> range:
+    """Items of a shard; all shards have equally many, or one less."""
+    count = _shard_count(args)
+    return range(args.items * shard // count, args.items * (shard + 1) // count)
+
+
 def _shard_path(args: argparse.Namespace, shard: int) -> Path:
-    return Path(args.output_dir) / f"{args.split}-{shard:05d}-of-{-(-args.items // args.shard_items):05d}.parquet"
+    return Path(args.output_dir) / shard_names(args.split, _shard_count(args))[shard]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -291,60 +173,93 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--codec", required=True, help="folder of the codec that makes the codes")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
-    source.add_argument("--pairs", help="csv of real recordings: columns audio, midi")
+    source.add_argument("--pairs", help="folder or csv of real recordings with their MIDI")
     parser.add_argument("--piano", action="append", default=[], help="piano tar or folder, or FONT.sf2[:PROGRAM]")
     parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
-    parser.add_argument("--split", default="train", help="split of the manifest")
+    parser.add_argument("--split", default="train", help="split of the manifest or table")
     parser.add_argument("--items", type=int, default=1000, help="how many prompt-target items")
     parser.add_argument("--prompt-seconds", type=float, default=6.0, help="s, a multiple of 0.5")
     parser.add_argument("--target-seconds", type=float, default=16.0, help="s, a multiple of 0.5")
+    parser.add_argument("--min-target-seconds", type=float, help="targets of drawn lengths from this on, s")
     parser.add_argument("--keep-audio", action="store_true", help="store the audio too, FLAC, 85 MB an hour")
-    parser.add_argument("--shard-items", type=int, default=64, help="items of a shard")
+    parser.add_argument("--shard-items", type=int, default=64, help="items of a shard, at most")
+    parser.add_argument("--divisible-by", type=int, default=1, help="of the number of shards: processes x workers")
+    parser.add_argument("--num-shards", type=int, default=1, help="parts that all the work is divided into")
+    parser.add_argument("--shard-index", type=int, default=0, help="which of these parts to do, from 0 on")
+    parser.add_argument(
+        "--max-skipped", type=float, default=0.1, help="share of skipped items above which to exit with 1"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes, one core each")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to encode; GPUs are shared out")
+    parser.add_argument("--batch-size", type=int, default=1, help="items encoded at a time; 1 is best on CPUs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", required=True)
     args = parser.parse_args(argv)
     args.room = args.room or list(ROOMS)
     if args.midi_root and not args.piano:
         parser.error("--midi-root needs at least one --piano")
-    if (args.prompt_seconds * 2) % 1 or (args.target_seconds * 2) % 1:
-        parser.error("--prompt-seconds and --target-seconds must be multiples of 0.5")
+    if any(s % 0.5 for s in (args.prompt_seconds, args.target_seconds, args.min_target_seconds or 0)):
+        parser.error("--prompt-seconds, --target-seconds and --min-target-seconds must be multiples of 0.5")
+    if min(args.items, args.shard_items, args.divisible_by, args.batch_size, args.processes) < 1:
+        parser.error("--items, --shard-items, --divisible-by, --batch-size and --processes must be at least 1")
+    if not 0 <= args.shard_index < args.num_shards:
+        parser.error("--shard-index must be from 0 to --num-shards - 1")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 0 on success, 2 on input that cannot be used."""
+    """The command; 0 on success, 1 if too much had to be skipped, 2 on input that cannot be used."""
     args = parse(argv)
-    data = DataArguments(args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio)
+    seconds = (args.prompt_seconds, args.target_seconds)
+    data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds)
     try:
         codec_hash(args.codec)  # before any process is started
-    except RenderError as error:
+        excluded = _recordings(args, data).excluded
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    mine = range(args.shard_index, _shard_count(args), args.num_shards)
+    error = _make([shard for shard in mine if not _shard_path(args, shard).is_file()], args, data)
+    if error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    tally = finish(Path(args.output_dir), excluded)
+    if args.split not in tally:
+        print(f"part {args.shard_index} of {args.num_shards} is done; the card is written when all shards are there")
+        return 0
+    rows, reasons = tally[args.split]
+    skipped = sum(reasons.values())
+    for reason, count in reasons.most_common(10):
+        print(f"skipped {count} items: {reason}", file=sys.stderr)
+    left_out = f", {len(excluded)} recordings left out" if excluded else ""
+    print(f"{rows} items made, {skipped} skipped (see skipped.jsonl){left_out}, in {args.output_dir}")
+    if skipped > args.max_skipped * (rows + skipped):
+        print(f"error: more than {args.max_skipped:.0%} of the items were skipped (--max-skipped)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> Exception | None:
+    """Make these shards by `args.processes` processes; returns the error that stopped them."""
     context = multiprocessing.get_context("spawn")
-    shards, done = context.Queue(), context.Queue()
-    missing = [s for s in range(-(-args.items // args.shard_items)) if not _shard_path(args, s).is_file()]
-    processes = min(args.processes, len(missing))
-    for shard in missing + [None] * processes:
-        shards.put(shard)
-    workers = [context.Process(target=_work, args=(args, data, shards, done)) for _ in range(processes)]
+    todo, done = context.Queue(), context.Queue()
+    count = min(args.processes, len(shards))
+    for shard in shards + [None] * count:
+        todo.put(shard)
+    workers = [context.Process(target=_work, args=(args, data, todo, done, number)) for number in range(count)]
     for worker in workers:
         worker.start()
-    made = skipped = 0
-    for _ in (bar := tqdm(missing, unit="shard")):
+    for _ in (bar := tqdm(shards, unit="shard")):
         result = _next_result(done, workers)
         if isinstance(result, Exception):
             bar.close()
             for worker in workers:
                 worker.terminate()
-            print(f"error: {result}", file=sys.stderr)
-            return 2
-        made, skipped = made + result[0], skipped + result[1]
+            return result
     for worker in workers:
         worker.join()
-    print(f"{made} items made, {skipped} skipped (see skipped.jsonl), in {args.output_dir}")
-    return 0
+    return None
 
 
 if __name__ == "__main__":

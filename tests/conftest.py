@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than
 import csv
 import queue
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,13 +224,14 @@ def _prepare_here(arguments):
     from scripts import prepare_dataset
 
     args, shards, done = prepare_dataset.parse(arguments), queue.Queue(), queue.Queue()
-    fields = (args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio)
+    fields = (args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio, args.min_target_seconds)
     count = -(-args.items // args.shard_items)
     for shard in [*range(count), None]:
         shards.put(shard)
     prepare_dataset._work(args, prepare_dataset.DataArguments(*fields), shards, done)
     results = [done.get_nowait() for _ in range(count)]
     assert not [result for result in results if isinstance(result, Exception)]
+    prepare_dataset.finish(Path(args.output_dir), [])
     return results
 
 

@@ -61,6 +61,7 @@ def test_what_an_item_holds(tiny_data, tiny_pack):
     assert dataset_info(shard_files(tiny_data, "train")) == {
         "codec_sha256": codec_hash(tiny_pack / "codec"),
         "num_codebooks": 4,
+        "codebook_size": 2048,
         "prompt_seconds": 1.0,
         "target_seconds": 1.0,
         "split": "train",
@@ -83,7 +84,7 @@ def test_codes_are_those_of_the_audio(tiny_pack):
     data = DataArguments("train", 1.0, 1.0, 0, keep_audio=True)
     recordings = RenderedRecordings(tiny_pack / "midi", "train", [str(tiny_pack / "piano")], ["studio"], 0)
     codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec").eval()
-    row = prepare_dataset.make_item(recordings, 5, data, codec)
+    ((row,), _) = prepare_dataset.make_rows(recordings, range(5, 6), data, codec)
     prompt, target, _ = recordings.draw(5, data)
     around = codec.encode_codes(torch.from_numpy(target.wave)[None, None])[0].numpy()
     assert np.array_equal(codes_of(row, "target", 4), around[:, 50:100])
