@@ -84,7 +84,7 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
         )
     tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    names = ("prompt_seconds", "no_prompt_share", "short_share", "seed")
+    names = ("prompt_seconds", "no_prompt_share", "short_share", "seed", "batch_frames")
     layout = {name: getattr(recipe, name) for name in names} | {"rank": rank, "world_size": world}
     stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
     held_out = TrainingStream(shard_files(args.data, "validation"), tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
@@ -99,7 +99,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/*.yaml")
     parser.add_argument("--part", default="both", choices=[*sorted(PARTS), "both"], help="which decoder")
-    parser.add_argument("--data", required=True, help="folder of parquet shards with a train and a validation split")
+    parser.add_argument(
+        "--data", required=True, help="shards of a train and a validation split: folder, Hub dataset, URL"
+    )
     parser.add_argument("--codec", required=True, help="the codec that made the data; another one is refused")
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--stop-after", type=float, help="seconds of wall time after which to save and stop")

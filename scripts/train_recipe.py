@@ -20,6 +20,7 @@ class TrainRecipe:
     ar: dict = field(default_factory=dict)  # fields of MidiValleARConfig that differ from the preset or from init_from
     nar: dict = field(default_factory=dict)
     batch_size: int = 8  # rows a process and batch
+    batch_frames: int | None = None  # instead: as many rows as have this many frames, prompts counted
     gradient_accumulation_steps: int = 1  # batches a step
     gradient_checkpointing: bool = False  # less memory, a third more work; the same gradients
     steps: int = 10_000

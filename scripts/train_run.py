@@ -2,6 +2,7 @@
 """One training run of one decoder, on one process or several, that goes on after any interruption as if without it."""
 
 import itertools
+import json
 import math
 import time
 from contextlib import contextmanager, nullcontext
@@ -72,7 +73,7 @@ class Run:
         self.settings = settings_of(recipe.binding(), part=part, data=data or {})
         self.step, self.micro_step, self.frames, self.seconds = 0, 0, 0.0, 0.0
         self.window, self.logged = {}, {}  # sums over the open window; over the steps since the last row of the log
-        self.window_batches = []
+        self.window_batches, self.window_rows = [], []  # of this process
         self.usual, self.skipped, self.best = {}, 0, None
         self.resumed, self._clock = None, time.time()
 
@@ -169,6 +170,7 @@ class Run:
         index = self.step * self.recipe.gradient_accumulation_steps + self.micro_step
         index = index * self.world + self.accelerator.process_index
         self.window_batches.append(batch)
+        self.window_rows.append(getattr(self.stream, "last_rows", []))
         frames = int(batch["audio_codes"].shape[2] * len(batch["midi_ids"]) - batch["prompt_lengths"].sum())
         batch = {k: v.to(self.device) for k, v in batch.items()}
         with nullcontext() if last else self.accelerator.no_sync(self.losses):
@@ -208,7 +210,8 @@ class Run:
                 self.logged[name] = (total + value, number + 1)
         self.optimizer.zero_grad()
         self.frames += frames
-        self.step, self.micro_step, self.window, self.window_batches = self.step + 1, 0, {}, []
+        self.step, self.micro_step, self.window = self.step + 1, 0, {}
+        self.window_batches, self.window_rows = [], []
         if self.step % recipe.log_steps == 0 and self.logged:
             self._log({name: total / number for name, (total, number) in self.logged.items()})
             self.logged = {}
@@ -230,7 +233,8 @@ class Run:
         path = self.output / f"bad_step_{self.step:07d}_rank{self.accelerator.process_index}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{i}.{k}": v.contiguous() for i, batch in enumerate(self.window_batches) for k, v in batch.items()}
-        together(lambda: save_file(tensors, path, metadata={"wrong": wrong}), everywhere=True)
+        about = {"wrong": wrong, "rows": json.dumps(self.window_rows)}  # file and row of each item
+        together(lambda: save_file(tensors, path, metadata=about), everywhere=True)
         self.skipped += 1
         told = f"step {self.step}: {wrong}; its batches are in {path}"
         if self.recipe.on_bad_loss == "stop":

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -309,8 +310,10 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fault", ["weights", "explosion"])
-def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, batch, tmp_path):
-    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", batches=[batch])
+def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, tmp_path):
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run")
+    batch = next(iter(run.stream))
+    run.stream.load_state_dict({"epoch": 0, "position": 0, "seed": 0})
     if fault == "weights":
         with torch.no_grad():
             next(iter(run.core.parameters())).fill_(float("nan"))
@@ -322,7 +325,10 @@ def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, batch
     saved = load_file(path)
     assert all(torch.equal(saved[f"0.{name}"], value) for name, value in batch.items())
     with safe_open(path, "pt") as file:
-        assert "loss" in file.metadata()["wrong"]
+        about = file.metadata()
+    assert (
+        "loss" in about["wrong"] and [Path(name).suffix for name, _ in json.loads(about["rows"])[0]] == [".parquet"] * 2
+    )
     assert not list((tmp_path / "run").glob("step_*"))  # nothing that is not finite is ever saved
 
 
