@@ -23,6 +23,7 @@ from scripts.shards import shard_names
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 TICKS_PER_QUARTER = 480  # of the MIDI bytes, at 120 BPM: 1 ms is about one tick
+MIN_NOTE_S = 0.002  # a note that is about to end when the window begins needs a tick or two
 LICENCES = {  # as the corpora write them -> as the Hub does
     "CC0": "cc0-1.0",
     "CC BY 4.0": "cc-by-4.0",
@@ -58,7 +59,7 @@ independently of one another, so they need no shuffling before use. Made by `scr
 Prompts last {prompt_seconds} s, targets {target_seconds} s at most; {num_codebooks} codebooks of {codebook_size} codes,
 50 frames a second. The codes are of the codec whose encoder and codebooks have the sha256 `{codec_sha256}`; no other
 codec can decode them. Audio columns hold bytes: `datasets` decodes them with torchcodec, or take them as they are by
-`cast_column("prompt_audio", Audio(decode=False))`.
+`load_dataset(..., streaming=True).decode(False)`.
 
 Licences of the sources are told row by row. What could not be used is listed with the reason in `skipped.jsonl`.
 """
@@ -104,7 +105,8 @@ def midi_bytes(notes: np.ndarray) -> bytes:
     score, track = Score(TICKS_PER_QUARTER, ttype="second"), Track(ttype="second")
     for onset, duration, pitch, velocity in notes.tolist():
         begin = max(onset, 0.0)
-        track.notes.append(Note(begin, onset + duration - begin, pitch, velocity, ttype="second"))
+        left = max(onset + duration - begin, MIN_NOTE_S)
+        track.notes.append(Note(begin, left, pitch, velocity, ttype="second"))
     score.tracks.append(track)
     return score.to("tick").dumps_midi()
 

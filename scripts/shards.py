@@ -51,7 +51,7 @@ def shard_files(source: str | Path, split: str) -> list[str]:
         remote = False
     try:
         found = fsspec.filesystem("hf").glob(f"{root}/{split}-*.parquet") if remote else _here(root, split)
-    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors
+    except Exception as error:  # the Hub's are of several libraries, those of no network too
         raise DataError(f"{source}: neither a folder here nor a dataset of the Hub ({_line(error)})") from error
     files = sorted(f"hf://{file}" if remote else file for file in found)
     if not files:

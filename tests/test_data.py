@@ -4,20 +4,27 @@
 import csv
 import io
 import json
+import queue
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
+from datasets import Audio, Dataset, List, Value, load_dataset
+from huggingface_hub import DatasetCard
 from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecModel
 from scripts import prepare_dataset
 from scripts.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
-from scripts.prepare_dataset import DataArguments, PairedRecordings, RenderedRecordings, codec_hash
-from tokenization import MidiError, MidiValleTokenizer
+from scripts.paired_recordings import PairedRecordings
+from scripts.prepare_dataset import codec_hash
+from scripts.recordings import DataArguments, RenderedRecordings
+from tokenization import MidiError, MidiValleTokenizer, load_performance
 
 RATE = 32_000
 
@@ -182,6 +189,126 @@ def test_bad_pairs(pairs, tmp_path):
     (tmp_path / "bad.csv").write_text("audio,midi\nnone.wav,long.mid\n")
     with pytest.raises(MidiError, match="none.wav: cannot be read as audio"):
         PairedRecordings(str(tmp_path / "bad.csv"), 0).draw(0, DataArguments("train", 1.0, 1.0, 0, False))
+
+
+# --- the folder, as the Hub has it
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """The command makes its shards here: a process of its own takes seconds to import torch."""
+
+    def make(shards, args, data):
+        todo, done = queue.Queue(), queue.Queue()
+        for shard in [*shards, None]:
+            todo.put(shard)
+        prepare_dataset._work(args, data, todo, done)
+        return next((result for result in done.queue if isinstance(result, Exception)), None)
+
+    monkeypatch.setattr(prepare_dataset, "_make", make)
+
+
+def test_datasets_loads_the_folder_by_its_card(tiny_data, tokenizer):
+    """Splits, types and licence are told by the card; notes, MIDI bytes and ids of a row are the same music."""
+    data = DatasetCard.load(tiny_data / "README.md").data
+    assert data.license == ["other"] and data.task_categories == ["text-to-audio"]
+    assert data.to_dict()["configs"][0]["data_files"] == [
+        {"split": "train", "path": "train-*-of-00003.parquet"},
+        {"split": "validation", "path": "validation-*-of-00001.parquet"},
+    ]
+    rows = load_dataset(str(tiny_data), split="validation", streaming=True)
+    assert rows.features["target_codes"] == List(Value("int16")) and rows.features["target_midi"] == Value("binary")
+    for row in rows:
+        parts = [notes_of(row, part) for part in ("prompt", "target")]
+        ids = tokenizer.encode_notes([(notes, 0.0, 1.0) for notes in parts])
+        assert np.array_equal(ids, row["midi_ids"]) and row["target_frames"] == 50
+        for part, notes in zip(("prompt", "target"), parts):
+            read = load_performance(row[f"{part}_midi"]).notes
+            assert sorted(read["pitch"]) == sorted(notes["pitch"])
+            assert np.abs(np.sort(read["onset"]) - np.sort(np.maximum(notes["onset"], 0))).max() < 2e-3
+
+
+def test_audio_is_typed_and_a_changed_card_keeps_its_text(in_this_process, prepare_command, tmp_path):
+    assert prepare_command(tmp_path, "--items", 2, "--keep-audio", "--split", "jazz-test") == 0
+    text = (tmp_path / "README.md").read_text()
+    (tmp_path / "README.md").write_text(text + "\nMy own words.\n")
+    assert prepare_command(tmp_path, "--items", 2, "--keep-audio") == 0
+    card = DatasetCard.load(tmp_path / "README.md")
+    assert card.text.endswith("My own words.\n")
+    assert {entry["split"] for entry in card.data.to_dict()["configs"][0]["data_files"]} == {"jazz_test", "train"}
+    rows = load_dataset(str(tmp_path), split="train", streaming=True)
+    assert isinstance(rows.features["target_audio"], Audio)
+    row = next(iter(rows.decode(False)))
+    assert len(soundfile.read(io.BytesIO(row["target_audio"]["bytes"]))[0]) == RATE
+
+
+def test_parts_of_the_work_make_the_whole(in_this_process, prepare_command, tiny_data, tmp_path, capsys):
+    """Two machines make the shards of one; the card comes with the last of them."""
+    assert prepare_command(tmp_path, "--num-shards", 2, "--shard-index", 1) == 0
+    assert "part 1 of 2 is done" in capsys.readouterr().out and not (tmp_path / "README.md").exists()
+    assert prepare_command(tmp_path, "--num-shards", 2) == 0
+    for name in ("train-00000-of-00003.parquet", "train-00001-of-00003.parquet", "train-00002-of-00003.parquet"):
+        assert (tmp_path / name).read_bytes() == (tiny_data / name).read_bytes()
+    assert (tmp_path / "README.md").is_file()
+
+
+def test_the_number_of_shards_is_divisible_as_asked(tiny_pack, tmp_path):
+    arguments = ["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), "--items", "100", "--shard-items", "12"]
+    args = prepare_dataset.parse([*arguments, "--divisible-by", "4"])
+    assert prepare_dataset._shard_count(args) == 12
+    parts = [prepare_dataset._items(args, shard) for shard in range(12)]
+    assert [i for part in parts for i in part] == list(range(100)) and {len(part) for part in parts} == {8, 9}
+
+
+def test_targets_of_drawn_lengths(in_this_process, prepare_command, tokenizer, tmp_path):
+    assert prepare_command(tmp_path, "--target-seconds", 2, "--min-target-seconds", 1) == 0
+    frames = [count for table in tables(tmp_path) for count in table["target_frames"].to_pylist()]
+    assert set(frames) <= {50, 75, 100} and len(set(frames)) > 1
+    stream = TrainingStream(shard_files(tmp_path, "train"), tokenizer, 1, (0.5, 1.0), 1.0)
+    assert sorted(batch["audio_codes"].shape[2] for _, batch in zip(range(8), stream)) == sorted(frames)
+
+
+def test_what_is_skipped_is_tallied_and_too_much_is_an_error(in_this_process, tiny_pack, pairs, tmp_path, capsys):
+    """Exit code 1 above the threshold; a second run finds nothing to do and says the same."""
+    arguments = ["--codec", tiny_pack / "codec", "--pairs", pairs, "--prompt-seconds", 1, "--target-seconds", 1]
+    arguments = [str(a) for a in [*arguments, "--items", 8, "--shard-items", 3, "--output-dir", tmp_path / "data"]]
+    assert prepare_dataset.main(arguments) == 1
+    first = capsys.readouterr()
+    lines = (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()
+    assert f"skipped {len(lines)} items: short.wav: 0.5 s" in first.err and "more than 10%" in first.err
+    assert json.loads(lines[0])["split"] == "train" and f"{8 - len(lines)} items made" in first.out
+    assert prepare_dataset.main([*arguments, "--max-skipped", "1"]) == 0
+    assert (tmp_path / "data" / "skipped.jsonl").read_text().splitlines() == lines
+    assert capsys.readouterr().out == first.out
+
+
+def test_items_encoded_together_are_those_encoded_alone(tiny_pack):
+    """Windows of unequal lengths side by side."""
+    data = DataArguments("train", 1.0, 2.0, 0, False, min_target_seconds=1.0)
+    recordings = RenderedRecordings(tiny_pack / "midi", "train", [str(tiny_pack / "piano")], ["studio"], 0)
+    codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec").eval()
+    alone, together = (prepare_dataset.make_rows(recordings, range(4), data, codec, size)[0] for size in (1, 4))
+    for a, b in zip(alone, together, strict=True):
+        for part in ("prompt", "target"):
+            assert np.mean(codes_of(a, part, 4) == codes_of(b, part, 4)) > 0.99  # but for rounding
+        assert a["target_frames"] == b["target_frames"] == codes_of(b, "target", 4).shape[1]
+
+
+@pytest.mark.slow
+def test_the_processes_of_datasets_share_the_work_out(tiny_pack, tiny_data, tmp_path):
+    """As the command's help tells."""
+    words = ["--codec", tiny_pack / "codec", "--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano"]
+    words += ["--room", "dry_close", "--room", "studio", "--shard-items", 3, "--items", 8, "--output-dir", tmp_path]
+    words += ["--prompt-seconds", 1, "--target-seconds", 1, "--processes", 1, "--num-shards", 2, "--shard-index"]
+    command = [sys.executable, "-m", "scripts.prepare_dataset", *map(str, words)]
+
+    def run(row):
+        return {"code": subprocess.call([*command, str(row["index"])])}
+
+    codes = Dataset.from_dict({"index": range(2)}).map(run, num_proc=2)["code"]
+    assert list(codes) == [0, 0]
+    for a, b in zip(tables(tiny_data), tables(tmp_path), strict=True):
+        assert a.equals(b)
 
 
 # --- batches

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scripts import data
+from scripts import data, shards
 from scripts.data import DataError, TrainingStream, shard_files
 from scripts.dataset_folder import finish, write_shard
 from scripts.shards import Shards, shard_names
@@ -107,6 +107,27 @@ def test_a_web_server_gives_what_a_folder_gives_and_little_is_fetched(open_strea
         sent = sum(count for name, count in server.sent if name.endswith(".parquet"))
     assert same(from_web, take(open_stream(source), 4))
     assert size > 48_000_000 and sent < size / 3
+
+
+def test_a_dataset_of_the_hub_is_named_by_its_id(monkeypatch, tmp_path):
+    """What is no folder here and looks like an id; with a revision; and no network is one sentence."""
+
+    class Hub:
+        def glob(self, pattern):
+            if "offline" in pattern:
+                raise RuntimeError("no network")
+            assert pattern == "hf://datasets/user/name@v1/train-*.parquet"
+            return [f"datasets/user/name@v1/{name}" for name in shard_names("train", 2)]
+
+    monkeypatch.setattr(shards.fsspec, "filesystem", lambda protocol: {"hf": Hub()}[protocol])
+    assert shard_files("user/name@v1", "train") == [
+        "hf://datasets/user/name@v1/train-00000-of-00002.parquet",
+        "hf://datasets/user/name@v1/train-00001-of-00002.parquet",
+    ]
+    with pytest.raises(DataError, match="user/offline: neither a folder here nor a dataset of the Hub .no network"):
+        shard_files("user/offline", "train")
+    with pytest.raises(DataError, match="no train-"):
+        shard_files(tmp_path, "train")
 
 
 def test_only_blocks_with_batches_to_give_are_read(open_stream, monkeypatch):

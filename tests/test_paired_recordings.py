@@ -1,0 +1,115 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Tables of corpora: whose columns are whose, which row is of which split, and the audio of a stretch."""
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from scripts.paired_recordings import PairedRecordings, read_pairs, read_stretch
+from scripts.recordings import DataArguments
+from tokenization import MidiError
+
+MAESTRO = "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"
+ATEPP = "artist,artist_id,track,track_duration,composer,composition_id,score_path,midi_path,youtube_links,quality"
+ATEPP += ",perf_id,album,album_date,repetition"
+PIJAMA = "id,artist,album,title,recording_condition,midi_filepath,mp3_filepath,youtube_url,duration_sec"
+PIJAMA += ",performance_start_sec,performance_end_sec,split,acoust_id"
+
+
+def write_table(path, header, *rows):
+    columns = header.split(",")
+    with open(path, "w", newline="") as f:
+        table = csv.DictWriter(f, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
+def test_maestro(tmp_path):
+    """A folder is known by its table; the split is the corpus' own."""
+    rows = [{"split": s, "midi_filename": f"{s}.midi", "audio_filename": f"{s}.wav", "duration": "100.5"} for s in "ab"]
+    write_table(tmp_path / "maestro-v3.0.0.csv", MAESTRO, *rows)
+    base, (pair,), excluded = read_pairs(tmp_path, "b")
+    assert (base, pair.audio, pair.midi, pair.seconds, excluded) == (tmp_path, "b.wav", "b.midi", 100.5, [])
+    assert pair.licence == "CC BY-NC-SA 4.0" and pair.recording_id == "b.wav"
+    with pytest.raises(MidiError, match="no usable row of split 'test'"):
+        read_pairs(tmp_path, "test")
+
+
+def test_atepp(tmp_path):
+    """Audio lies beside the MIDI; bad recordings are excluded with the corpus' word; a composition is of one split."""
+    rows = [
+        {"composition_id": i // 2, "midi_path": f"x/{i:05d}.mid", "track_duration": "60", "quality": quality}
+        for i, quality in enumerate(["", "high quality", "applause", "low quality; corrupted"] * 50)
+    ]
+    table = write_table(tmp_path / "ATEPP-metadata-1.2.csv", ATEPP, *rows)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "00001.flac").touch()
+    _, pairs, excluded = read_pairs(table)
+    assert len(pairs) == len(excluded) == 100 and [p.audio for p in pairs[:2]] == ["x/00000.wav", "x/00001.flac"]
+    assert excluded[0] == {"source": "x/00002.mid", "reason": "ATEPP says applause"}
+    splits = {s: {int(p.midi[2:7]) // 2 for p in read_pairs(table, s)[1]} for s in ("train", "validation", "test")}
+    assert sum(len(found) for found in splits.values()) == len(set.union(*splits.values())) == 50
+    assert len(splits["train"]) > 35
+
+
+def test_pijama(tmp_path, write_midi):
+    """Windows lie inside the performance; speech and applause around it are not used."""
+    row = {"split": "train", "midi_filepath": "a.midi", "mp3_filepath": "a.wav", "duration_sec": "9"}
+    row |= {"performance_start_sec": "3", "performance_end_sec": "6.5"}
+    write_table(tmp_path / "pijama.csv", PIJAMA, row)
+    write_midi(tmp_path / "a.midi", seconds=9.0)
+    soundfile.write(tmp_path / "a.wav", np.zeros(9 * 32_000), 32_000)
+    recordings = PairedRecordings(tmp_path, 0, "train")
+    for index in range(10):
+        prompt, target, _ = recordings.draw(index, DataArguments("train", 1.0, 2.0, 0, False, 1.0))
+        assert target.seconds in (1.0, 1.5, 2.0) and len(target.wave) == round((target.seconds + 1.5) * 32_000)
+        for window in (prompt, target):
+            assert 3 <= window.start and window.start + window.seconds <= 6.5
+        assert prompt.start + 1 <= target.start + 1e-9 or target.start + target.seconds <= prompt.start + 1e-9
+
+
+def test_a_folder_of_pairs(tmp_path):
+    """Names are matched with their folders; what has no partner is no pair; without any it is an error."""
+    for name in ("a/one.wav", "a/one.mid", "b/one.flac", "b/one.midi", "two.wav", "b/.three.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _, pairs, _ = read_pairs(tmp_path)
+    assert [(p.audio, p.midi) for p in pairs] == [("a/one.wav", "a/one.mid"), ("b/one.flac", "b/one.midi")]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(MidiError, match="no audio file with MIDI of its name"):
+        read_pairs(tmp_path / "c")
+    write_table(tmp_path / "one.csv", "audio,midi,split", {"audio": "x.wav", "midi": "x.mid", "split": "test"})
+    assert read_pairs(tmp_path, "test")[1][0].audio == "x.wav"
+    write_table(tmp_path / "two.csv", MAESTRO)
+    with pytest.raises(MidiError, match="holds several tables .one.csv, two.csv.; name one"):
+        read_pairs(tmp_path)
+    with pytest.raises(MidiError, match="none.csv: cannot be read as a table"):
+        read_pairs(tmp_path / "none.csv")
+    write_table(tmp_path / "two.csv", MAESTRO, {"midi_filename": "m", "audio_filename": "a", "duration": "long"})
+    with pytest.raises(MidiError, match="two.csv: a row is cut short, or a length in it is no number"):
+        read_pairs(tmp_path / "two.csv")
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 22_050])
+def test_a_stretch_is_that_of_the_whole_recording(rate, tmp_path):
+    """Decoding and resampling only a stretch gives the samples of the whole, also at the ends of the file."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal((3 * rate, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", noise, rate, subtype="FLOAT")
+    whole = soxr.resample(np.pad(noise.mean(1), rate), rate, 32_000, "VHQ")  # a second of silence around it
+    for start, seconds in ((1.2345, 0.5), (0.0, 1.0), (-0.5, 1.0), (2.5, 1.0)):
+        first = round(start * 32_000) + 32_000
+        stretch = read_stretch(tmp_path / "a.wav", start, seconds)
+        assert len(stretch) == round(seconds * 32_000)
+        assert np.abs(stretch - whole[first : first + len(stretch)]).max() < 1e-6
+
+
+def test_audio_that_cannot_be_read(tmp_path):
+    (tmp_path / "text.wav").write_text("no audio")
+    soundfile.write(tmp_path / "nan.wav", np.full(32_000, np.nan), 32_000, subtype="FLOAT")
+    for name, what in (("text.wav", "cannot be read as audio"), ("none.wav", "no such file"), ("nan.wav", "finite")):
+        with pytest.raises(MidiError, match=f"{name}: .*{what}"):
+            read_stretch(tmp_path / name, 0.0, 0.5)
