@@ -43,11 +43,11 @@ class RunLog:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step))
         os.replace(temporary, path)
 
-    def close(self) -> None:
-        """Draw the curves and end the trackers."""
+    def close(self, draw: bool = True) -> None:
+        """End the trackers and draw the curves, which takes seconds that a stopped run may not have."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        if self.accelerator.is_main_process and (self.folder / LOG).is_file():
+        if draw and self.accelerator.is_main_process and (self.folder / LOG).is_file():
             draw_curves(self.folder)
 
 

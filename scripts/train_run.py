@@ -122,7 +122,7 @@ class Run:
         if not stopped and self.step > first:
             self._validate()
         self.save()
-        self.log.close()
+        self.log.close(draw=not stopped)
         return not stopped
 
     def save(self) -> None:
