@@ -20,6 +20,7 @@ from modeling_midivalle import MidiValleForConditionalGeneration
 from scripts import publishing, run_log, train
 from scripts.assemble_model import load_part
 from scripts.data import TrainingStream, shard_files
+from scripts.optimizers import make_optimizer
 from scripts.train_run import BadLossError, Run
 from tokenization import MidiValleTokenizer
 
@@ -414,3 +415,12 @@ def test_learning_curves_by_command(tmp_path, capsys):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "code": 2.0, "validation_code_0": 3.0}\n{"step": 2, "co')
     assert run_log.main([str(tmp_path)]) == 0
     assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize("name", ["paper", "starter_ar", "starter_nar", "finetune_published"])
+def test_recipes_can_be_read_and_have_an_optimiser(name):
+    recipe = train.TrainRecipe.from_yaml(f"{Path(__file__).parents[1]}/recipes/{name}.yaml")
+    settings = (recipe.learning_rate, recipe.betas, recipe.weight_decay)
+    optimizer = make_optimizer(recipe.optimizer, torch.nn.Linear(2, 2), *settings)
+    assert optimizer.param_groups[0]["lr"] == recipe.learning_rate and recipe.save_steps <= recipe.steps
+    assert (type(optimizer).__name__ == "ScaledAdam") == (name == "paper")
