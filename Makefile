@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed-$(TORCH)
 DEMO := space/examples/chopin_prelude_op28_no7.mid
 
-.PHONY: help install install-eval demo test test-slow style quality
+.PHONY: help install install-eval install-peft demo test test-slow style quality
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / - /'
 
@@ -47,6 +47,9 @@ $(STAMP): requirements.txt pyproject.toml | $(PY)
 install-eval: install  ## add the transcriber: for scripts.evaluate, --verify and prompts without MIDI
 	$(PIP) install -q moduleconf==0.1.4 pretty_midi==0.2.11.post0 ncls==0.0.71 pydub==0.25.1 librosa==0.11.0
 	$(PIP) install -q --no-deps transkun==2.0.1
+
+install-peft: install  ## add peft: for scripts.adapt
+	$(PIP) install -q peft==0.21.2
 
 demo: install  ## render a bundled performance on the default piano: demo.wav and demo.png
 	$(PY) -m scripts.render $(DEMO) demo.wav --force

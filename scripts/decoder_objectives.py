@@ -12,6 +12,7 @@ the frames learn it first, each alone with its notes, ten times as many a second
 Published weights go on as they began (`config.objective` is `"published_sum"`): `published_loss`, on the truth.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -54,6 +55,59 @@ def start_from_codebooks(core, codebooks: torch.Tensor) -> None:
         norm.table[:, D], norm.table[:, width + D] = 0.0, 1.0
 
 
+class DecoderLosses(torch.nn.Module):
+    """A decoder with what it is trained for, in one forward pass: that is what DDP and FSDP have to see.
+
+    Whatever is drawn for a batch is a function of (seed, index) alone, and what is shared out over rows goes by the
+    row's number in the run: neither processes, nor accumulation, nor a resume change it.
+
+    Args:
+        core: AR or NAR.
+        codebooks: `(K, codebook_size, D)`.
+        recipe: `own_share`, `code_noise`, `frame_steps`, `seed` of a `TrainRecipe`.
+    """
+
+    def __init__(self, core, codebooks: torch.Tensor, recipe):
+        super().__init__()
+        self.core, self.recipe = core, recipe
+        self.register_buffer("codebooks", codebooks, persistent=False)
+        self.is_ar = hasattr(core, "lm_head")
+        self.published = core.config.objective == "published_sum"
+
+    def forward(self, batch: dict[str, torch.Tensor], step: int, index: int) -> dict[str, torch.Tensor]:
+        """Losses by name of the batch with number `index`, counted over the whole run and all processes."""
+        core, recipe = self.core, self.recipe
+        device, size = batch["midi_ids"].device, len(batch["midi_ids"])
+        generator = torch.Generator().manual_seed(
+            int(np.random.SeedSequence([recipe.seed, index]).generate_state(1)[0])
+        )
+        rows = range(index * size, (index + 1) * size)
+        if self.published:
+            # one stage for the whole batch
+            stages = None if self.is_ar else core.draw_stages(1, generator).to(device).repeat(size)
+            return published_loss(core, core, batch, stages, generator)
+        if self.is_ar and step < recipe.frame_steps:
+            return frame_loss(core, batch, self.codebooks)
+        if self.is_ar:
+            share = recipe.own_share
+            own = [i for i, row in enumerate(rows) if int((row + 1) * share) > int(row * share)]
+            return ar_loss(core, core, batch, self.codebooks, own)
+        stages = torch.tensor([row % (core.config.num_codebooks - 1) + 1 for row in rows], device=device)
+        return nar_loss(core, batch, stages, self.codebooks, recipe.code_noise, generator)
+
+    @torch.no_grad()
+    def measure(self, batch: dict[str, torch.Tensor], stage: int) -> dict[str, torch.Tensor]:
+        """Losses and `top10` of one codebook, as it plays: the AR on its own past, the NAR on true lower codebooks."""
+        core = self.core
+        stages = torch.full((len(batch["midi_ids"]),), stage, device=batch["midi_ids"].device) if stage else None
+        if self.published:
+            prefix = torch.Generator().manual_seed(self.recipe.seed)  # the same one every time
+            return published_loss(core, core, batch, stages, prefix, accuracy=True)
+        if self.is_ar:
+            return ar_loss(core, core, batch, self.codebooks, slice(None), accuracy=True)
+        return nar_loss(core, batch, stages, self.codebooks, 0.0, None, accuracy=True)
+
+
 def frame_loss(core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor) -> dict:
     """Squared error `frame` of the latent as a started head reads it from an AR's last hidden state; no attention, no
     prompt. Relative to the first codebook's variance, as `latent_error`."""
@@ -70,7 +124,7 @@ def frame_loss(core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor) ->
     return {"frame": (read - sum_of(codes, codebooks)).square().sum(-1).mean() / book.var(0).sum()}
 
 
-def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor, own: slice) -> dict:
+def ar_loss(model, core, batch, codebooks: torch.Tensor, own: slice | list[int], accuracy: bool = False) -> dict:
     """Losses by name: of the target's first codebook `code`, mean cross-entropy, and `latent`, see `latent_error`.
 
     Args:
@@ -78,6 +132,7 @@ def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor
         batch: as `TrainingStream` gives it.
         codebooks: `(K, codebook_size, D)`.
         own: rows whose past target codes are the model's own; those of the other rows are hidden (the pad id).
+        accuracy: give `top10` too.
     """
     codes, lengths = batch["audio_codes"][:, 0], batch["prompt_lengths"]
     shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
@@ -98,10 +153,11 @@ def ar_loss(model, core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor
     wanted = sum_of(batch["audio_codes"], codebooks)[:, 1 - keep :]
     counted = labels[:, 1 - keep :] != -100
     latent = latent_error(logits[:, :-1][counted], codebooks[0], wanted[counted])
-    return {"code": core.loss(logits, labels[:, -keep:]), "latent": latent}
+    found = {"code": core.loss(logits, labels[:, -keep:]), "latent": latent}
+    return found | ({"top10": top10(logits[:, :-1][counted], labels[:, 1 - keep :][counted])} if accuracy else {})
 
 
-def nar_loss(model, batch, stages, codebooks: torch.Tensor, noise: float, generator) -> dict:
+def nar_loss(model, batch, stages, codebooks: torch.Tensor, noise: float, generator, accuracy: bool = False) -> dict:
     """The same losses of each row's stage, `stages` `(B,)`, on lower codebooks that are off by up to `noise`."""
     shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
     codes, labels = batch["audio_codes"], batch["audio_codes"]
@@ -115,10 +171,11 @@ def nar_loss(model, batch, stages, codebooks: torch.Tensor, noise: float, genera
         left = wanted[row] - sum_of(codes[row : row + 1, :stage], codebooks)[0]
         target = ~prompt[row]
         errors.append(latent_error(output.logits[row, target], codebooks[stage], left[target]))
-    return {"code": output.loss, "latent": torch.stack(errors).mean()}
+    found = {"code": output.loss, "latent": torch.stack(errors).mean()}
+    return found | (_stage_top10(output.logits, labels, stages, ~prompt) if accuracy else {})
 
 
-def published_loss(model, core, batch: dict[str, torch.Tensor], stages: torch.LongTensor | None, generator) -> dict:
+def published_loss(model, core, batch, stages: torch.LongTensor | None, generator, accuracy: bool = False) -> dict:
     """The published loss of an AR (`stages` None) or of a NAR's `stages` `(B,)`, summed over the batch's frames.
 
     The past is the truth. A NAR's prompt is the excerpt's own beginning, its length drawn (`draw_prefix`).
@@ -127,10 +184,23 @@ def published_loss(model, core, batch: dict[str, torch.Tensor], stages: torch.Lo
     codes = batch["audio_codes"]
     if stages is None:
         inputs = core.build_inputs(codes[:, 0], torch.ones_like(codes[:, 0]), batch["prompt_lengths"])
-        return {"code": model(**inputs, **shared).loss}
+        output = model(**inputs, **shared)
+        found = {"code": output.loss}
+        return found | ({"top10": top10(output.logits[:, :-1], inputs["labels"][:, 1:])} if accuracy else {})
     prefix = torch.full_like(stages, core.draw_prefix(torch.tensor([codes.shape[2]]), generator))
     output = model(audio_codes=codes, prompt_lengths=prefix, stage=stages, labels=codes, **shared)
-    return {"code": output.loss}
+    target = torch.arange(codes.shape[2], device=codes.device) >= prefix[:, None]
+    return {"code": output.loss} | (_stage_top10(output.logits, codes, stages, target) if accuracy else {})
+
+
+def top10(logits: torch.Tensor, codes: torch.LongTensor) -> torch.Tensor:
+    """Share of `codes` `(...)` that are among the ten likeliest of `logits` `(..., V)`."""
+    return (logits.topk(10).indices == codes[..., None]).any(-1).float().mean()
+
+
+def _stage_top10(logits, codes, stages, target) -> dict:
+    wanted = codes[torch.arange(len(codes), device=codes.device), stages]
+    return {"top10": top10(logits[target], wanted[target])}
 
 
 def latent_error(logits: torch.Tensor, book: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,27 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""`python -m scripts.train` on tiny data: it learns, resumes as if it had never stopped, and refuses foreign codes."""
+"""`python -m scripts.train` on tiny data: it learns, goes on after any interruption, refuses what is off."""
 
 import itertools
 import json
+import math
+import os
+import resource
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from modeling_midivalle import MidiValleForConditionalGeneration
-from scripts import train
+from scripts import publishing, run_log, train
 from scripts.assemble_model import load_part
 from scripts.data import TrainingStream, shard_files
+from scripts.optimizers import make_optimizer
+from scripts.train_run import BadLossError, Run
 from tokenization import MidiValleTokenizer
 
 RECIPE = """
@@ -26,8 +34,10 @@ weight_decay: 0.0
 prompt_seconds: [0.5, 1.0]
 bf16: false
 save_steps: 2
+log_steps: 1
 validation_batches: 1
 """
+NO_DROPOUT = dict.fromkeys(("dropout", "attention_dropout", "embedding_dropout", "midi_embedding_dropout"), 0.0)
 
 
 @pytest.fixture
@@ -43,71 +53,201 @@ def run(tiny_data, tiny_pack, tmp_path):
     return command
 
 
-def make_run(part, data, codec, output, **changes):
-    """A `Run` and an endless repetition of one batch of two items, one prompted stretch."""
-    recipe = train.TrainRecipe("tiny", batch_size=2, steps=60, warmup_steps=1, learning_rate=0.01, weight_decay=0.0)
-    recipe.bf16 = False
-    for name, value in changes.items():
-        setattr(recipe, name, value)
-    stream = TrainingStream(shard_files(data, "train"), MidiValleTokenizer(), 2, (0.5, 1.0), 0.0)
-    batch = next(iter(stream))
+def make_run(part, data, codec, output, batches=None, **changes):
+    """A `Run` on the training items, or on `batches` for ever, with a constant rate of 0.01."""
+    settings = {"preset": "tiny", "batch_size": 2, "steps": 60, "warmup_steps": 1, "learning_rate": 0.01}
+    settings |= {"weight_decay": 0.0, "bf16": False, "prompt_seconds": (0.5, 1.0), "no_prompt_share": 0.0}
+    recipe = train.TrainRecipe(**(settings | changes))
+    rest = (recipe.prompt_seconds, recipe.no_prompt_share)
+    stream = TrainingStream(shard_files(data, "train"), MidiValleTokenizer(), recipe.batch_size, *rest)
+    validation = [next(iter(TrainingStream(shard_files(data, "train"), MidiValleTokenizer(), 2, *rest)))]
+    if batches is not None:
+        stream = Repeated(batches)
     codebooks = train.load_codebooks(codec)
-    return train.Run(recipe, part, stream, [batch], codebooks, output), itertools.repeat(batch)
+    return Run(recipe, part, train.start_model(recipe, part, codebooks), stream, validation, codebooks, output)
+
+
+class Repeated:
+    """A stream that gives the same batches for ever."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return itertools.cycle(self.batches)
+
+    def state_dict(self):
+        return {"epoch": 0}
+
+
+@pytest.fixture
+def batch(tiny_data):
+    """Two items with prompts of one length."""
+    return next(iter(TrainingStream(shard_files(tiny_data, "train"), MidiValleTokenizer(), 2, (0.5, 0.5), 0.0)))
+
+
+def content(folder):
+    """All tensors of a checkpoint, its state, and the log without times."""
+    tensors = load_file(folder / "tensors.safetensors")
+    optimizers = torch.load(folder / "optimizers.pt", weights_only=True)
+    for number, state in optimizers[0]["state"].items():
+        tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    tensors |= load_file(folder / "rank_0000.safetensors")
+    state = json.loads((folder / "state.json").read_text()) | {"seconds": 0}
+    rows = [json.loads(line) for line in (folder.parent / "log.jsonl").read_text().splitlines()]
+    return tensors, state, [{k: v for k, v in row.items() if k != "wall_s"} for row in rows]
+
+
+def assert_same(one, other):
+    """Two checkpoints hold the same bits, and their logs the same figures."""
+    one, other = content(one), content(other)
+    assert one[0].keys() == other[0].keys()
+    assert not [name for name, value in one[0].items() if not torch.equal(value, other[0][name])]
+    assert one[1] == other[1] and one[2] == other[2]
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
 def test_resumed_equals_uninterrupted(run, part, tmp_path):
-    """Four steps, and two after the checkpoint of the second, end with equal weights, averages and optimiser."""
-    assert run(part, tmp_path / "whole") == 0
-    assert sorted(p.name for p in (tmp_path / "whole").iterdir()) == [
-        "log.jsonl",
-        "model",
-        "step_0000002",
-        "step_0000004",
-    ]
-    shutil.copytree(tmp_path / "whole" / "step_0000002", tmp_path / "parts" / "step_0000002")
-    assert run(part, tmp_path / "parts") == 0
-    states = [load_file(tmp_path / name / "step_0000004" / "tensors.safetensors") for name in ("whole", "parts")]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
-    places = [json.loads((tmp_path / name / "step_0000004" / "state.json").read_text()) for name in ("whole", "parts")]
-    assert places[0]["stream"] == places[1]["stream"] and places[0]["frames"] == places[1]["frames"]
-    model = AutoModel.from_pretrained(tmp_path / "parts" / "model")
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, states[0][f"average.{name}"])
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    """Four steps, and two after the checkpoint of the second, by command line."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(part, whole) == 0
+    names = [".lock", "best", "learning_curves.png", "log.jsonl", "model", "step_0000002", "step_0000004"]
+    assert sorted(p.name for p in whole.iterdir()) == names
+    parts.mkdir()
+    shutil.copytree(whole / "step_0000002", parts / "step_0000002")
+    shutil.copy(whole / "log.jsonl", parts)  # rows of later steps are made again, not doubled
+    assert run(part, parts) == 0
+    assert_same(whole / "step_0000004", parts / "step_0000004")
+    model = AutoModel.from_pretrained(parts / "model")
+    average = load_file(whole / "step_0000004" / "tensors.safetensors")
+    assert all(torch.equal(value, average[f"average.{name}"]) for name, value in model.state_dict().items())
+    rows = content(whole / "step_0000004")[2]
     stages = ["0"] if part == "ar" else ["1", "2", "3"]
-    assert all(f"validation_code_{stage}" in rows[-1] for stage in stages) and rows[-1]["step"] == 4
-    assert run(part, tmp_path / "whole") == 0  # nothing is left to do: no step, no error
+    assert all(0 <= rows[-1][f"validation_top10_{stage}"] <= 1 for stage in stages) and rows[-1]["step"] == 4
+    losses = [sum(row[f"validation_code_{s}"] for s in stages) for row in rows if f"validation_code_{stages[0]}" in row]
+    best = AutoModel.from_pretrained(whole / "best").state_dict()
+    last_is_best = losses[-1] == min(losses)
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items()) == last_is_best
+    before = (whole / "log.jsonl").read_text()
+    assert run(part, whole) == 0 and (whole / "log.jsonl").read_text() == before  # nothing is left to do
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "scaled_adam", "schedule": "eden", "learning_rate": 0.05}])
+def test_stopped_after_every_batch(changes, tiny_data, tiny_pack, tmp_path):
+    """Eight interruptions, inside windows, between them and across epochs (of four batches), with dropout."""
+    layout = {"steps": 4, "gradient_accumulation_steps": 2, "save_steps": 3, "log_steps": 3} | changes
+    arguments = ("ar", tiny_data, tiny_pack / "codec")
+    whole = make_run(*arguments, tmp_path / "whole", **layout)
+    assert whole.train()
+    for cut in range(1, 9):
+        torch.manual_seed(cut)  # whatever another launch would begin with
+        run = make_run(*arguments, tmp_path / "parts", **layout)
+        run.resume()
+        assert (run.step, run.micro_step) == divmod(cut - 1, 2)
+        count = itertools.count()
+        assert run.train(lambda count=count: next(count) == 1) == (cut == 8)
+    assert_same(tmp_path / "whole" / "step_0000004", tmp_path / "parts" / "step_0000004")
+
+
+def test_a_damaged_checkpoint_falls_back_and_ends_the_same(run, tmp_path, capsys):
+    assert run("ar", tmp_path / "whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "step_0000004" / "tensors.safetensors").write_bytes(b"0")
+    assert run("ar", tmp_path / "parts") == 0
+    assert "passed over: step_0000004 (tensors.safetensors has 1 bytes" in capsys.readouterr().out
+    assert_same(tmp_path / "whole" / "step_0000004", tmp_path / "parts" / "step_0000004")
+
+
+def test_changed_settings_need_force(run, tmp_path, capsys):
+    assert run("ar", tmp_path / "out") == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("steps: 4", "steps: 5").replace("save_steps: 2", "save_steps: 1"))
+    assert run("ar", tmp_path / "out") == 2
+    assert "recipe.steps was 4, is 5" in capsys.readouterr().err
+    assert run("ar", tmp_path / "out", "--force") == 0
+    assert (tmp_path / "out" / "step_0000005").is_dir()
+
+
+def test_a_signal_saves_inside_a_window_and_both_decoders_train_in_turn(run, tmp_path, monkeypatch, capsys):
+    recipe = RECIPE + "gradient_accumulation_steps: 3\n"
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    step = Run._micro_step
+
+    def interrupted(self, batch):
+        step(self, batch)
+        if (self.part, self.step, self.micro_step) == ("ar", 1, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_micro_step", interrupted)
+        assert run("both", tmp_path / "out") == 0
+    assert "stopped at step 1 (SIGTERM); saved" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out" / "ar").glob("step_*")) == ["step_0000001_002"]
+    assert not (tmp_path / "out" / "nar").exists()
+    assert run("both", tmp_path / "out") == 0 and run("ar", tmp_path / "whole") == 0
+    assert_same(tmp_path / "whole" / "step_0000004", tmp_path / "out" / "ar" / "step_0000004")
+    assert AutoModel.from_pretrained(tmp_path / "out" / "nar" / "model").config.num_codebooks == 4
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
-def test_every_parameter_moves_and_the_loss_falls(part, tiny_data, tiny_pack, tmp_path):
-    run, batches = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "run")
+def test_every_parameter_moves_and_one_batch_is_learned(part, tiny_data, tiny_pack, batch, tmp_path):
+    changes = {part: NO_DROPOUT | {"hidden_size": 64}, "own_share": 0.0, "code_noise": 0.0, "latent_weight": 0.0}
+    size = {"batches": [batch], "steps": {"ar": 120, "nar": 250}[part], "save_steps": 250, "average_decay": 0.0}
+    run = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "run", **changes, **size)
     before = {name: value.detach().clone() for name, value in run.core.named_parameters()}
-    run.model.train()
-    losses = []
-    for run.step in range(40):
-        losses.append(run._train_step(batches)["code"])
-    assert losses[0] == pytest.approx(7.6, abs=0.5)  # ln 2048: nothing is known yet
-    assert sum(losses[-4:]) / 4 < 0.6 * losses[0]
-    still = [name for name, value in run.core.named_parameters() if torch.equal(value, before[name])]
-    assert not still
+    run.train()
+    losses = [row["code"] for row in run_log.read_log(tmp_path / "run" / "log.jsonl") if "code" in row]
+    assert losses[-1] < 0.05 < losses[0]
+    assert not [name for name, value in run.core.named_parameters() if torch.equal(value, before[name])]
 
 
-def test_accumulated_steps_equal_one_larger_batch(tiny_data, tiny_pack, tmp_path):
-    """Two halves of a batch, accumulated, move the weights as the whole does."""
-    run, whole = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "whole", batch_size=2, own_share=0.0)
-    batch = next(whole)
-    halves = itertools.cycle([{k: v[i : i + 1] for k, v in batch.items()} for i in range(2)])
-    run._train_step(whole)
-    expected = {name: value.detach().clone() for name, value in run.core.named_parameters()}
-    run, _ = make_run(
-        "ar", tiny_data, tiny_pack / "codec", tmp_path / "halves", gradient_accumulation_steps=2, own_share=0.0
+def gradients(run, batches):
+    """Gradients of one window of `batches`, as the optimiser would get them, and the losses in the log."""
+    found = {}
+    run.optimizer.step = lambda: found.update({n: p.grad.clone() for n, p in run.core.named_parameters()})
+    for batch in batches:
+        run._micro_step(batch)
+    run._close_window()
+    return found, run.logged
+
+
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_a_batch_of_eight_equals_eight_of_one(part, tiny_data, tiny_pack, tmp_path):
+    """Rows of unequal lengths too: the loss is over the window's frames, and what is drawn goes by the row."""
+    files = shard_files(tiny_data, "train")
+    stream = TrainingStream(files, MidiValleTokenizer(), 8, (0.5, 0.5), 0.0)
+    whole = next(iter(stream))
+    rows = [{k: v[i : i + 1] for k, v in whole.items()} for i in range(8)]
+    options = {part: NO_DROPOUT, "code_noise": 0.0, "clip_norm": None, "log_steps": 100}
+    one = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "a", batch_size=8, **options)
+    eight = make_run(
+        part, tiny_data, tiny_pack / "codec", tmp_path / "b", batch_size=1, gradient_accumulation_steps=8, **options
     )
-    run._train_step(halves)
-    for name, value in run.core.named_parameters():
-        assert torch.allclose(value, expected[name], atol=2e-3), name  # Adam's first step is a sign: 1e-2 each
+    (wanted, losses), (got, others) = gradients(one, [whole]), gradients(eight, rows)
+    assert losses["code"] == pytest.approx(others["code"], rel=1e-5)
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, atol=2e-5 * float(value.abs().max() + 1e-3), rtol=1e-4, msg=name)
+    short = [rows[0], {k: v[..., :60] if k == "audio_codes" else v for k, v in rows[1].items()}]
+    frames = [int(row["audio_codes"].shape[2] - row["prompt_lengths"].sum()) for row in short]
+    alone = [gradients(one, [row])[0] for row in short]
+    both = gradients(one, short)[0]
+    assert frames[0] != frames[1]
+    name = "lm_head.weight" if part == "ar" else "norm.norm.weight"
+    name = name if name in both else next(iter(both))
+    if part == "ar":  # a NAR's second row would have another stage
+        mean = sum(n * g[name] for n, g in zip(frames, alone)) / sum(frames)
+        torch.testing.assert_close(both[name], mean, atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_data, tiny_pack, batch, tmp_path):
+    plain = make_run("nar", tiny_data, tiny_pack / "codec", tmp_path / "a", nar=NO_DROPOUT)
+    saving = make_run(
+        "nar", tiny_data, tiny_pack / "codec", tmp_path / "b", nar=NO_DROPOUT, gradient_checkpointing=True
+    )
+    assert saving.core.layers[0].gradient_checkpointing and not plain.core.layers[0].gradient_checkpointing
+    (wanted, _), (got, _) = gradients(plain, [batch]), gradients(saving, [batch])
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, msg=name)
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
@@ -138,9 +278,12 @@ def test_published_weights_go_on_by_their_own_objective(run, part, make_model, t
     assert run(part, tmp_path / "none") == 2 and "nowhere: holds no config.json" in capsys.readouterr().err
 
 
-def test_bf16_trains_too(tiny_data, tiny_pack, tmp_path):
-    run, batches = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", bf16=True)
-    losses = [run._train_step(batches)["code"] for run.step in range(10)]
+def test_bf16_trains_too(tiny_data, tiny_pack, batch, tmp_path):
+    run = make_run(
+        "ar", tiny_data, tiny_pack / "codec", tmp_path / "run", batches=[batch], steps=10, bf16=True, log_steps=1
+    )
+    run.train()
+    losses = [row["code"] for row in run_log.read_log(tmp_path / "run" / "log.jsonl") if "code" in row]
     assert losses[-1] < losses[0] and {p.dtype for p in run.core.parameters()} == {torch.float32}
 
 
@@ -161,12 +304,123 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE + "frame_steps: 1\n")
     assert run("nar", tmp_path / "out") == 2
     assert "frame_steps are for an AR" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "optimizer: sgd\n")
+    assert run("ar", tmp_path / "out") == 2
+    assert "recipe.yaml: optimizer: 'sgd' is not one of adamw, scaled_adam" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_data, tiny_pack, tmp_path):
-    run, batches = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run")
-    with torch.no_grad():
-        next(iter(run.core.parameters())).fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="loss nan at step 0"):
-        run._train_step(batches)
+@pytest.mark.parametrize("fault", ["weights", "explosion"])
+def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, tmp_path):
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run")
+    batch = next(iter(run.stream))
+    run.stream.load_state_dict({"epoch": 0, "position": 0, "seed": 0})
+    if fault == "weights":
+        with torch.no_grad():
+            next(iter(run.core.parameters())).fill_(float("nan"))
+    else:
+        run.usual["code+latent"] = 0.01
+    with pytest.raises(BadLossError, match="step 0: loss nan" if fault == "weights" else "times the usual one"):
+        run.train()
+    path = tmp_path / "run" / "bad_step_0000000_rank0.safetensors"
+    saved = load_file(path)
+    assert all(torch.equal(saved[f"0.{name}"], value) for name, value in batch.items())
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    assert (
+        "loss" in about["wrong"] and [Path(name).suffix for name, _ in json.loads(about["rows"])[0]] == [".parquet"] * 2
+    )
+    assert not list((tmp_path / "run").glob("step_*"))  # nothing that is not finite is ever saved
+
+
+def test_bad_steps_are_passed_over_and_counted(tiny_data, tiny_pack, batch, tmp_path, monkeypatch):
+    """Two of five steps have a loss that is not finite: the weights stay finite; a third one stops the run."""
+    size = {"batches": [batch], "steps": 5, "save_steps": 5, "log_steps": 5, "on_bad_loss": "skip", "max_skipped": 2}
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", **size)
+    forward = run.losses.forward
+    bad = {1, 3}
+
+    def poisoned(batch, step, index):
+        found = forward(batch, step, index)
+        return {k: v * float("nan") for k, v in found.items()} if step in bad else found
+
+    monkeypatch.setattr(run.losses, "forward", poisoned)
+    assert run.train() and run.skipped == 2
+    assert all(torch.isfinite(value).all() for value in run.core.state_dict().values())
+    rows = [row for row in run_log.read_log(tmp_path / "run" / "log.jsonl") if "code" in row]
+    assert rows[-1]["skipped"] == 2 and math.isfinite(rows[-1]["code"])
+    assert len(list((tmp_path / "run").glob("bad_step_*"))) == 2
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "more", **size)
+    bad |= {2}
+    forward = run.losses.forward
+    monkeypatch.setattr(run.losses, "forward", poisoned)
+    with pytest.raises(BadLossError, match="3 such steps are more than max_skipped"):
+        run.train()
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence(run, tmp_path, monkeypatch, capsys):
+    """A limit on the size of files gives what a full disk gives; with room again the run goes on as if without."""
+    before, save = resource.getrlimit(resource.RLIMIT_FSIZE), Run.save
+
+    def limited(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000 if self.step == 4 else before[0], before[1]))
+        save(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", limited)
+        try:
+            assert run("ar", tmp_path / "out") == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step_0000004 could not be written" in error and "step_0000002 is whole" in error
+    assert run("ar", tmp_path / "out") == 0 and run("ar", tmp_path / "whole") == 0
+    assert_same(tmp_path / "whole" / "step_0000004", tmp_path / "out" / "step_0000004")
+
+
+def test_pushing_is_tried_again_and_then_reported(run, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Hub:
+        def create_repo(self, repo_id, exist_ok):
+            calls.append(repo_id)
+
+        def upload_folder(self, folder_path, repo_id, commit_message):
+            names = {p.name for p in tmp_path.joinpath("out", "model").iterdir()}
+            assert {"config.json", "model.safetensors"} <= names and not [
+                n for n in names if n.endswith((".pt", ".bin"))
+            ]
+            if len(calls) < working:
+                raise OSError("500 Server Error")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
+    for working, said in (
+        (3, "is on the Hub as someone/piano"),
+        (99, "could not be pushed to someone/piano (500 Server"),
+    ):
+        calls.clear()
+        assert run("ar", tmp_path / "out", "--push-to-hub", "someone/piano") == 0
+        assert len(calls) == min(working, 4) and said in capsys.readouterr().out
+
+
+def test_trackers_that_are_not_installed_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(run_log.importlib.util, "find_spec", lambda name: None if name == "trackio" else name)
+    assert run_log.installed_trackers(["tensorboard", "trackio"]) == ["tensorboard"]
+    assert "trackio is not installed" in capsys.readouterr().out
+
+
+def test_learning_curves_by_command(tmp_path, capsys):
+    assert run_log.main([str(tmp_path)]) == 2 and "holds no log.jsonl" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "code": 2.0, "validation_code_0": 3.0}\n{"step": 2, "co')
+    assert run_log.main([str(tmp_path)]) == 0
+    assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize("name", ["paper", "starter_ar", "starter_nar", "finetune_published"])
+def test_recipes_can_be_read_and_have_an_optimiser(name):
+    recipe = train.TrainRecipe.from_yaml(f"{Path(__file__).parents[1]}/recipes/{name}.yaml")
+    settings = (recipe.learning_rate, recipe.betas, recipe.weight_decay)
+    optimizer = make_optimizer(recipe.optimizer, torch.nn.Linear(2, 2), *settings)
+    assert optimizer.param_groups[0]["lr"] == recipe.learning_rate and recipe.save_steps <= recipe.steps
+    assert (type(optimizer).__name__ == "ScaledAdam") == (name == "paper")

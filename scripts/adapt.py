@@ -1,0 +1,238 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Adapt a model to one piano by LoRA, from 1 to 10 minutes of a recording and its MIDI.
+
+    python -m scripts.adapt mine.wav mine.mid --output-dir my_piano
+
+Needs peft (`make install-peft`). AR and NAR learn, codec and weights stay. The last part of the recording is held back:
+a table of what the model made of it before and after, also in `report.json`. The folder is an adapter:
+
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    model.load_adapter("my_piano")
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from processing.audio_midivalle import SAMPLING_RATE
+from processing.processing_midivalle import Prompt
+from scripts.decoder_objectives import DecoderLosses
+from scripts.evaluate_long import timbre
+from scripts.metrics import note_scores
+from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
+from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
+from scripts.publishing import export
+from scripts.rendering import render_wave
+from scripts.schedules import warmup_cosine
+from scripts.transcription import Transcriber, TranscriptionError
+from tokenization.midi_midivalle import Performance
+
+LINEAR = r"(ar\.model|nar)\.layers\.\d+\.(self_attn\.(in_proj|out_proj)|linear1|linear2)"
+
+
+class AdaptError(ValueError):
+    """A recording that cannot be learned from, or peft that is not there; one sentence."""
+
+
+@dataclass
+class AdaptRecipe:
+    """What a recipe file (YAML) may set."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    steps: int = 240  # each of the AR and of the NAR
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    warmup_steps: int = 20
+    prompt_seconds: tuple[float, float] = (1.0, 6.0)
+    target_seconds: float = 6.0
+    held_share: float = 0.2  # of the recording, its end: never learned from
+    max_minutes: float = 14.0  # after which learning ends, whatever steps are left
+    latent_weight: float = 5.0
+    own_share: float = 0.5
+    code_noise: float = 0.5
+    frame_steps: int = 0
+    seed: int = 0
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "AdaptRecipe":
+        """Read a recipe; an unknown key is an error that names it."""
+        values = yaml.safe_load(Path(path).read_text()) or {}
+        if unknown := set(values) - {f.name for f in fields(cls)}:
+            raise AdaptError(f"{path}: unknown keys {sorted(unknown)}")
+        return cls(**values)
+
+
+def require_peft() -> None:
+    """AdaptError if peft is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise AdaptError("peft is not installed: run make install-peft")
+
+
+def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
+    """Give AR and NAR a LoRA; returns what is to be trained, all else is frozen.
+
+    Raises:
+        AdaptError: peft is not installed.
+    """
+    require_peft()
+    from peft import LoraConfig
+
+    lora = {"r": recipe.rank, "lora_alpha": recipe.alpha, "lora_dropout": recipe.dropout}
+    torch.manual_seed(recipe.seed)
+    model.add_adapter(LoraConfig(target_modules=LINEAR, **lora))
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def measure(losses: dict[str, DecoderLosses], batches: list[dict], num_codebooks: int) -> dict[str, float]:
+    """Mean `code` loss and `top10` of each codebook over `batches`."""
+    found = {}
+    for stage in range(num_codebooks):
+        part = losses["ar" if stage == 0 else "nar"].eval()
+        rows = [part.measure(batch, stage) for batch in batches]
+        for name, label in (("code", "loss"), ("top10", "top-10 accuracy")):
+            found[f"{label}, codebook {stage}"] = float(np.mean([float(row[name]) for row in rows]))
+    return found
+
+
+def learn(
+    losses: dict[str, DecoderLosses], trained: list, recording: Recording, recipe: AdaptRecipe, end: float
+) -> int:
+    """Train the adapter on what lies before `end`, s; returns the steps that were done."""
+    optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=0.0)
+    began, device = time.time(), trained[0].device
+    for step in range(recipe.steps):
+        if time.time() - began > 60 * recipe.max_minutes:
+            return step
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * warmup_cosine(step, recipe.warmup_steps, recipe.steps, 0.05)
+        batch = recording.draw(np.random.default_rng([recipe.seed, step]), recipe, end)
+        batch = {k: v.to(device) for k, v in batch.items()}
+        shown = {}
+        for name, part in losses.items():
+            found = part.train()(batch, step, step)
+            total = sum(value * (1.0 if key == "code" else recipe.latent_weight) for key, value in found.items())
+            if not torch.isfinite(total):
+                raise AdaptError(f"step {step}: the loss is {float(total)}; lower learning_rate")
+            total.backward()
+            shown[name] = round(found["code"].item(), 3)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % 20 == 0:
+            print({"step": step + 1, "wall_s": round(time.time() - began)} | shown, flush=True)
+    return recipe.steps
+
+
+def play(model, processor, recording: Recording, recipe: AdaptRecipe, end: float, transcriber) -> dict[str, float]:
+    """What can be heard of the held part's beginning, up to 12 s after the prompt just before it: how far the mean
+    spectrum is from the recording's, and with a transcriber how many notes are found."""
+    model.eval()
+    seconds, prompt_s = min(12.0, (recording.seconds - end) // GRID_S * GRID_S), recipe.prompt_seconds[1]
+    piece = processor.load(Performance(recording.notes, "the held part", {}), start=end, end=end + seconds)
+    prompt = Prompt(recording.cut(end - prompt_s, prompt_s), recording.notes_from(end - prompt_s))
+    wave = render_wave(model, processor, piece, prompt, recipe.seed, max(seconds - piece.end, 0.0), {})
+    return heard(recording, wave, end, seconds, transcriber)
+
+
+def heard(recording: Recording, wave: np.ndarray, end: float, seconds: float, transcriber) -> dict[str, float]:
+    """Distance of the mean spectra, dB, of `wave` and of the recording from `end` s on; onset F1 of its notes."""
+    difference = timbre(recording.cut(end, seconds)) - timbre(wave)
+    found = {"timbre distance, dB": float(np.sqrt(np.mean(difference**2)))}
+    if transcriber is not None:
+        notes = recording.notes_from(end)
+        notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]
+        found["onset F1"] = note_scores(notes, transcriber(wave, SAMPLING_RATE))["f1"]
+    return found
+
+
+def find_transcriber():
+    """The transcriber, or `None` after a sentence."""
+    try:
+        return Transcriber()
+    except TranscriptionError as error:
+        print(f"no onset F1: {error}", flush=True)
+        return None
+
+
+def table(before: dict[str, float], after: dict[str, float], codec: dict[str, float]) -> str:
+    """Markdown: each figure before and after, and of the codec's reconstruction where there is one."""
+    rows = ["| held part | before | after | codec |", "| --- | --- | --- | --- |"]
+    for name in before:
+        best = f"{codec[name]:.3f}" if name in codec else ""
+        rows.append(f"| {name} | {before[name]:.3f} | {after[name]:.3f} | {best} |")
+    return "\n".join(rows)
+
+
+def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcriber, listen: bool) -> dict:
+    """Add an adapter to `model` and train it; returns steps and the figures `before`, `after` and of the `codec`.
+
+    Raises:
+        AdaptError: peft is missing, or the held part is shorter than a target.
+    """
+    end = recording.seconds * (1 - recipe.held_share) // GRID_S * GRID_S
+    batches = recording.held(recipe, end)
+    if not batches or end < recipe.prompt_seconds[1] + recipe.target_seconds:
+        raise AdaptError("the held part or the rest is shorter than a target: change held_share or target_seconds")
+    batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]
+    trained = add_adapter(model, recipe)
+    books = torch.stack([layer.codebook.embed for layer in model.codec.quantizer.layers])
+    losses = {name: DecoderLosses(getattr(model, name), books, recipe) for name in ("ar", "nar")}
+
+    def figures():
+        found = measure(losses, batches, model.config.ar_config.num_codebooks)
+        return found | (play(model, processor, recording, recipe, end, transcriber) if listen else {})
+
+    before = figures()  # a new adapter changes nothing: its second matrix is zero
+    steps = learn(losses, trained, recording, recipe, end)
+    after, codec = figures(), {}
+    if listen:
+        seconds = min(12.0, (recording.seconds - end) // GRID_S * GRID_S)
+        first, size = (round(s * FRAMES_PER_SECOND) for s in (end, seconds))
+        codes = recording.codes[None, :, first : first + size].to(model.device)
+        codec = heard(recording, model.codec.decode_codes(codes)[0, 0].cpu().numpy(), end, seconds, transcriber)
+    return {"steps": steps, "before": before, "after": after, "codec": codec}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("audio", help="WAV or FLAC of one piano, 1 to 10 minutes")
+    parser.add_argument("midi", help="what is played in it")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="folder or Hub id (default: %(default)s)")
+    parser.add_argument("--config", default="recipes/my_piano.yaml", help="recipe, YAML (default: %(default)s)")
+    parser.add_argument("--output-dir", required=True, type=Path, help="the adapter goes here")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--losses-only", action="store_true", help="do not play the held part before and after")
+    args = parser.parse_args(argv)
+    try:
+        recipe = AdaptRecipe.from_yaml(args.config)
+        require_peft()
+        folder = model_folder(args.model)
+        processor, model = load_processor(folder), load_model(folder, args.device)
+        recording, remark = read_recording(args.audio, args.midi, model, processor.tokenizer)
+        print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
+        transcriber = None if args.losses_only else find_transcriber()
+        report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only)
+        export(model, args.output_dir)
+        (args.output_dir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(report["before"], report["after"], report["codec"]))
+    print(f"{report['steps']} steps; the adapter is in {args.output_dir}: model.load_adapter({str(args.output_dir)!r})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

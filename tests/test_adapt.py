@@ -1,0 +1,101 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`python -m scripts.adapt` on a tiny model: an adapter that loads, a base that stays, recordings that are refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, EncodecFeatureExtractor
+
+from processing import MidiValleProcessor, write_audio
+from scripts import adapt
+from scripts.own_recording import encode
+from tokenization import MidiValleTokenizer
+
+RECIPE = """
+rank: 2
+steps: 4
+warmup_steps: 1
+learning_rate: 0.01
+dropout: 0.0
+prompt_seconds: [0.5, 1.0]
+target_seconds: 1.0
+held_share: 0.05
+"""
+RATE = 32_000
+
+
+@pytest.fixture
+def folder(make_model, tmp_path):
+    """A tiny model's folder with its processor."""
+    make_model().save_pretrained(tmp_path / "model")
+    extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE)
+    MidiValleProcessor(extractor, MidiValleTokenizer()).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def run(folder, write_midi, tmp_path):
+    """`run(seconds, *more)` -> exit code of the command on a recording of that length, of noise."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+
+    def command(seconds, *more):
+        wave = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE)).astype(np.float32)
+        write_audio(tmp_path / "mine.wav", wave)
+        write_midi(tmp_path / "mine.mid", seconds=seconds, density=4)
+        files = [str(tmp_path / name) for name in ("mine.wav", "mine.mid")]
+        options = ["--model", str(folder), "--config", str(tmp_path / "recipe.yaml"), "--device", "cpu"]
+        return adapt.main([*files, *options, "--output-dir", str(tmp_path / "out"), *more])
+
+    return command
+
+
+def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, capsys):
+    pytest.importorskip("peft", reason="make install-peft")
+    assert run(61, "--losses-only") == 0
+    out = capsys.readouterr().out
+    assert "| loss, codebook 3 |" in out and "4 steps" in out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["before"].keys() == report["after"].keys() and report["before"] != report["after"]
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert weights and all("lora_" in name and ".codec." not in name for name in weights)
+    assert {name.split("ar.model")[0] for name in weights if "ar.model" in name} and any(
+        ".nar." in n or n.startswith("nar.") for n in weights
+    )
+    plain, adapted = AutoModel.from_pretrained(folder).eval(), AutoModel.from_pretrained(folder)
+    adapted.load_adapter(str(tmp_path / "out"))
+    adapted.eval()
+    inputs = {"input_ids": torch.randint(0, 2048, (1, 20)), "prompt_lengths": torch.tensor([5])}
+    with torch.no_grad():
+        assert not torch.equal(plain.ar(**inputs).logits, adapted.ar(**inputs).logits)
+    state = adapted.state_dict()
+    for name, value in plain.state_dict().items():  # nothing of the base has moved
+        place = (
+            name
+            if name in state
+            else name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
+        )
+        assert torch.equal(state[place], value), name
+
+
+def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, capsys):
+    assert run(5) == 2 and "lasts 5 s; give 60 to 600 s" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "ranks: 2\n")
+    assert run(5) == 2 and "unknown keys ['ranks']" in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setattr(adapt.importlib.util, "find_spec", lambda name: None)
+    assert run(5) == 2 and "peft is not installed: run make install-peft" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("seconds", [31.0, 62.31])
+def test_chunks_have_the_codes_of_the_whole(make_model, seconds):
+    """But for rounding, which may turn a code where two are as near; the LSTM's memory reaches no further back."""
+    codec = make_model().codec
+    wave = 0.1 * np.random.default_rng(1).standard_normal(round(seconds * RATE)).astype(np.float32)
+    codes = encode(codec, wave)
+    whole = codec.encode_codes(torch.from_numpy(wave[: len(wave) // 640 * 640])[None, None])[0]
+    assert codes.shape == whole.shape == (4, len(wave) // 640)
+    assert (codes == whole).float().mean() > 0.99

@@ -1,0 +1,133 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""ScaledAdam and Eden against their formulas, worked out by hand; optimisers that go on from their state."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from scripts.optimizers import ScaledAdam, make_optimizer
+from scripts.schedules import eden
+
+LR, B1, B2 = 0.05, 0.9, 0.95
+
+
+def walk(start, gradient, steps, **options):
+    """The values after each step of a tensor whose gradient never changes."""
+    p = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    optimizer, seen = ScaledAdam([p], LR, (B1, B2), **options), []
+    for _ in range(steps):
+        p.grad = torch.tensor(gradient, dtype=torch.float64)
+        optimizer.step()
+        seen.append(p.detach().clone())
+    return seen
+
+
+def test_the_first_steps_are_a_share_of_the_tensors_size():
+    """A constant gradient is its own root mean square: each step adds lr (1 - b1) rms against its sign."""
+    start, gradient = [3.0, -4.0], [0.01, 20.0]
+    rms, place, delta = math.sqrt(12.5), torch.tensor(start, dtype=torch.float64), 0.0
+    for seen in walk(start, gradient, 3):
+        delta = B1 * delta - LR * (1 - B1) * rms
+        place = place + delta
+        assert_close(seen, place, atol=1e-6, rtol=0)
+
+
+def test_every_fourth_step_changes_the_size():
+    start, gradient = [0.3, 0.5], [2.0, -1.0]
+    first = walk(start, gradient, 4)
+    before = [torch.tensor(start, dtype=torch.float64), *first[:3]]
+    g = torch.tensor(gradient, dtype=torch.float64)
+    along = torch.stack([(p * g).sum() for p in before])
+    change = -0.1 * LR * along.sum() / along.square().mean().sqrt()  # b2^4 cancels in the first one
+    rms = [math.sqrt((0.3**2 + 0.5**2) / 2)] * 3 + [float(before[3].square().mean().sqrt())]
+    delta = torch.zeros(2, dtype=torch.float64)
+    for step in range(4):
+        delta = B1 * delta
+        if step == 3:
+            delta = delta + (1 - B1) * before[3] * change
+        delta = delta - LR * (1 - B1) * rms[step] * g.sign()
+        assert_close(first[step], before[step] + delta, atol=1e-9, rtol=0)
+
+
+def test_sizes_beyond_the_limits():
+    """Too large a tensor shrinks whatever its gradient; nearly nothing moves as if it had the least size."""
+    shrunk, g = walk([30.0, 30.0], [-1.0, -1.0], 4), -1.0
+    delta = sum(B1**k for k in range(1, 4)) * LR * (1 - B1) * 30 - (1 - B1) * shrunk[2] * 0.4 * LR
+    delta = delta - g * LR * (1 - B1) * shrunk[2]  # rms of two equal entries is the entry
+    assert_close(shrunk[3] - shrunk[2], delta, atol=1e-7, rtol=0)
+    nothing = walk([0.0, 0.0], [1.0, 1.0], 1)
+    assert_close(nothing[0], torch.full((2,), -LR * (1 - B1) * 1e-5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_a_lone_number_steps_at_a_tenth_and_stays_within_ten():
+    assert_close(walk([2.0], [7.0], 1)[0], torch.tensor([2 - 0.1 * LR * (1 - B1)], dtype=torch.float64))
+    assert float(walk([9.9999], [-1.0], 20)[-1]) == 10.0
+
+
+def test_gradients_are_held_to_twice_the_median_norm_after_a_thousand_steps():
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ScaledAdam([p], 0.0)
+    for step in range(1001):
+        p.grad = torch.full((4,), 1.0 if step < 1000 else 100.0)
+        optimizer.step()
+        if step == 999:
+            squares = optimizer.state[p]["squares"].clone()
+    assert float(optimizer.state[p]["norms"][1]) == 2.0  # norm of the gradient times a size of one
+    assert float(optimizer.state[p]["threshold"]) == 4.0
+    held = (optimizer.state[p]["squares"] - squares * 0.95) / 0.05
+    assert_close(held, torch.full((4,), 4.0), rtol=1e-4, atol=0)  # norm 4: each entry 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "epoch", "rate"), [(20, 0, 0.05), (5_000, 0, 0.042), (50_000, 3, 0.0141), (300_000, 19, 0.0029)]
+)
+def test_eden(batch, epoch, rate):
+    assert 0.05 * eden(batch, epoch) == pytest.approx(rate, abs=5e-5)
+
+
+def test_eden_warms_up_from_half():
+    assert [round(eden(n, 0), 4) for n in (0, 10, 20)] == [0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "scaled_adam"])
+def test_by_name_and_on_from_its_state(name):
+    """It finds a minimum, and five steps are two and three more with the state between them."""
+    torch.manual_seed(0)
+    model, inputs, wanted = torch.nn.Linear(4, 3), torch.randn(32, 4), torch.randn(32, 3)
+
+    def steps(model, optimizer, count):
+        for _ in range(count):
+            loss = (model(inputs) - wanted).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    def make(model):
+        return make_optimizer(name, model, 0.05, (0.9, 0.95), 0.0)
+
+    other, third = copy.deepcopy(model), copy.deepcopy(model)
+    steps(model, make(model), 5)
+    optimizer = make(other)
+    steps(other, optimizer, 2)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer = make(other)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+    steps(other, optimizer, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+    design = torch.cat([inputs, torch.ones(32, 1)], 1)
+    least = float((design @ torch.linalg.lstsq(design, wanted).solution - wanted).square().mean())
+    assert least < steps(third, make(third), 300) < 1.05 * least
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="'sgd' is not one of adamw, scaled_adam"):
+        make_optimizer("sgd", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.0)
+    with pytest.raises(ValueError, match="no weight decay"):
+        make_optimizer("scaled_adam", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.1)
