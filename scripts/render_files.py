@@ -379,9 +379,10 @@ def finish(setting: Setting, task: Task, job: Job) -> None:
     seconds = job.samples / rate
     turned_down = f", turned down by {gain:.2f} to avoid clipping" if gain < 1 else ""
     resumed = f", {job.resumed} windows were there already" if job.resumed else ""
+    made = seconds - (job.windows[job.resumed - 1][1] if job.resumed else 0.0)  # what was there costs next to nothing
     print(
         f"{task.output}: {seconds:.3f} s, {len(task.performance.notes)} notes, {len(job.windows)} windows, "
-        f"{setting.label}, {took:.1f} s on {model.device} ({seconds / took:.2f}x real time){resumed}{turned_down}",
+        f"{setting.label}, {took:.1f} s on {model.device} ({made / took:.2f}x real time){resumed}{turned_down}",
         file=sys.stderr if args.stream else sys.stdout,
     )
     task.is_done = True
