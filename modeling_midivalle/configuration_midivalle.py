@@ -51,6 +51,15 @@ SIZES = {
         "code_choice": "argmax",
     },
 }
+# 40 axes of spectra and 88 of keys; most layers at low rates, where a CPU is fast
+STARTER_CODEC = {
+    "num_filters": 16,
+    "hidden_size": 128,
+    "num_key_axes": 88,
+    "num_lstm_layers": 4,
+    "last_kernel_size": 13,
+}
+STARTER_CODEC |= {"upsampling_ratios": (5, 4, 4, 8)}
 
 
 @strict
@@ -172,7 +181,7 @@ class MidiValleARConfig(MidiValleDecoderConfig):
         """Configuration `name` of `tiny`, `starter`, `base`, `published`; keywords replace single fields."""
         fields = dict(_size(name))
         if name == "starter":
-            fields["num_hidden_layers"] = 5
+            fields["num_hidden_layers"] = 4
         if name == "published":
             fields |= {"vocab_size": 2049, "bos_token_id": None, "use_target_bos": False, "tie_word_embeddings": False}
         return cls(**(fields | overrides))
@@ -218,7 +227,7 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
         """Configuration `name` of `tiny`, `starter`, `base`, `published`; keywords replace single fields."""
         fields = dict(_size(name))
         if name == "starter":
-            fields["num_hidden_layers"] = 4
+            fields["num_hidden_layers"] = 3
         if name == "published":
             fields |= {"stage_norm": "projected", "tie_heads_one_step_off": True, "midi_embedding_dropout": 0.0}
         return cls(**(fields | overrides))
@@ -263,7 +272,7 @@ class MidiValleConfig(PreTrainedConfig):
         if codec_config is None:
             small = {
                 "tiny": {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1},
-                "starter": {"num_filters": 16},
+                "starter": STARTER_CODEC,
             }
             codec_config = small.get(name, {})
         return cls(

@@ -12,6 +12,10 @@ class PianoEncodecConfig(EncodecConfig):
 
     Any `EncodecConfig` with one chunk, one channel and one bandwidth is valid; see [`EncodecConfig`] for the fields.
 
+    Args:
+        num_key_axes (`int`, *optional*, defaults to 0): Last axes of the latent, one a key from A0 on, that the encoder
+            has been taught to say the struck keys with; 0 or 88. See [`~PianoEncodecModel.encode_codes`].
+
     Example:
 
     ```python
@@ -30,12 +34,15 @@ class PianoEncodecConfig(EncodecConfig):
     pad_mode: str = "constant"
     codebook_size: int = 2048
     use_conv_shortcut: bool = False
+    num_key_axes: int = 0
 
     def validate_architecture(self):
         """Refuse what MIDI-VALLE cannot use."""
         super().validate_architecture()
         if self.audio_channels != 1 or self.chunk_length_s is not None or self.normalize:
             raise ValueError("Piano-Encodec is mono, in one chunk and without level normalisation")
+        if self.num_key_axes not in (0, 88) or self.num_key_axes >= self.hidden_size:
+            raise ValueError(f"num_key_axes is 0 or 88 and less than hidden_size, got {self.num_key_axes}")
         if self.sampling_rate % self.hop_length:
             raise ValueError(f"hop {self.hop_length} does not divide the sampling rate {self.sampling_rate}")
 

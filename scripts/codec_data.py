@@ -26,9 +26,10 @@ PEAK = 0.97
 class StoredCrops(Dataset):
     """Random crops of rendered pools: `.npy` files of int16 (excerpts, samples). Crop i is drawn from (seed, i).
 
-    A crop holds `input_values (samples,)` and `onsets (frames, 88)`, 1 where a key is struck; with the hash of a codec
-    that has encoded every pool (see `codes_path`) also `audio_codes (K, lead + frames)`, from `lead_seconds` before the
-    crop on. Crops start on a frame.
+    A crop holds `input_values (samples,)` and `onsets (frames, 88)`, velocity over 127 where a key is struck, else 0;
+    with the hash of a codec that has encoded every pool (see `codes_path`) also `audio_codes (K, lead + frames)`, from
+    `lead_seconds` before the crop on: of every other crop with its notes as played, if there are such codes. Crops
+    start on a frame.
     """
 
     def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None, lead_seconds=0.0):
@@ -37,9 +38,9 @@ class StoredCrops(Dataset):
         self.lead = round(lead_seconds * SAMPLING_RATE) // HOP
         self.pools = [_pool(path) for path in paths]
         self.onsets = [_pool(onsets_path(path)) for path in paths]
-        names = [codes_path(path, codec_sha256) for path in paths] if codec_sha256 else []
-        encoded = bool(names) and all(name.is_file() for name in names)
-        self.codes = [_pool(name) for name in names] if encoded else None
+        kinds = [[codes_path(path, codec_sha256, played) for path in paths] for played in (False, True) if codec_sha256]
+        kinds = [names for names in kinds if all(name.is_file() for name in names)]
+        self.codes = [[_pool(name) for name in names] for names in kinds]
         for path, pool in zip(paths, self.pools, strict=True):
             if pool.shape[1] // HOP < self.lead + self.frames:
                 raise ValueError(f"{path}: its excerpts are shorter than a crop of {crop_seconds} s and its lead")
@@ -53,10 +54,11 @@ class StoredCrops(Dataset):
         e = int(rng.integers(len(self.pools[p])))
         frame = int(rng.integers(self.lead, self.pools[p].shape[1] // HOP - self.frames + 1))
         wave = self.pools[p][e, frame * HOP : (frame + self.frames) * HOP].astype(np.float32) / 32767
-        onsets = self.onsets[p][e, frame : frame + self.frames] > 0
-        item = {"input_values": wave, "onsets": onsets.astype(np.float32)}
-        if self.codes is not None:
-            item["audio_codes"] = self.codes[p][e, :, frame - self.lead : frame + self.frames].astype(np.int64)
+        onsets = self.onsets[p][e, frame : frame + self.frames].astype(np.float32) / 127
+        item = {"input_values": wave, "onsets": onsets}
+        if self.codes:
+            codes = self.codes[int(rng.integers(len(self.codes)))][p]
+            item["audio_codes"] = codes[e, :, frame - self.lead : frame + self.frames].astype(np.int64)
         return item
 
 
@@ -67,7 +69,7 @@ class CropBatches:
     of `mixed_excerpts` of them (or a few more, so that batches come out even), whose crops are drawn in random order.
 
     Yields dicts of `input_values (B, samples)` float32, `onsets (B, T, 88)` float32 and whatever the source adds; with
-    `recipe.lead_seconds`, of excerpts also `lead (B, samples)`, what sounds just before.
+    `recipe.lead_seconds`, of excerpts also `lead (B, samples)` and `lead_onsets (B, T, 88)`, what is just before.
 
     Args:
         source: `StoredCrops`, or map-style excerpts: dicts of `wave` int16 (samples,) and `onsets` uint8 (frames, 88).
@@ -123,12 +125,13 @@ class CropBatches:
         frames, lead = (round(s * SAMPLING_RATE) // HOP for s in (self.recipe.crop_seconds, self.recipe.lead_seconds))
         parts = [(excerpts[i // self.crops], lead + i % self.crops * frames) for i in chosen.tolist()]
         waves = torch.stack([e["wave"][frame * HOP : (frame + frames) * HOP] for e, frame in parts])
-        onsets = torch.stack([e["onsets"][frame : frame + frames] > 0 for e, frame in parts])
+        onsets = torch.stack([e["onsets"][frame : frame + frames] for e, frame in parts])
         more = {k: torch.stack([e[k] for e, _ in parts]) for k in parts[0][0] if k not in ("wave", "onsets")}
         if lead:
             before = torch.stack([e["wave"][(frame - lead) * HOP : frame * HOP] for e, frame in parts])
-            more["lead"] = before.float() / 32767
-        return {"input_values": waves.float() / 32767, "onsets": onsets.float()} | more
+            struck = torch.stack([e["onsets"][frame - lead : frame] for e, frame in parts])
+            more |= {"lead": before.float() / 32767, "lead_onsets": struck.float() / 127}
+        return {"input_values": waves.float() / 32767, "onsets": onsets.float() / 127} | more
 
     def _vary(self, batch: dict[str, torch.Tensor], index: int) -> None:
         recipe = self.recipe
@@ -167,9 +170,9 @@ def fixed_batch(source, count: int, seconds: float) -> dict[str, torch.Tensor]:
     if any(len(item["wave"]) < frames * HOP for item in items):
         raise ValueError(f"validation_seconds: {seconds} s are longer than the excerpts for validation")
     waves = torch.stack([torch.as_tensor(item["wave"][: frames * HOP]) for item in items])
-    onsets = torch.stack([torch.as_tensor(item["onsets"][:frames] > 0) for item in items])
+    onsets = torch.stack([torch.as_tensor(item["onsets"][:frames]) for item in items])
     more = {k: torch.stack([torch.as_tensor(e[k]) for e in items]) for k in items[0] if k not in ("wave", "onsets")}
-    return {"input_values": waves.float() / 32767, "onsets": onsets.float()} | more
+    return {"input_values": waves.float() / 32767, "onsets": onsets.float() / 127} | more
 
 
 class StoredExcerpts(Dataset):

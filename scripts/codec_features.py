@@ -18,7 +18,7 @@ KNEE = 1e-3  # magnitudes well below are linear (noise stays small), above logar
 
 
 class SpectralFeatures(nn.Module):
-    """Wave (B, 640 T) -> latent (B, hidden_size, T): log-compressed bands of a long and a short window, projected, less
+    """Wave (B, 640 T) -> latent (B, axes, T): log-compressed bands of a long and a short window, projected, less
     `memory` times the frame before.
 
     The long window tells pitches apart, the short one places onsets inside the frame. The difference leaves what is
@@ -26,12 +26,12 @@ class SpectralFeatures(nn.Module):
     adds the frames up again (`integrate`); the error of 44 bits a frame is then half of what plain frames leave.
 
     Args:
-        hidden_size: axes kept.
+        axes: how many main axes are kept.
         memory: what the decoder remembers of the frame before.
         windows, bands, weights: per window: samples, number of bands (mel scale), and how much its errors count.
     """
 
-    def __init__(self, hidden_size: int, memory=0.6, windows=(4096, 1024), bands=(144, 48), weights=(1.0, 0.8)):
+    def __init__(self, axes: int, memory=0.6, windows=(4096, 1024), bands=(144, 48), weights=(1.0, 0.8)):
         super().__init__()
         self.memory = memory
         self.windows, self.weights, self.long_bands = windows, weights, bands[0]
@@ -43,7 +43,7 @@ class SpectralFeatures(nn.Module):
             self.register_buffer(f"bank_{n}", torch.as_tensor(bank).float(), persistent=False)
             self.register_buffer(f"window_{n}", torch.hann_window(n), persistent=False)
         self.register_buffer("mean", torch.zeros(sum(bands)))
-        self.register_buffer("basis", torch.zeros(sum(bands), hidden_size))
+        self.register_buffer("basis", torch.zeros(sum(bands), axes))
 
     @torch.no_grad()
     def bands(self, wave: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class SpectralFeatures(nn.Module):
         return axes - self.memory * F.pad(axes, (1, 0))[..., :-1]
 
     def integrate(self, latent: torch.Tensor) -> torch.Tensor:
-        """The axes (B, hidden_size, T) themselves, from the latent."""
+        """The axes (B, axes, T) themselves, from the latent."""
         axes, state = [], 0.0
         for frame in latent.unbind(-1):
             state = frame + self.memory * state

@@ -2,14 +2,18 @@
 """What each part of the codec is trained for, and how its weights start."""
 
 import torch
+from torch.nn import functional as F
 
 from modeling_midivalle import PianoEncodecModel
+from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts.codec_features import SpectralFeatures
 from scripts.codec_listener import Listener, onset_loss
 from scripts.codec_losses import SpectralLoss
 from scripts.codec_oscillators import PITCHES, sing, synthesis_basis
 from scripts.codec_quantizer import quantize_train
 
+STRUCK_THRESHOLD, STRUCK_SLOPE = 1.5, 4.7  # where a key is as likely struck as not, and logits per latent there
+STRUCK_WEIGHT = 2.0  # how much more a struck key counts
 EDGE_FRAMES = 6  # at both ends of a crop the listener hears silence beyond it
 
 
@@ -56,7 +60,12 @@ class Objective(torch.nn.Module):
 
 
 class EncoderObjective(Objective):
-    """The encoder learns to produce the spectral features."""
+    """The encoder learns to produce the spectral features, and in the latent's key axes, if it has them, which keys are
+    struck: `STRUCK[0]` to `sum(STRUCK)` by velocity in that frame, 0 in all others.
+
+    What is known of the notes does not compete with the spectrum: the codes spend their bits where notes begin, and the
+    decoders that predict codes from MIDI find the notes in them.
+    """
 
     def __init__(self, codec, bf16: bool, features: SpectralFeatures):
         super().__init__(codec, bf16)
@@ -66,7 +75,10 @@ class EncoderObjective(Objective):
     def forward(self, batch):
         wave = batch["input_values"]
         latent, target = self.encode(wave), self.features(wave)
-        return {"regression": (latent - target).square().mean()}, None
+        losses = {"regression": (latent[:, : target.shape[1]] - target).square().mean()}
+        if latent.shape[1] > target.shape[1]:
+            losses |= struck_losses(latent[:, target.shape[1] :].transpose(1, 2), batch["onsets"])
+        return losses, None
 
 
 class DecoderObjective(Objective):
@@ -90,8 +102,10 @@ class DecoderObjective(Objective):
         lstm = codec.decoder.layers[1].lstm
         tuned = torch.arange(2 * PITCHES)
         rows = torch.cat([tuned + gate * lstm.hidden_size for gate in range(4)])
-        kept = [(p, rows) for name, p in lstm.named_parameters() if name.endswith("l0")]
-        kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
+        oscillating = f"l{lstm.num_layers - 2}"
+        kept = [(p, rows) for name, p in lstm.named_parameters() if name.endswith(oscillating)]
+        if lstm.num_layers == 2:
+            kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
         for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
             parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index, 0.0))
 
@@ -99,8 +113,11 @@ class DecoderObjective(Objective):
         wave, codes = batch["input_values"], batch.get("audio_codes")
         with torch.no_grad():
             if codes is None:
-                sound = torch.cat([batch["lead"], wave], 1) if "lead" in batch else wave
-                latent = quantize_train(self.codec.quantizer, self.encode(sound))[0]
+                latent = self.encode(torch.cat([batch["lead"], wave], 1) if "lead" in batch else wave)
+                if self.codec.config.num_key_axes:
+                    struck = [batch[name] for name in ("lead_onsets", "onsets") if name in batch]
+                    latent = half_played(latent, torch.cat(struck, 1), batch.get("has_notes"))
+                latent = quantize_train(self.codec.quantizer, latent)[0]
             else:
                 latent = self.codec.quantizer.decode(codes.transpose(0, 1))
         first, lstm, *rest = self.codec.decoder.layers
@@ -168,6 +185,25 @@ def listening_losses(
         heard = heard + (a - b).abs().mean() / (b.abs().mean() + 1e-3)
     notes = noted_loss(logits[:, inside], onsets[:, inside], has_notes)
     return {"notes": notes, "heard": heard / len(hidden)}
+
+
+def half_played(latent: torch.Tensor, struck: torch.Tensor, has_notes: torch.Tensor | None = None) -> torch.Tensor:
+    """`latent` (B, D, T), every other row, if it `has_notes (B,)`, with its keys as they were played, `struck
+    (B, T, 88)`: so the codes of what the encoder hears and those of what is known, which decoders learn to predict, are
+    both at home in the codec."""
+    known = torch.arange(len(latent), device=latent.device) % 2 == 1
+    known = known if has_notes is None else known & has_notes
+    return torch.where(known[:, None, None], write_keys(latent, struck), latent)
+
+
+def struck_losses(heard: torch.Tensor, onsets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`struck`, whether each key is struck, and `strength`, how hard; of the latent's last axes `heard (B, T, 88)` and
+    velocities over 127 `onsets (B, T, 88)`."""
+    label = (onsets > 0).float()
+    logits = STRUCK_SLOPE * (heard - STRUCK_THRESHOLD)
+    weight = heard.new_tensor(STRUCK_WEIGHT)
+    struck = F.binary_cross_entropy_with_logits(logits, label, pos_weight=weight)
+    return {"struck": struck, "strength": (heard - label * (STRUCK[0] + STRUCK[1] * onsets)).square().mean()}
 
 
 def noted_loss(logits: torch.Tensor, onsets: torch.Tensor, has_notes: torch.Tensor | None) -> torch.Tensor:

@@ -3,8 +3,9 @@
 
 2.2 kbit/s cannot carry the phases of a piano's partials, and convolutions alone repeat themselves with the frame: from
 a steady latent they can only produce multiples of 50 Hz, which a listener (and a transcriber) takes for other notes.
-Only the LSTM remembers. So its first layer starts as free oscillators on the tempered scale, and its second gates
-each by the latent's band at that pitch: h2 = amplitude * (cos, sin) of the phase at the frame. The transposed
+Only the LSTM remembers. So its last layer but one starts as free oscillators on the tempered scale, and its last gates
+each by the latent's band at that pitch: h = amplitude * (cos, sin) of the phase at the frame. Layers in front of these,
+if there are any, start by handing the spectrum on beside units that are free to learn what notes do. The transposed
 convolutions start as the interpolation of those numbers, sub-band by sub-band. Everything but the oscillators' tuning
 then learns from audio.
 """
@@ -20,6 +21,8 @@ LOWEST_HZ, PITCHES = 440 * 2 ** ((28 - 69) / 12), 84  # E1 to D#8; below, a note
 OPEN, SHUT = 6.0, -6.0  # gate biases
 RADIUS = 0.1  # of the oscillation, where tanh is nearly linear
 CLEARANCE = 0.05  # rad a frame (0.4 Hz): nearer to a quarter turn, tanh would lock an oscillator to standstill
+STRUCK_GAIN = 30.0  # of struck keys in the channels that pass no spectrum: as loud as what passes
+FREE_GAIN = 4.0  # what units that are free to learn hear of what is passed
 PASS_SCALE = 0.15  # latents pass the LSTM within tanh's linear part
 HEADROOM = math.log(0.2 / KNEE) + 0.5  # log amplitude at which a gate is a third open
 PEAK = 0.3  # gated oscillation of a fully open gate is about tanh(PEAK): small, so that the ELUs are nearly linear
@@ -36,32 +39,37 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
     """Set the decoder's first convolution and LSTM; the layers behind are left alone.
 
     Args:
-        codec: an `EncodecModel` whose LSTM is at least `2 * PITCHES + hidden_size` wide, with two layers.
+        codec: an `EncodecModel` whose LSTM has two layers or more, at least `2 * PITCHES` and `features`' axes wide.
         latent (`torch.Tensor` of shape `(B, hidden_size, T)`): of real audio; gives the scale of each axis.
     """
     conv, lstm = codec.decoder.layers[0].conv, codec.decoder.layers[1].lstm
-    width, axes, n = lstm.hidden_size, latent.shape[1], 2 * PITCHES
-    if lstm.num_layers != 2 or width < n + axes:
+    width, axes, n = lstm.hidden_size, features.basis.shape[1], 2 * PITCHES
+    if lstm.num_layers < 2 or width < n + axes:
         raise ValueError(f"oscillators need two LSTM layers of {n + axes}, this codec has {lstm.num_layers} of {width}")
-    passed = slice(n, n + axes)
-    scale = PASS_SCALE / features.integrate(latent).transpose(0, 1).flatten(1).std(1)
+    passed, front = slice(n, n + axes), lstm.num_layers - 2
+    scale = PASS_SCALE / features.integrate(latent[:, :axes]).transpose(0, 1).flatten(1).std(1)
     weight = conv.weight.clone() * 0.1
-    weight[:n] *= 1e-2
+    weight[:n] *= 1e-2  # these channels reach the sound past the LSTM
+    weight[n + axes :, axes:] *= STRUCK_GAIN
     weight[passed] = 0
-    weight[passed, :, conv.kernel_size[0] // 2] = torch.diag(scale)
+    weight[passed, :axes, conv.kernel_size[0] // 2] = torch.diag(scale)
     conv.weight = weight
     conv.bias.zero_()
-    for layer in range(2):
+    for layer in range(lstm.num_layers):
+        drawn = {gate: getattr(lstm, f"{gate}_l{layer}").clone() for gate in ("weight_ih", "weight_hh")}
         _open_gates(lstm, layer, width)
         _identity(lstm, layer, width, range(n, width))
-    if features.memory:  # what passes the first layer is added up
-        lstm.bias_ih_l0[width + n : 2 * width] = math.log(features.memory / (1 - features.memory))
+        if layer < front:
+            _free(lstm, layer, width, n, drawn)
+    if features.memory:  # what passes the oscillators' layer is added up
+        bias = getattr(lstm, f"bias_ih_l{front}")
+        bias[width + n : 2 * width] = math.log(features.memory / (1 - features.memory))
     theta = 2 * math.pi * pitch_frequencies() / codec.config.frame_rate
     gate = torch.sigmoid(torch.tensor(OPEN)).item()
     # tanh(tanh(x)) is about x - 2/3 x^3; what it takes from a circle of this radius, as far off the origin, is given
     # back
     gain = 1 / ((1 - 1.5 * RADIUS**2) * gate**2)
-    cell = lstm.weight_hh_l0[2 * width : 3 * width]
+    cell, bias = (lstm.get_parameter(f"{name}_l{front}")[2 * width : 3 * width] for name in ("weight_hh", "bias_ih"))
     quarter = (theta / (math.pi / 2)).round() * (math.pi / 2)
     theta = quarter + torch.where(theta < quarter, -1, 1) * (theta - quarter).abs().clamp_min(CLEARANCE)
     for k, angle in enumerate(theta.tolist()):
@@ -69,8 +77,8 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
         cell[2 * k, 2 * k], cell[2 * k, 2 * k + 1] = c, -s
         cell[2 * k + 1, 2 * k], cell[2 * k + 1, 2 * k + 1] = s, c
         # the centre is put off the origin, where the LSTM starts: so it turns at once
-        lstm.bias_ih_l0[2 * width + 2 * k] = RADIUS * math.sqrt(1 - 2 * math.cos(angle) + 1)
-    centre, radius = _measure(lstm, n, width)
+        bias[2 * k] = RADIUS * math.sqrt(1 - 2 * math.cos(angle) + 1)
+    centre, radius = _measure(lstm, front, n, width)
     _gate_by_bands(lstm, features, codec, scale, centre, radius, width, n)
 
 
@@ -155,10 +163,26 @@ def _identity(lstm, layer: int, width: int, units: range) -> None:
     getattr(lstm, f"weight_ih_l{layer}")[2 * width + index, index] = 1.0
 
 
-def _measure(lstm, n: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centre and radius (n,) of the settled oscillations, from a run without input."""
+def _gates(width: int, first: int, end: int) -> list[slice]:
+    """Rows of the units `first` to `end` in the weights of an LSTM's four gates."""
+    return [slice(gate * width + first, gate * width + end) for gate in range(4)]
+
+
+def _free(lstm, layer: int, width: int, n: int, drawn: dict[str, torch.Tensor]) -> None:
+    """The first `n` units start with weights as `drawn`, and remember; they hear what is passed."""
+    for rows in _gates(width, 0, n):
+        for name, values in drawn.items():
+            lstm.get_parameter(f"{name}_l{layer}")[rows] = values[rows]
+        lstm.get_parameter(f"weight_ih_l{layer}")[rows, n:] *= FREE_GAIN
+        lstm.get_parameter(f"bias_ih_l{layer}")[rows] = 0.0
+    lstm.get_parameter(f"bias_ih_l{layer}")[width : width + n] = 1.0
+
+
+def _measure(lstm, layer: int, n: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centre and radius (n,) of the settled oscillations of `layer`, from a run without input."""
     single = torch.nn.LSTM(lstm.input_size, width, 1)
-    single.load_state_dict({k: v for k, v in lstm.state_dict().items() if k.endswith("l0")})
+    end = f"_l{layer}"
+    single.load_state_dict({k.replace(end, "_l0"): v for k, v in lstm.state_dict().items() if k.endswith(end)})
     states = single(torch.zeros(3000, 1, lstm.input_size))[0][1000:, 0, :n]
     centre = states.mean(0)
     radius = (states - centre).square().mean(0).view(-1, 2).sum(1).sqrt().repeat_interleave(2)
@@ -166,11 +190,12 @@ def _measure(lstm, n: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _gate_by_bands(lstm, features, codec, scale, centre, radius, width: int, n: int) -> None:
-    """Second layer: centred oscillation through an output gate that opens with the latent's band at its pitch."""
-    units = torch.arange(n)
-    lstm.weight_ih_l1[2 * width + units] = 0
-    lstm.weight_ih_l1[2 * width + units, units] = PEAK / radius
-    lstm.bias_ih_l1[2 * width + units] = -PEAK * centre / radius
+    """Last layer: centred oscillation through an output gate that opens with the latent's band at its pitch."""
+    units, last = torch.arange(n), lstm.num_layers - 1
+    weight, bias = (lstm.get_parameter(f"{name}_l{last}") for name in ("weight_ih", "bias_ih"))
+    weight[2 * width + units] = 0
+    weight[2 * width + units, units] = PEAK / radius
+    bias[2 * width + units] = -PEAK * centre / radius
     back = features.basis.T / features.basis.square().sum(0)[:, None]  # latent -> bands, (axes, bands)
     place = features.band_places(pitch_frequencies()).float().repeat_interleave(2)
     low = place.floor().long()
@@ -178,5 +203,5 @@ def _gate_by_bands(lstm, features, codec, scale, centre, radius, width: int, n: 
     mixed = back[:, low] * (1 - share) + back[:, low + 1] * share  # (axes, n)
     level = features.mean[low] * (1 - share) + features.mean[low + 1] * share
     axes = len(scale)
-    lstm.weight_ih_l1[3 * width : 3 * width + n, n : n + axes] = (mixed / scale[:, None]).T
-    lstm.bias_ih_l1[3 * width : 3 * width + n] = level - HEADROOM
+    weight[3 * width : 3 * width + n, n : n + axes] = (mixed / scale[:, None]).T
+    bias[3 * width : 3 * width + n] = level - HEADROOM

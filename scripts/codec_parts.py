@@ -2,11 +2,12 @@
 """The parts of the codec: how each begins, what is fitted at once, and what is written of it."""
 
 import os
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from scripts.codec_objectives import (
     EncoderObjective,
     ListenerObjective,
     WholeObjective,
+    half_played,
     start_balanced,
 )
 from scripts.codec_oscillators import start_oscillators, start_synthesis
@@ -26,7 +28,7 @@ from scripts.codec_quantizer import kmeans_start
 from scripts.codec_recipe import CodecRecipe
 from scripts.pianos import SAMPLING_RATE
 from scripts.prepare_dataset import codec_hash
-from scripts.rendered_audio import HOP, codes_path
+from scripts.rendered_audio import HOP, codes_path, onsets_path
 
 SHIPPED_DTYPE = torch.float16
 
@@ -58,7 +60,7 @@ def objective_of(
     heard = load_listener(listener) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
-    axes = load_features(features, model.config.hidden_size, recipe.memory) if features else None
+    axes = load_features(features, recipe.memory) if features else None
     if part == "encoder":
         if not go_on:
             wave = first_waves(batches, 4)[:4]
@@ -76,9 +78,9 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
     """Fit the axes to audio; writes `features.safetensors` and a codec folder for the encoder to begin with."""
     torch.manual_seed(recipe.seed)
     codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
-    features = SpectralFeatures(codec.config.hidden_size, recipe.memory)
-    bands, _ = collect(batches, lambda w: features.bands(w).flatten(0, 1), recipe.kmeans_vectors)
-    print(f"{codec.config.hidden_size} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
+    features = SpectralFeatures(codec.config.hidden_size - codec.config.num_key_axes, recipe.memory)
+    bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
+    print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
     export_codec(codec.state_dict(), codec.config, output)
     save_whole(features.state_dict(), output / "features.safetensors")
 
@@ -87,9 +89,14 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
     codec = PianoEncodecModel.from_pretrained(encoder, dtype=torch.float32)
-    vectors, step = collect(
-        batches, lambda w: codec.encoder(w[:, None]).transpose(1, 2).flatten(0, 1), recipe.kmeans_vectors
-    )
+
+    def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        latent = codec.encoder(batch["input_values"][:, None])
+        if codec.config.num_key_axes:
+            latent = half_played(latent, batch["onsets"], batch.get("has_notes"))
+        return latent.transpose(1, 2).flatten(0, 1)
+
+    vectors, step = collect(batches, latents, recipe.kmeans_vectors)
     left = kmeans_start(codec.quantizer, vectors, step, torch.Generator().manual_seed(recipe.seed))
     print(f"codebooks leave {[round(v, 4) for v in left]} of the variance")
     export_codec(codec.state_dict(), codec.config, output)
@@ -97,16 +104,18 @@ def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, outpu
 
 @torch.no_grad()
 def encode_pools(folder: str, pools: list[str]) -> None:
-    """Codes of whole pools, beside them: training the decoder then needs no encoder."""
+    """Codes of whole pools, beside them, as heard and, if the codec has key axes, as played: training the decoder then
+    needs no encoder."""
     codec = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32)
-    for pool in pools:
-        target = codes_path(pool, codec_hash(folder))
+    for pool, played in product(pools, (False, True) if codec.config.num_key_axes else (False,)):
+        target = codes_path(pool, codec_hash(folder), played)
         if target.is_file():
             continue
-        waves, codes = np.load(pool, mmap_mode="r"), []
-        for start in tqdm(range(0, len(waves), 8), desc=Path(pool).name):
+        waves, onsets, codes = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r"), []
+        for start in tqdm(range(0, len(waves), 8), desc=target.name):
             batch = torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None]
-            codes.append(codec.encode_codes(batch).numpy().astype(np.int16))
+            struck = torch.from_numpy(onsets[start : start + 8].astype(np.float32) / 127) if played else None
+            codes.append(codec.encode_codes(batch, struck=struck).numpy().astype(np.int16))
         temporary = target.with_name(f".{target.name}")
         np.save(temporary, np.concatenate(codes))
         os.replace(temporary, target)
@@ -116,7 +125,7 @@ def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, 
     """At least `count` latent vectors (N, D) of audio, and how many one batch gives."""
     found = []
     for batch in batches():
-        found.append(latent_of(batch["input_values"]))
+        found.append(latent_of(batch))
         if sum(map(len, found)) >= count:
             return torch.cat(found), len(found[0])
 
@@ -140,9 +149,15 @@ def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def load_features(folder: str, hidden_size: int, memory: float) -> SpectralFeatures:
+def load_features(folder: str, memory: float) -> SpectralFeatures:
     """The fitted features of `train_codec features`."""
-    return _loaded(SpectralFeatures(hidden_size, memory), Path(folder) / "features.safetensors")
+    path = Path(folder) / "features.safetensors"
+    try:
+        with safe_open(path, "pt") as tensors:
+            axes = tensors.get_slice("basis").get_shape()[1]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as features of `train_codec features` ({error})") from error
+    return _loaded(SpectralFeatures(axes, memory), path)
 
 
 def load_listener(folder: str) -> Listener:

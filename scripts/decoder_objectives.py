@@ -93,6 +93,8 @@ class DecoderLosses(torch.nn.Module):
             own = [i for i, row in enumerate(rows) if int((row + 1) * share) > int(row * share)]
             return ar_loss(core, core, batch, self.codebooks, own)
         stages = torch.tensor([row % (core.config.num_codebooks - 1) + 1 for row in rows], device=device)
+        if step < recipe.frame_steps:
+            return nar_frame_loss(core, batch, stages, self.codebooks, recipe.code_noise, generator)
         return nar_loss(core, batch, stages, self.codebooks, recipe.code_noise, generator)
 
     @torch.no_grad()
@@ -122,6 +124,29 @@ def frame_loss(core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor) ->
     book = codebooks[0]
     read = core.model.norm(states)[..., : book.shape[1]].float() * book.std(0)
     return {"frame": (read - sum_of(codes, codebooks)).square().sum(-1).mean() / book.var(0).sum()}
+
+
+def nar_frame_loss(core, batch: dict[str, torch.Tensor], stages, codebooks: torch.Tensor, noise, generator) -> dict:
+    """The same of a NAR: what its lower codebooks, off by up to `noise`, leave of the latent; of each row's stage,
+    `stages` `(B,)`."""
+    lengths = batch["prompt_lengths"]
+    codes = batch["audio_codes"][..., int(lengths.max()) :]
+    given = disturb(codes, codebooks, noise, generator)[0] if noise else codes
+    frames = lengths[:, None] + torch.arange(codes.shape[2], device=codes.device)
+    attended, column = torch.ones_like(frames, dtype=torch.bool), stages[:, None]
+    states = core._sum_codebooks(given, attended, ~attended, column)
+    shared = (batch["midi_ids"], batch["midi_attention_mask"], lengths)
+    states = core.embeddings.place_audio(states, frames, frames, *shared)
+    condition = core.condition(column)
+    for layer in core.layers:
+        states = states + layer.linear2(layer.activation(layer.linear1(layer.norm2(states, condition))))
+    read = core.norm(states, condition)[..., : codebooks.shape[2]].float()
+    wanted, errors = sum_of(codes, codebooks), []
+    for row, stage in enumerate(stages.tolist()):
+        book = codebooks[stage]
+        left = wanted[row] - sum_of(given[row : row + 1, :stage], codebooks)[0]
+        errors.append((read[row] * book.std(0) - left).square().sum(-1).mean() / book.var(0).sum())
+    return {"frame": torch.stack(errors).mean()}
 
 
 def ar_loss(model, core, batch, codebooks: torch.Tensor, own: slice | list[int], accuracy: bool = False) -> dict:

@@ -42,7 +42,7 @@ from scripts.dataset_folder import finish, flac, midi_bytes, write_shard
 from scripts.paired_recordings import PairedRecordings
 from scripts.pianos import SAMPLING_RATE, RenderError
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
-from scripts.rendered_audio import HOP
+from scripts.rendered_audio import HOP, onset_roll
 from scripts.rooms import ROOMS
 from scripts.shards import shard_names
 from tokenization import MidiValleTokenizer
@@ -77,7 +77,8 @@ def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: 
                 drawn.append((index, *recordings.draw(index, data)))
             except MidiError as error:
                 skipped.append({"id": index, "reason": str(error)})
-        codes = {part: _encode(codec, [item[i].wave for item in drawn]) for i, part in ((1, "prompt"), (2, "target"))}
+        prompts, targets = ([item[i] for item in drawn] for i in (1, 2))
+        codes = {"prompt": _encode(codec, prompts), "target": _encode(codec, targets, LEAD_S)}
         for i, (index, prompt, target, about) in enumerate(drawn):
             segments = [(prompt.notes, 0.0, prompt.seconds), (target.notes, 0.0, target.seconds)]
             row = {"id": index, "midi_ids": tokenizer.encode_notes(segments).tolist()} | about
@@ -99,15 +100,21 @@ def _columns(part: str, window: Window, codes: np.ndarray, lead: float, keep_aud
     return {f"{part}_{name}": value for name, value in columns.items()}
 
 
-def _encode(codec, waves: list[np.ndarray]) -> list[np.ndarray]:
-    """Codes (K, T) of each wave."""
+def _encode(codec, windows: list[Window], lead: float | None = None) -> list[np.ndarray]:
+    """Codes (K, T) of each window's audio. With `lead`, the seconds of audio before a window, they are those of its
+    notes as played, if the codec has axes for keys: what decoders learn from is not to miss a note that the encoder did
+    not hear. A prompt is only heard, as it will be when the model is used."""
     import torch
 
-    if not waves:
+    if not windows:
         return []
-    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(wave) for wave in waves], batch_first=True)
-    mask = torch.arange(padded.shape[1]) < torch.tensor([len(wave) for wave in waves])[:, None]
-    codes = codec.encode_codes(padded[:, None].to(codec.device), mask.to(codec.device)).cpu().numpy()
+    waves = [torch.from_numpy(window.wave) for window in windows]
+    padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    mask, struck = torch.arange(padded.shape[1]) < torch.tensor([len(wave) for wave in waves])[:, None], None
+    if lead is not None and codec.config.num_key_axes:
+        struck = np.stack([onset_roll(w.notes, -(-padded.shape[1] // HOP), lead) for w in windows])
+        struck = torch.from_numpy(struck.astype(np.float32) / 127).to(codec.device)
+    codes = codec.encode_codes(padded[:, None].to(codec.device), mask.to(codec.device), struck).cpu().numpy()
     return [row[:, : -(-len(wave) // HOP)] for row, wave in zip(codes, waves, strict=True)]
 
 

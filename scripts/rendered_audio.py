@@ -70,10 +70,11 @@ def sounding_excerpt(notes: np.ndarray, start: float, seconds: float) -> np.ndar
     return part
 
 
-def onset_roll(notes: np.ndarray, frames: int) -> np.ndarray:
-    """uint8 (frames, 88): the velocity of each key that is struck in a frame of 20 ms; notes relative to frame 0."""
+def onset_roll(notes: np.ndarray, frames: int, lead: float = 0.0) -> np.ndarray:
+    """uint8 (frames, 88): the velocity of each key that is struck in a frame of 20 ms; notes relative to `lead` s after
+    frame 0."""
     roll = np.zeros((frames, PITCHES), np.uint8)
-    at = np.floor(notes["onset"] * SAMPLING_RATE / HOP).astype(int)
+    at = np.floor((notes["onset"] + lead) * SAMPLING_RATE / HOP).astype(int)
     struck = (at >= 0) & (at < frames)
     roll[at[struck], notes["pitch"][struck] - LOWEST_PITCH] = notes["velocity"][struck]
     return roll
@@ -128,9 +129,9 @@ def onsets_path(pool: str | Path) -> Path:
     return Path(pool).with_suffix(".onsets.npy")
 
 
-def codes_path(pool: str | Path, codec_sha256: str) -> Path:
-    """Where the codes (excerpts, K, frames) of a pool by one codec lie."""
-    return Path(pool).with_suffix(f".{codec_sha256[:12]}.npy")
+def codes_path(pool: str | Path, codec_sha256: str, played: bool = False) -> Path:
+    """Where the codes (excerpts, K, frames) of a pool by one codec lie: as heard, or with its notes as `played`."""
+    return Path(pool).with_suffix(f".{codec_sha256[:12]}{'.played' * played}.npy")
 
 
 def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,8 +49,8 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
     torch.manual_seed(recipe.seed)
     config_class, model_class = PARTS[part]
     changes = getattr(recipe, part)
-    if recipe.frame_steps and not (part == "ar" and recipe.codebook_start):
-        raise ValueError("frame_steps are for an AR with codebook_start, whose hidden state begins as the latent")
+    if recipe.frame_steps and not recipe.codebook_start:
+        raise ValueError("frame_steps need codebook_start: then a hidden state begins as the latent")
     if recipe.init_from is None:
         model = model_class(config_class.from_preset(recipe.preset, **changes))
         if recipe.codebook_start:
@@ -119,8 +118,7 @@ def main(argv: list[str] | None = None) -> int:
         recipe = TrainRecipe.from_yaml(args.config)
         for part in ["ar", "nar"] if args.part == "both" else [args.part]:
             output = args.output_dir / part if args.part == "both" else args.output_dir
-            mine = replace(recipe, frame_steps=0) if args.part == "both" and part == "nar" else recipe
-            run = make_run(args, mine, part, output)
+            run = make_run(args, recipe, part, output)
             with FolderLock(output), StopSignals() as signals:
                 run.resume(args.force)
                 limit = math.inf if args.stop_after is None else began + args.stop_after

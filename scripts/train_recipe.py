@@ -39,7 +39,7 @@ class TrainRecipe:
     own_share: float = 0.5  # AR: of the rows see their own predictions, the others no past target code
     code_noise: float = 0.5  # NAR: lower codebooks are disturbed by up to this, relative to the codebook's deviation
     latent_weight: float = 5.0  # of the expected code's distance to the truth, beside the cross-entropy
-    frame_steps: int = 0  # AR: that come first: frames alone with their notes, without attention and prompt
+    frame_steps: int = 0  # that come first: frames alone with their notes, without attention and prompt
     codebook_start: bool = True  # without init_from, tables and heads begin as the codec's codebooks
     average_decay: float = 0.998  # of the weights that are saved
     bf16: bool = True

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import EncodecModel
 
 from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle.modeling_piano_encodec import STRUCK
 from processing.audio_midivalle import read_audio, to_mono_32k
 from scripts.codec_parts import export_codec
 from scripts.codec_quantizer import ema_update, kmeans_start, nearest, quantize_train
@@ -101,6 +103,27 @@ def test_any_encodec_of_the_right_form_loads(codec, tmp_path):
     plain.save_pretrained(tmp_path)
     wave = noise(1, 1, 3200)
     assert torch.equal(PianoEncodecModel.from_pretrained(tmp_path).encode_codes(wave), codec.encode_codes(wave))
+
+
+def test_known_notes_are_written_into_the_latent():
+    """Codes of struck keys are those of a latent that has them; nothing else changes; wrong shapes are refused."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=96, num_lstm_layers=1, num_key_axes=88))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    wave, struck = torch.randn(2, 1, 6400), torch.zeros(2, 10, 88)
+    struck[1, 4, 30] = 1.0
+    heard, played = codec.encode_codes(wave), codec.encode_codes(wave, struck=struck)
+    with torch.no_grad():
+        latent = codec.encoder(wave)
+        latent[:, 8:] = 0
+        latent[1, 8 + 30, 4] = sum(STRUCK)
+        assert torch.equal(played, codec.quantizer.encode(latent).transpose(0, 1))
+    assert not torch.equal(heard, played)
+    with pytest.raises(ValueError, match=r"struck must be \(2, 10, 88\)"):
+        codec.encode_codes(wave, struck=struck[:, :9])
+    with pytest.raises(StrictDataclassClassValidationError, match="num_key_axes is 0 or 88"):
+        PianoEncodecConfig(num_key_axes=40)
 
 
 def test_unusable_input(codec):

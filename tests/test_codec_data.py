@@ -62,11 +62,19 @@ def test_stored_crops(pool):
             excerpt, frame = divmod(int(item["audio_codes"][0, lead]), 40)
             expected = waves[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
             assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, lead + 4)
-            assert np.array_equal(item["onsets"], onsets[excerpt, frame : frame + 4] > 0)
+            assert np.array_equal(item["onsets"], onsets[excerpt, frame : frame + 4] / np.float32(127))
     with pytest.raises(ValueError, match="shorter than a crop"):
         StoredCrops([pool], 0.16, 1, None, 0.06)
     with pytest.raises(ValueError, match=r"none\.npy: is not a file of a pool"):
         StoredCrops([pool.with_name("none.npy")], 0.08)
+
+
+def test_every_other_crop_has_its_notes_as_played(pool):
+    """Where there are codes of both kinds, about half of the crops are of each."""
+    np.save(codes_path(pool, "0123456789abcdef", played=True), np.full((3, 4, 10), 999, np.int16))
+    source = StoredCrops([pool], 0.08, 1, "0123456789abcdef")
+    played = [bool((source[i]["audio_codes"] == 999).all()) for i in range(40)]
+    assert 10 < sum(played) < 30 and played == [bool((source[i]["audio_codes"] == 999).all()) for i in range(40)]
 
 
 def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():
@@ -79,7 +87,7 @@ def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():
         assert sorted(crops) == sorted([3 * block + i for i in (1, 2, 3)] * 4) and crops != sorted(crops)
     for batch in found:
         assert batch["input_values"].shape == (6, 3200) and batch["onsets"].shape == (6, 5, 88)
-        assert (batch["onsets"].sum((1, 2)) == 1).all()  # cut where the wave is cut
+        assert ((batch["onsets"] > 0).sum((1, 2)) == 1).all()  # cut where the wave is cut
         assert batch["onsets"][:, 0].argmax(1).tolist() == [n - 1 for n in numbers(batch)]
 
 

@@ -18,7 +18,7 @@ from datasets import Audio, Dataset, List, Value, load_dataset
 from huggingface_hub import DatasetCard
 from safetensors.torch import load_file, save_file
 
-from modeling_midivalle import PianoEncodecModel
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import prepare_dataset
 from scripts.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
 from scripts.paired_recordings import PairedRecordings
@@ -292,6 +292,26 @@ def test_items_encoded_together_are_those_encoded_alone(tiny_pack):
         for part in ("prompt", "target"):
             assert np.mean(codes_of(a, part, 4) == codes_of(b, part, 4)) > 0.99  # but for rounding
         assert a["target_frames"] == b["target_frames"] == codes_of(b, "target", 4).shape[1]
+
+
+def test_targets_are_coded_with_their_notes_as_played(tiny_pack):
+    """By a codec with key axes; prompts as they are heard, as they will be."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=96, num_lstm_layers=1, num_key_axes=88))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    data = DataArguments("train", 1.0, 1.0, 0, keep_audio=False)
+    recordings = RenderedRecordings(tiny_pack / "midi", "train", [str(tiny_pack / "piano")], ["studio"], 0)
+    prompt, target, _ = recordings.draw(0, data)
+    ((row,), _) = prepare_dataset.make_rows(recordings, range(1), data, codec)
+    sounds = [torch.from_numpy(part.wave)[None, None] for part in (prompt, target)]
+    assert np.array_equal(codes_of(row, "prompt", 4), codec.encode_codes(sounds[0])[0].numpy())
+    struck = torch.zeros(1, len(target.wave) // 640, 88)
+    for note in target.notes[target.notes["onset"] >= -1]:  # a target begins 1 s after its sound
+        if (frame := int((note["onset"] + 1) * 50)) < struck.shape[1]:
+            struck[0, frame, note["pitch"] - 21] = note["velocity"] / 127
+    heard, played = (codec.encode_codes(sounds[1], struck=known)[0, :, 50:100].numpy() for known in (None, struck))
+    assert np.array_equal(codes_of(row, "target", 4), played) and not np.array_equal(heard, played)
 
 
 @pytest.mark.slow

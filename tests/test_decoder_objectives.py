@@ -11,6 +11,7 @@ from scripts.decoder_objectives import (
     disturb,
     frame_loss,
     latent_error,
+    nar_frame_loss,
     nar_loss,
     published_loss,
     start_from_codebooks,
@@ -170,3 +171,21 @@ def test_frames_learn_alone(codebooks, batch):
     read[..., :16] = latent / codebooks[0].std(0)
     model.model.norm.forward = lambda states: read
     assert float(frame_loss(model, batch, codebooks)["frame"]) < 1e-9
+
+
+def test_frames_of_a_nar_learn_alone(codebooks, batch):
+    """Gradients reach everything but attention and heads; 0 where the state reads as what the lower codebooks leave."""
+    model = make("nar", tie_word_embeddings=False)
+    start_from_codebooks(model, codebooks)
+    stages = torch.tensor([1, 3])
+    nar_frame_loss(model, batch, stages, codebooks, 0.5, torch.Generator().manual_seed(0))["frame"].backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert grads["layers.0.self_attn.in_proj.weight"] is None and grads["heads.0.weight"] is None
+    assert all(grads[f"layers.{i}.linear1.weight"].any() for i in range(2))
+    codes, read = batch["audio_codes"][..., 25:], torch.zeros(2, 25, 32)
+    for row, stage in enumerate(stages.tolist()):
+        part = slice(row, row + 1)
+        left = sum_of(codes[part], codebooks) - sum_of(codes[part, :stage], codebooks)
+        read[row, :, :16] = left[0] / codebooks[stage].std(0)
+    model.norm.forward = lambda states, condition: read
+    assert float(nar_frame_loss(model, batch, stages, codebooks, 0.0, None)["frame"]) < 1e-9

@@ -301,9 +301,9 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE + "stepz: 3\n")
     assert run("ar", tmp_path / "out") == 2
     assert "unknown keys ['stepz']" in capsys.readouterr().err
-    (tmp_path / "recipe.yaml").write_text(RECIPE + "frame_steps: 1\n")
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "frame_steps: 1\ncodebook_start: false\n")
     assert run("nar", tmp_path / "out") == 2
-    assert "frame_steps are for an AR" in capsys.readouterr().err
+    assert "frame_steps need codebook_start" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(RECIPE + "optimizer: sgd\n")
     assert run("ar", tmp_path / "out") == 2
     assert "recipe.yaml: optimizer: 'sgd' is not one of adamw, scaled_adam" in capsys.readouterr().err

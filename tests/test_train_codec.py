@@ -11,16 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
 from scripts.codec_listener import Listener, onset_f1, onset_loss
-from scripts.codec_objectives import DecoderObjective, ListenerObjective, listening_losses
+from scripts.codec_objectives import (
+    DecoderObjective,
+    ListenerObjective,
+    half_played,
+    listening_losses,
+    struck_losses,
+)
 from scripts.prepare_dataset import codec_hash
 from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from tokenization import NOTE_DTYPE
 
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow
 RECIPE = """
-model: {num_filters: 16, hidden_size: 64, upsampling_ratios: [5, 4, 4, 8]}
+model: {num_filters: 16, hidden_size: 96, num_key_axes: 88, num_lstm_layers: 3, upsampling_ratios: [5, 4, 4, 8]}
 rooms: [studio]
 crop_seconds: 0.5
 lead_seconds: 0.2
@@ -61,7 +68,9 @@ def test_part_after_part(pool, tmp_path):
     assert run("codebooks", "--codec", tmp_path / "encoder" / "codec") == 0
     codec = tmp_path / "codebooks"
     assert run("encode", "--codec", codec) == 0
-    assert np.load(codes_path(pool, codec_hash(codec))).shape == (2, 4, 100)
+    heard, played = (np.load(codes_path(pool, codec_hash(codec), played)) for played in (False, True))
+    struck = np.load(onsets_path(pool)).any(2)[:, None]
+    assert heard.shape == played.shape == (2, 4, 100) and ((heard != played) & struck).any()
     assert run("listener") == 0
     listener = train_codec.load_listener(tmp_path / "listener")
     assert all(p.isfinite().all() for p in listener.parameters())
@@ -100,6 +109,28 @@ def test_onset_roll_holds_velocities():
     expected = np.zeros((2, 88))
     expected[0, 0], expected[1, 87] = 70, 127
     assert np.array_equal(onset_roll(notes, 2), expected)
+
+
+def test_the_latent_says_what_is_struck():
+    """No loss where the key axes are as `write_keys` has them, much where a key is missing or added; of other rows
+    than every other, and of those without notes, the latent stays."""
+    onsets = torch.zeros(4, 6, 88)
+    onsets[:, 2, 40] = 0.5
+    latent = torch.randn(4, 90, 6)
+    played = write_keys(latent, onsets)
+    assert torch.equal(played[:, :2], latent[:, :2]) and float(played[0, 2 + 40, 2]) == pytest.approx(
+        STRUCK[0] + STRUCK[1] / 2
+    )
+    assert int((played[:, 2:] != 0).sum()) == 4
+    right = struck_losses(played[:, 2:].transpose(1, 2), onsets)
+    assert float(right["strength"]) == 0 and float(right["struck"]) < 1e-2
+    for wrong in (torch.zeros_like(onsets), onsets.roll(1, 2)):
+        heard = write_keys(latent, wrong)[:, 2:].transpose(1, 2)
+        losses = struck_losses(heard, onsets)
+        assert float(losses["strength"]) > 1e-2 and float(losses["struck"]) > 1.5 * float(right["struck"])
+    assert torch.equal(half_played(latent, onsets)[1::2], played[1::2])
+    assert torch.equal(half_played(latent, onsets)[::2], latent[::2])
+    assert torch.equal(half_played(latent, onsets, torch.tensor([True, False] * 2)), latent)
 
 
 def test_onset_f1_by_hand():

@@ -134,7 +134,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         rotary = None
         if self.config.position_embedding_type == "time_rotary":
             rotary = rotary_angles(self.config, torch.cat([clock, index * UNITS_PER_FRAME], 1))
-        condition = self.stage_embeddings(stages - 1) if self.config.stage_norm == "projected" else stages - 1
+        condition = self.condition(stages)
         for layer in self.layers:
             hidden_states = layer(hidden_states, condition, attention_mask=mask, rotary=rotary, **kwargs)
         logits = self._apply_heads(self.norm(hidden_states[:, -T:], condition), stage)
@@ -145,6 +145,10 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
                 logits, targets.masked_fill(is_prompt | ~attended, -100), attended, prompt_lengths, **kwargs
             )
         return MidiValleNAROutput(loss=loss, logits=logits)
+
+    def condition(self, stages: torch.LongTensor) -> torch.Tensor:
+        """What the staged norms take of `stages` `(B or 1, 1)`."""
+        return self.stage_embeddings(stages - 1) if self.config.stage_norm == "projected" else stages - 1
 
     def _sum_codebooks(
         self,

@@ -6,6 +6,8 @@ from transformers import EncodecModel
 
 from .configuration_piano_encodec import PianoEncodecConfig
 
+STRUCK = (1.8, 1.8)  # a key struck at velocity v is STRUCK[0] + STRUCK[1] * v / 127 in its axis of the latent, else 0
+
 
 class PianoEncodecModel(EncodecModel):
     """
@@ -16,18 +18,28 @@ class PianoEncodecModel(EncodecModel):
     config: PianoEncodecConfig
 
     @torch.no_grad()
-    def encode_codes(self, input_values: torch.Tensor, padding_mask: torch.Tensor | None = None) -> torch.LongTensor:
+    def encode_codes(
+        self,
+        input_values: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        struck: torch.Tensor | None = None,
+    ) -> torch.LongTensor:
         """
         Audio to codes. Rows are encoded each at its own length, so a row's codes do not depend on its batch.
+
+        Where the notes are known, as of training data, they need not be heard: with `struck` the codes say what was
+        played, with the sound of the audio. Only a codec with `config.num_key_axes` takes it.
 
         Args:
             input_values (`torch.Tensor` of shape `(B, 1, L)`): audio at `config.sampling_rate`, full scale 1.0.
             padding_mask (`torch.Tensor` of shape `(B, L)` or `(B, 1, L)`, *optional*): 1 for samples, 0 for padding
                 on the right.
+            struck (`torch.Tensor` of shape `(B, T, 88)`, *optional*): velocity over 127 where a key is struck in a
+                frame, else 0.
         Returns:
             `torch.LongTensor` of shape `(B, K, T)`, T = ceil(L / hop_length); 0 after a shorter row's end.
         Raises:
-            ValueError: `input_values` is not `(B, 1, L)`, or a row has no sample.
+            ValueError: `input_values` is not `(B, 1, L)`, a row has no sample, or `struck` does not fit.
         """
         if input_values.ndim != 3 or input_values.shape[1] != 1:
             raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
@@ -38,9 +50,14 @@ class PianoEncodecModel(EncodecModel):
             raise ValueError("input_values has a row without a sample")
         dtype = next(self.encoder.parameters()).dtype
         codes = input_values.new_zeros((B, self.config.num_quantizers, -(-L // hop)), dtype=torch.long)
+        if struck is not None and struck.shape != (B, codes.shape[2], self.config.num_key_axes):
+            wanted = (B, codes.shape[2], self.config.num_key_axes)
+            raise ValueError(f"struck must be {wanted}, keys last, got {tuple(struck.shape)}")
         for length in sorted(set(lengths)):
             rows = [b for b in range(B) if lengths[b] == length]
             latent = self.encoder(input_values[rows, :, :length].to(dtype))
+            if struck is not None:
+                latent = write_keys(latent, struck[rows, : latent.shape[-1]])
             found = self.quantizer.encode(latent.float()).transpose(0, 1)
             codes[rows, :, : found.shape[-1]] = found
         return codes
@@ -68,6 +85,14 @@ class PianoEncodecModel(EncodecModel):
             return torch.zeros(len(audio_codes), 1, 0, device=audio_codes.device)
         latent = self.quantizer.decode(audio_codes.transpose(0, 1))
         return self.decoder(latent.to(next(self.decoder.parameters()).dtype)).float()
+
+
+def write_keys(latent: torch.Tensor, struck: torch.Tensor) -> torch.Tensor:
+    """`latent` `(B, D, T)` with its last axes as the encoder should have them: `struck` `(B, T, 88)`, velocity over 127
+    where a key is struck in a frame, else 0."""
+    played = struck.transpose(1, 2).to(latent)
+    keys = (STRUCK[0] + STRUCK[1] * played) * (played > 0)
+    return torch.cat([latent[:, : -keys.shape[1]], keys], 1)
 
 
 __all__ = ["PianoEncodecModel"]
