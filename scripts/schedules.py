@@ -12,6 +12,11 @@ def warmup_cosine(step: int, warmup_steps: int, steps: int, final_share: float) 
     return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def phase(step: int, frame_steps: int, steps: int) -> tuple[int, int]:
+    """First step and end of the phase that `step` is in: frames alone, or all; each has its own warm-up and fall."""
+    return (0, min(frame_steps, steps)) if step < frame_steps else (frame_steps, steps)
+
+
 def eden(
     batch: int, epoch: int, scale_batches: float = 5000, scale_epochs: float = 4, warmup_batches: int = 20
 ) -> float:

@@ -19,7 +19,7 @@ from scripts.optimizers import make_optimizer
 from scripts.processes import RunError, any_process, check_unchanged, settings_of, sum_over_processes, together
 from scripts.publishing import export
 from scripts.run_log import RunLog, installed_trackers
-from scripts.schedules import eden, warmup_cosine
+from scripts.schedules import eden, phase, warmup_cosine
 from scripts.train_recipe import TrainRecipe
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -269,7 +269,8 @@ class Run:
         recipe = self.recipe
         if recipe.schedule == "eden":
             return eden(self.step * recipe.gradient_accumulation_steps, self.stream.state_dict()["epoch"])
-        return warmup_cosine(self.step, recipe.warmup_steps, recipe.steps, recipe.final_learning_rate_share)
+        begin, end = phase(self.step, recipe.frame_steps, recipe.steps)
+        return warmup_cosine(self.step - begin, recipe.warmup_steps, end - begin, recipe.final_learning_rate_share)
 
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)

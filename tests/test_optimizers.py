@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from scripts.optimizers import ScaledAdam, make_optimizer
-from scripts.schedules import eden
+from scripts.schedules import eden, phase
 
 LR, B1, B2 = 0.05, 0.9, 0.95
 
@@ -131,3 +131,9 @@ def test_refusals():
         make_optimizer("sgd", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.0)
     with pytest.raises(ValueError, match="no weight decay"):
         make_optimizer("scaled_adam", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.1)
+
+
+def test_each_phase_has_its_own_warm_up_and_fall():
+    """Frames alone, then all: both begin at the first step's rate and end at the last rate."""
+    assert [phase(step, 4, 10) for step in (0, 3, 4, 9)] == [(0, 4), (0, 4), (4, 10), (4, 10)]
+    assert phase(5, 0, 10) == (0, 10) and phase(1, 8, 3) == (0, 3)
