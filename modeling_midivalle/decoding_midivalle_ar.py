@@ -59,9 +59,7 @@ class FrameDecoder:
         decoder, numbers = self.ar.model, torch.arange(self.frames, device=mask.device)
         index = mask.sum(1, keepdim=True) + numbers
         predicted = decoder.predicted_frames(index, self.given["prompt_lengths"])
-        vectors = decoder.audio_embedding.weight
-        nothing = vectors.new_zeros(*index.shape, vectors.shape[1])
-        self.added = decoder.embeddings.place_audio(nothing, index, predicted, **self.given)
+        self.added = decoder.embeddings.describe_frames(index, predicted, **self.given)
         self.rotary = None
         if decoder.config.position_embedding_type == "time_rotary":
             cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
