@@ -286,12 +286,16 @@ class MidiValleGenerationMixin(GenerationMixin):
         inside = places < target_frames[:, None]
         target = first.new_zeros(len(first), self.config.nar_config.num_codebooks, T)
         target[:, 0] = first.masked_fill(~inside, 0)
-        # where a new frame stands
-        source = (prompt[1] + context[1])[:, None] + places.minimum(target_frames[:, None] - 1)
+        given, shared = prompt[1] + context[1], None
+        begin = int(given.min())  # no new frame stands before
+        source = (given - begin)[:, None] + places.minimum(target_frames[:, None] - 1)  # where a new frame stands
         for stage in range(1, target.shape[1]):
             known, _ = join_codes(*context, target, target_frames)
             codes, mask = join_codes(*prompt, known, context[1] + target_frames)
-            logits = self.nar(codes, *midi, mask, prompt[1], stage).logits
+            if shared is None:
+                shared = self.nar.share_inputs(*midi, mask, prompt[1])
+            kept = codes.shape[-1] - begin
+            logits = self.nar(codes, *midi, mask, prompt[1], stage, logits_to_keep=kept, shared=shared).logits
             logits = logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
             check_finite(logits)
             expected = temperature == 0 and self.config.nar_config.code_choice == "expected"

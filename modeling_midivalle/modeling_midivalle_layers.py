@@ -145,9 +145,12 @@ class MidiValleEmbeddings(nn.Module):
             )
         return self.midi_dropout(hidden_states), clock
 
-    def place_audio(
+    def place_audio(self, hidden_states: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
+        """Code vectors `(B, T, hidden_size)` with what [`describe_frames`] says of their `places` added."""
+        return self.audio_dropout(hidden_states + self.describe_frames(*places).to(hidden_states.dtype))
+
+    def describe_frames(
         self,
-        hidden_states: torch.Tensor,
         index: torch.LongTensor,
         frames: torch.LongTensor,
         midi_ids: torch.LongTensor,
@@ -155,21 +158,22 @@ class MidiValleEmbeddings(nn.Module):
         prompt_lengths: torch.LongTensor,
     ) -> torch.Tensor:
         """
-        Add positions, segments and notes to audio frames.
+        Positions, segments and notes of audio frames, whatever their codes are: `(B, T, hidden_size)`.
 
         Args:
-            hidden_states (`torch.Tensor` of shape `(B, T, hidden_size)`): code vectors.
             index (`torch.LongTensor` of shape `(B, T)`): place of each frame in its row's input.
             frames (`torch.LongTensor` of shape `(B, T)`): the frame that each place predicts, on the physical axis.
         """
+        weight = self.midi_projection.weight
+        described = torch.zeros(*index.shape, len(weight), dtype=weight.dtype, device=index.device)
         if self.sinusoidal:
-            hidden_states = self.audio_positions(hidden_states, index)
+            described = self.audio_positions(described, index)
         if self.use_segments:
-            hidden_states = hidden_states + self.audio_segments((index >= prompt_lengths[:, None]).long())
+            described = described + self.audio_segments((index >= prompt_lengths[:, None]).long())
         if self.use_frame_notes:
             notes = read_notes(midi_ids, midi_attention_mask)
-            hidden_states = hidden_states + self.frame_notes(notes, frames).to(hidden_states.dtype)
-        return self.audio_dropout(hidden_states)
+            described = described + self.frame_notes(notes, frames).to(described.dtype)
+        return described
 
 
 class StageProjection(nn.Linear):
@@ -232,8 +236,10 @@ class MidiValleAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None,
         past_key_values: Cache | None,
+        last: int = 0,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`last`: outputs of so many last places only; 0 for all."""
         B, T, H = hidden_states.shape
         packed = self.in_proj(hidden_states).view(B, T, 3, H // self.head_dim, self.head_dim)
         query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_dim)
@@ -245,10 +251,13 @@ class MidiValleAttention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         dropout = self.config.attention_dropout if self.training else 0.0
+        query = query[:, :, -last:]
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, :, -last:]
         output, weights = attention(
             self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
         )
-        return self.out_proj(output.reshape(B, T, H)), weights
+        return self.out_proj(output.flatten(2)), weights
 
 
 class MidiValleBlock(GradientCheckpointingLayer):
@@ -270,13 +279,15 @@ class MidiValleBlock(GradientCheckpointingLayer):
         attention_mask: torch.Tensor | None = None,
         rotary: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
+        last: int = 0,
         **kwargs,
     ) -> torch.Tensor:
+        """`last`: outputs of so many last places only; 0 for all."""
         staged = () if stage is None else (stage,)
         attended, _ = self.self_attn(
-            self.norm1(hidden_states, *staged), attention_mask, rotary, past_key_values, **kwargs
+            self.norm1(hidden_states, *staged), attention_mask, rotary, past_key_values, last, **kwargs
         )
-        hidden_states = hidden_states + self.dropout(attended)
+        hidden_states = hidden_states[:, -last:] + self.dropout(attended)
         inner = self.dropout(self.activation(self.linear1(self.norm2(hidden_states, *staged))))
         return hidden_states + self.dropout(self.linear2(inner))
 

@@ -1,10 +1,12 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The AR's steps: lean, all alike as in a CUDA graph, or by the model's own forward, they give the same codes."""
 
+import platform
+
 import pytest
 import torch
 
-from modeling_midivalle.decoding_midivalle_ar import LOOK_EVERY, FrameDecoder
+from modeling_midivalle.decoding_midivalle_ar import LOOK_EVERY, FrameDecoder, for_rows
 
 FRAMES = 25
 
@@ -88,3 +90,15 @@ def test_broken_logits_are_refused(make_ar, window):
         ar.lm_head.weight[7, 0] = torch.inf
     with pytest.raises(ValueError, match="NaN or infinite logits"):
         decode(ar, window, "lean")
+
+
+def test_only_plain_fp32_maps_of_several_rows_are_laid_out():
+    linear, hooked = (torch.nn.Linear(24, 40, bias=bias) for bias in (False, True))
+    inputs = torch.randn(3, 1, 24)
+    if torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64"):
+        assert all(found is not given for found, given in zip(for_rows(3, linear, hooked), (linear, hooked)))
+    for found, given in zip(for_rows(3, linear, hooked), (linear, hooked)):
+        torch.testing.assert_close(found(inputs), given(inputs))
+    hooked.register_forward_hook(lambda *_: None)
+    half = torch.nn.Linear(24, 40, dtype=torch.bfloat16)
+    assert for_rows(3, hooked, half) == [hooked, half] and for_rows(1, linear) == [linear]

@@ -70,6 +70,16 @@ def by_definition(model, song, ar_sampler=GREEDY, nar_sampler=GREEDY, uniform=No
     return codes[..., P:]
 
 
+def test_the_nar_computes_only_what_is_new(make_model, song, monkeypatch):
+    """What its three stages share once a window, and logits from the first new frame of all rows on."""
+    model, shared, kept = make_model(), [], []
+    share, apply = model.nar.share_inputs, model.nar._apply_heads
+    monkeypatch.setattr(model.nar, "share_inputs", lambda *inputs: shared.append(1) or share(*inputs))
+    monkeypatch.setattr(model.nar, "_apply_heads", lambda x, stage: kept.append(x.shape[1]) or apply(x, stage))
+    model.generate_codes(**song)
+    assert shared == [1] and kept == [30] * 3  # prompts of 9 and 4 frames, 30 in all and 34
+
+
 @pytest.mark.parametrize("preset, choice", [("tiny", "argmax"), ("tiny", "expected"), ("published", "argmax")])
 @torch.no_grad()
 def test_cached_greedy_equals_the_definition(make_model, song, preset, choice):

@@ -97,6 +97,22 @@ def test_padding_on_either_side_changes_nothing(make_nar, make_batch, preset):
     torch.testing.assert_close(nar(**left).logits[:, 6:], expected, atol=1e-5, rtol=0)
 
 
+@VARIANTS
+@torch.no_grad()
+def test_what_is_kept_or_shared_changes_nothing(make_nar, make_batch, preset):
+    """Logits of the last frames only, and what the stages have in common computed before."""
+    nar = make_nar(preset)
+    for batch in (make_batch((30, 21), (8, 5)), make_batch((30,), (8,))):  # with a mask, and without
+        codes, mask, midi_ids, midi_mask, prompts = batch
+        shared = nar.share_inputs(midi_ids, midi_mask, mask, prompts)
+        for stage in (1, 3):
+            inputs = nar_inputs(batch, stage)
+            expected = nar(**inputs).logits
+            kept = nar(**inputs, logits_to_keep=12, shared=shared).logits
+            torch.testing.assert_close(kept, expected[:, -12:], atol=1e-5, rtol=0)
+        assert nar(**nar_inputs(batch, 1), labels=codes, logits_to_keep=12).logits.shape[1] == codes.shape[-1]
+
+
 @pytest.mark.parametrize(
     ("fields", "ties"),
     [

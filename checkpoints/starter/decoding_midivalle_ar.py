@@ -1,9 +1,11 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The AR's steps over one window: what is the same for all frames is computed once, and a step is a few operations."""
 
+import platform
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import Cache
 
@@ -59,9 +61,7 @@ class FrameDecoder:
         decoder, numbers = self.ar.model, torch.arange(self.frames, device=mask.device)
         index = mask.sum(1, keepdim=True) + numbers
         predicted = decoder.predicted_frames(index, self.given["prompt_lengths"])
-        vectors = decoder.audio_embedding.weight
-        nothing = vectors.new_zeros(*index.shape, vectors.shape[1])
-        self.added = decoder.embeddings.place_audio(nothing, index, predicted, **self.given)
+        self.added = decoder.embeddings.describe_frames(index, predicted, **self.given)
         self.rotary = None
         if decoder.config.position_embedding_type == "time_rotary":
             cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
@@ -73,6 +73,11 @@ class FrameDecoder:
         if self.uniform_steps or not attended.all():
             self.penalty = self.added.new_zeros(attended.shape).masked_fill(~attended, -torch.inf)[:, None, None]
         self.places = torch.arange(attended.shape[1], device=mask.device)
+        self.head = for_rows(len(mask), self.ar.lm_head)[0]
+        self.maps = [
+            for_rows(len(mask), layer.self_attn.in_proj, layer.self_attn.out_proj, layer.linear1, layer.linear2)
+            for layer in decoder.layers
+        ]
 
     @torch.no_grad()
     def decode(
@@ -162,9 +167,9 @@ class FrameDecoder:
             end, penalty = len(self.places), penalty.masked_fill(self.places > place, -torch.inf)
         elif penalty is not None:
             penalty = penalty[..., :end]
-        for layer, cached in zip(decoder.layers, self.cache.layers):
-            attention = layer.self_attn
-            packed = attention.in_proj(layer.norm1(hidden_states)).view(B, 1, 3, -1, attention.head_dim)
+        for layer, maps, cached in zip(decoder.layers, self.maps, self.cache.layers):
+            attention, (in_proj, out_proj, linear1, linear2) = layer.self_attn, maps
+            packed = in_proj(layer.norm1(hidden_states)).view(B, 1, 3, -1, attention.head_dim)
             if rotary is not None:
                 turned = packed[:, :, :2].float()  # query and key
                 swapped = turned.roll(attention.head_dim // 2, -1)
@@ -173,18 +178,40 @@ class FrameDecoder:
             _put(cached.buffer, 3, place, new)
             keys, values = cached.buffer[:, :, :, :end]
             attended = F.scaled_dot_product_attention(query, keys, values, penalty, scale=attention.scaling)
-            hidden_states = hidden_states + attention.out_proj(attended.transpose(1, 2).flatten(2))
-            hidden_states = hidden_states + layer.linear2(layer.activation(layer.linear1(layer.norm2(hidden_states))))
-        return self.ar.lm_head(decoder.norm(hidden_states))[:, 0]
+            hidden_states = hidden_states + out_proj(attended.transpose(1, 2).flatten(2))
+            hidden_states = hidden_states + linear2(layer.activation(linear1(layer.norm2(hidden_states))))
+        return self.head(decoder.norm(hidden_states))[:, 0]
+
+
+def for_rows(rows: int, *linears: nn.Module) -> list[Callable]:
+    """
+    The maps of `linears` for inputs of `rows` rows. For several rows on a CPU, fp32 weights are laid out once as oneDNN
+    reads them, a copy: MKL, to which `nn.Linear` goes, lays them out anew at each call, and takes twice as long.
+    """
+    return [_laid_out(linear, rows) if rows > 1 and _can_be_laid_out(linear) else linear for linear in linears]
+
+
+def _can_be_laid_out(linear: nn.Module) -> bool:
+    """Whether `linear` is nothing but an fp32 product for which this torch has oneDNN's kernels."""
+    if type(linear) is not nn.Linear or _has_hooks(linear):
+        return False
+    is_fp32_on_cpu = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
+    return is_fp32_on_cpu and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+
+
+def _laid_out(linear: nn.Linear, rows: int) -> Callable:
+    weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, weight, linear.bias, "none", [], "")
 
 
 def _is_observed(ar) -> bool:
     """Whether hooks hang on a module whose parts a step calls one by one."""
     blocks = [module for layer in ar.model.layers for module in (layer, layer.self_attn)]
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-        for module in (ar, ar.model, *blocks)
-    )
+    return any(map(_has_hooks, (ar, ar.model, *blocks)))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"))
 
 
 def _take(table: torch.Tensor, dim: int, place: int | torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 """The NAR decoder: codebooks 1.., all frames at once, one stage per codebook, from the codebooks below."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -39,6 +40,16 @@ class MidiValleNAROutput(ModelOutput):
     logits: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class StageInputs(NamedTuple):
+    """What the stages of a batch have in common: all but the codes, and their number."""
+
+    midi_states: torch.Tensor  # (B, N, hidden_size)
+    described: torch.Tensor  # (B, T, hidden_size), positions, segments and notes of the frames
+    is_prompt: torch.BoolTensor  # (B, T)
+    mask: torch.Tensor | None  # over MIDI rows and frames
+    rotary: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class MidiValleNARModel(MidiVallePreTrainedModel):
@@ -85,6 +96,8 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         prompt_lengths: torch.LongTensor | None = None,
         stage: int | torch.LongTensor = 1,
         labels: torch.LongTensor | None = None,
+        logits_to_keep: int = 0,
+        shared: StageInputs | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MidiValleNAROutput:
         r"""
@@ -99,6 +112,8 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
                 rows of a batch train different stages.
             labels (`torch.LongTensor` of shape `(B, K, T)`, *optional*): codes, -100 where nothing is to be predicted;
                 prompt and padded frames never count.
+            logits_to_keep (`int`, *optional*): logits of so many last frames only; 0 for all, which `labels` need.
+            shared (`StageInputs`, *optional*): of [`share_inputs`], where several stages of one batch are wanted.
         Returns:
             [`MidiValleNAROutput`]; the loss is the mean over target frames, or the published weighted sum.
         """
@@ -115,29 +130,20 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             attention_mask = torch.ones(B, T, dtype=torch.long, device=device)
         if prompt_lengths is None:
             prompt_lengths = torch.zeros(B, dtype=torch.long, device=device)
-        stages = torch.as_tensor(stage, device=device).reshape(-1, 1)  # (1, 1) or (B, 1)
-        index, attended = attended_index(attention_mask), attention_mask.bool()
-        is_prompt = index < prompt_lengths[:, None]
-
-        hidden_states = self.embeddings.place_audio(
-            self._sum_codebooks(audio_codes, attended, is_prompt, stages),
-            index,
-            index,
-            midi_ids,
-            midi_attention_mask,
-            prompt_lengths,
-        )
-        midi_states, clock = self.embeddings.embed_midi(midi_ids, midi_attention_mask, prompt_lengths)
+        if labels is not None:
+            logits_to_keep = 0
+        stages, attended = torch.as_tensor(stage, device=device).reshape(-1, 1), attention_mask.bool()  # (1 or B, 1)
+        if shared is None:
+            shared = self.share_inputs(midi_ids, midi_attention_mask, attention_mask, prompt_lengths)
+        midi_states, described, is_prompt, mask, rotary = shared
+        hidden_states = self._sum_codebooks(audio_codes, attended, is_prompt, stages)
+        hidden_states = self.embeddings.audio_dropout(hidden_states + described.to(hidden_states.dtype))
         hidden_states = torch.cat([midi_states.to(hidden_states.dtype), hidden_states], 1)
-        padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
-        mask = create_bidirectional_mask(self.config, hidden_states, padding)
-        rotary = None
-        if self.config.position_embedding_type == "time_rotary":
-            rotary = rotary_angles(self.config, torch.cat([clock, index * UNITS_PER_FRAME], 1))
         condition = self.condition(stages)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, condition, attention_mask=mask, rotary=rotary, **kwargs)
-        logits = self._apply_heads(self.norm(hidden_states[:, -T:], condition), stage)
+            last = logits_to_keep if layer is self.layers[-1] else 0
+            hidden_states = layer(hidden_states, condition, attention_mask=mask, rotary=rotary, last=last, **kwargs)
+        logits = self._apply_heads(self.norm(hidden_states[:, -(logits_to_keep or T) :], condition), stage)
         loss = None
         if labels is not None:
             targets = labels.gather(1, stages.expand(B, 1)[..., None].expand(-1, -1, T))[:, 0]
@@ -149,6 +155,24 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
     def condition(self, stages: torch.LongTensor) -> torch.Tensor:
         """What the staged norms take of `stages` `(B or 1, 1)`."""
         return self.stage_embeddings(stages - 1) if self.config.stage_norm == "projected" else stages - 1
+
+    def share_inputs(
+        self,
+        midi_ids: torch.LongTensor,
+        midi_attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor,
+        prompt_lengths: torch.LongTensor,
+    ) -> StageInputs:
+        """What the forward computes of all its arguments but codes and stage: once for all stages of a batch."""
+        index = attended_index(attention_mask)
+        midi_states, clock = self.embeddings.embed_midi(midi_ids, midi_attention_mask, prompt_lengths)
+        described = self.embeddings.describe_frames(index, index, midi_ids, midi_attention_mask, prompt_lengths)
+        padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
+        mask = create_bidirectional_mask(self.config, torch.cat([midi_states, described], 1), padding)
+        rotary = None
+        if self.config.position_embedding_type == "time_rotary":
+            rotary = rotary_angles(self.config, torch.cat([clock, index * UNITS_PER_FRAME], 1))
+        return StageInputs(midi_states, described, index < prompt_lengths[:, None], mask, rotary)
 
     def _sum_codebooks(
         self,
