@@ -2,7 +2,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 # The Piano-Encodec from MIDI and sampled pianos: scripts/runs/codec.sh PACK OUTPUT [codes|decoder]
 #
-# The codec is OUTPUT/notes/codec in the end. `codes` ends where the codes are fixed (OUTPUT/codes), `decoder` does what
+# The codec is OUTPUT/decoder/codec in the end. `codes` ends where the codes are fixed (OUTPUT/codes), `decoder` does what
 # is left; without either both are done. common.sh tells what PACK is. On a CPU, five hours of audio are rendered once
 # and cropped at random. On a GPU, batches fill its memory, and the other cores render while it trains, so that it never
 # hears a sample twice; PROCESSES=8 uses eight of them.
@@ -42,9 +42,7 @@ if [ "$part" != decoder ]; then
 fi
 if [ "$part" != codes ]; then
   many=${trained:-}
-  train decoder codec_starter_decoder "${batch[@]}" --features "$out/features" --codec "$out/codes" \
-    --output-dir "$out/decoder"
   train listener codec_listener "${batch[@]}" --output-dir "$out/listener"
-  train decoder codec_starter_notes "${batch[@]}" --go-on --codec "$out/decoder/codec" \
-    --listener "$out/listener" --output-dir "$out/notes"
+  train decoder codec_starter_decoder "${batch[@]}" --features "$out/features" --codec "$out/codes" \
+    --listener "$out/listener" --output-dir "$out/decoder"
 fi
