@@ -4,7 +4,7 @@
     accelerate launch -m scripts.train --config recipes/starter_ar.yaml --part ar \
         --data DATA --codec CODEC --output-dir RUN
     torchrun --nproc-per-node 2 -m scripts.train ...                     # the same on two processes
-    accelerate launch --config_file recipes/accelerate/ddp.yaml -m scripts.train --config recipes/paper.yaml ...
+    accelerate launch --config_file recipes/accelerate/ddp.yaml -m scripts.train ...  # or fsdp.yaml
 
 Writes `log.jsonl`, checkpoints `step_N`, and the averaged weights as `from_pretrained` folders: `model`, the last ones,
 and `best`, those of the lowest validation loss. Started again, however it ended, it goes on from the newest whole

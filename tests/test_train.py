@@ -189,6 +189,15 @@ def test_a_signal_saves_inside_a_window_and_both_decoders_train_in_turn(run, tmp
     assert AutoModel.from_pretrained(tmp_path / "out" / "nar" / "model").config.num_codebooks == 4
 
 
+def test_a_sharded_run_stops_between_windows(tiny_data, tiny_pack, batch, tmp_path):
+    """FSDP keeps the gradients of an open window where no checkpoint reaches them."""
+    size = {"batches": [batch], "gradient_accumulation_steps": 3}
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", **size)
+    run.sharded = True
+    assert not run.train(lambda: run.micro_step or run.step)
+    assert [p.name for p in (tmp_path / "run").glob("step_*")] == ["step_0000001"]
+
+
 @pytest.mark.parametrize("part", ["ar", "nar"])
 def test_every_parameter_moves_and_one_batch_is_learned(part, tiny_data, tiny_pack, batch, tmp_path):
     changes = {part: NO_DROPOUT | {"hidden_size": 64}, "own_share": 0.0, "code_noise": 0.0, "latent_weight": 0.0}
