@@ -91,7 +91,8 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
     data = info | {"shards": len(files)}
     codebooks = load_codebooks(args.codec)
-    return Run(recipe, part, start_model(recipe, part, codebooks), stream, validation, codebooks, output, data)
+    model = start_model(recipe, part, codebooks)
+    return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from scripts.checkpoints import Checkpoints, gradients_of, restore_gradients
 from scripts.decoder_objectives import DecoderLosses
+from scripts.decoder_validation import codes_played, figures, sounds
 from scripts.optimizers import make_optimizer
 from scripts.processes import RunError, any_process, check_unchanged, settings_of, sum_over_processes, together
 from scripts.publishing import export
@@ -40,25 +41,29 @@ class Run:
         codebooks (`torch.Tensor` of shape `(K, codebook_size, D)`): of the codec.
         output (`Path`): folder of the run.
         data (`dict`): what tells the data from others; a resumed run must have the same.
+        codec (`str` or `Path`, *optional*): folder of the codec; without it trackers get no sound.
     Raises:
         RunError: see `make_accelerator`.
     """
 
-    def __init__(self, recipe: TrainRecipe, part: str, core, stream, validation, codebooks, output, data=None):
-        self.recipe, self.part, self.stream, self.output = recipe, part, stream, Path(output)
+    def __init__(
+        self, recipe: TrainRecipe, part: str, core, stream, validation, codebooks, output, data=None, codec=None
+    ):
+        self.recipe, self.part, self.stream, self.output, self.codec = recipe, part, stream, Path(output), codec
         trackers = installed_trackers(recipe.report_to)
         self.accelerator = make_accelerator(log_with=trackers or None, project_dir=output)
+        self.shows_samples = bool(trackers and codec and validation and recipe.sample_seconds)
         self.core = core
         if recipe.gradient_checkpointing:
             core.activation_checkpointing_enable({"use_reentrant": False})
         losses = DecoderLosses(core, codebooks, recipe)
         optimizer = make_optimizer(recipe.optimizer, core, recipe.learning_rate, recipe.betas, recipe.weight_decay)
-        self.losses, self.optimizer = prepare(self.accelerator, losses, optimizer, "measure")
+        self.losses, self.optimizer = prepare(self.accelerator, losses, optimizer, "measure", "play")
         self.sharded = is_sharded(self.losses)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         set_seed(recipe.seed + 1_000_003 * (1 + self.accelerator.process_index))  # dropout differs by process
         self.average = {k: v.detach().clone() for k, v in core.state_dict().items()}
-        self.validation = validation
+        self.validation = [{k: v.to(self.device) for k, v in batch.items()} for batch in validation]
         self.log = RunLog(self.output, self.accelerator)
         self.checkpoints = Checkpoints(self.output, recipe.save_total_limit)
         self.settings = settings_of(recipe.binding(), part=part, data=data or {})
@@ -131,23 +136,6 @@ class Run:
         optimizers = [gather(self.optimizer.state_dict())]
         self.checkpoints.save(self.step, tensors, optimizers, state, gradients, self.micro_step)
         self._export(average)
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Losses and top-10 accuracy of the averaged weights by codebook, on the fixed validation batches."""
-        losses, result = self.accelerator.unwrap_model(self.losses), {}
-        losses.eval()
-        with self._averaged():
-            for stage in [0] if self.part == "ar" else range(1, self.core.config.num_codebooks):
-                found = []
-                for batch in self.validation:
-                    with self._autocast():
-                        found.append(losses.measure({k: v.to(self.device) for k, v in batch.items()}, stage))
-                for name in found[0] if found else ():
-                    mean = sum(float(one[name]) for one in found) / len(found)
-                    result[f"validation_{name}_{stage}"] = mean
-        losses.train()
-        return result
 
     def _batches(self):
         """This process's batches; the random states of the checkpoint are restored behind the first."""
@@ -276,13 +264,21 @@ class Run:
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
+    @torch.no_grad()
     def _validate(self) -> None:
-        """Log the validation, and remember the best one."""
-        found = self.validate()
+        """Log how the averaged weights do on the fixed validation batches, and remember the best ones."""
+        losses = self.accelerator.unwrap_model(self.losses)
+        losses.eval()
+        with self._averaged():
+            found = figures(losses, self.validation, self._autocast)
+            codes = codes_played(losses, self.validation[0], self.recipe.sample_seconds) if self.shows_samples else {}
+        losses.train()
         self._log(found)
-        losses = [value for name, value in found.items() if name.startswith("validation_code")]
-        mean = sum(losses) / len(losses) if losses else math.inf
-        if losses and (self.best is None or mean < self.best["loss"]):
+        if codes and self.accelerator.is_main_process:
+            self.log.show(self.step, sounds(codes, int(self.validation[0]["prompt_lengths"][0]), self.codec))
+        code = [value for name, value in found.items() if name.startswith("validation_code")]
+        mean = sum(code) / len(code) if code else math.inf
+        if code and (self.best is None or mean < self.best["loss"]):
             self.best = {"step": self.step, "loss": mean}
 
     def _export(self, average: dict[str, torch.Tensor]) -> None:
