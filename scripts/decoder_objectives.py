@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from modeling_midivalle.decoding_midivalle_ar import FrameDecoder
+from modeling_midivalle.sampling_midivalle import Sampler
 from scripts.codec_quantizer import nearest
 
 INPUT_DEVIATION = 0.1  # of a code vector's entries in the residual stream: well above what the other inputs start with
@@ -108,6 +110,26 @@ class DecoderLosses(torch.nn.Module):
         if self.is_ar:
             return ar_loss(core, core, batch, self.codebooks, slice(None), accuracy=True)
         return nar_loss(core, batch, stages, self.codebooks, 0.0, None, accuracy=True)
+
+    @torch.no_grad()
+    def play(self, batch: dict[str, torch.Tensor], frames: int) -> torch.LongTensor:
+        """Codes `(B, K, T)` of the prompt and of `frames` target frames, or of all if they are fewer, as they are
+        generated: codebook 0 alone (K = 1) by an AR, all behind the true codebook 0 by a NAR. Published weights of an
+        AR are sampled, with the same numbers every time; its frames end where `frames` says."""
+        core, codes, prompt = self.core, batch["audio_codes"], int(batch["prompt_lengths"][0])
+        frames = min(frames, codes.shape[2] - prompt)
+        shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
+        if not self.is_ar:
+            codes = codes.clone()
+            for stage in range(1, core.config.num_codebooks):
+                codes[:, stage, prompt:] = core(codes, stage=stage, **shared).logits[:, prompt:].argmax(-1)
+            return codes[..., : prompt + frames]
+        known, midi = codes[:, 0, :prompt], (batch["midi_ids"], batch["midi_attention_mask"])
+        ids = F.pad(known, (0, 1), value=core.config.bos_token_id) if core.config.use_target_bos else known
+        decoder = FrameDecoder(core, ids, torch.ones_like(ids), midi, batch["prompt_lengths"], frames)
+        uniform = torch.rand(len(codes), frames, generator=torch.Generator().manual_seed(self.recipe.seed))
+        new = decoder.decode(Sampler(self.published), uniform.to(codes.device), core.config.codebook_size)
+        return torch.cat([known, new], 1)[:, None]
 
 
 def frame_loss(core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor) -> dict:

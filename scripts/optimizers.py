@@ -8,6 +8,8 @@ the tensor itself; and the gradient's norm is held below twice its own recent me
 
 import torch
 
+from scripts.sharding import gather
+
 SIZE_PERIOD, SIZE_SHARE = 4, 0.1  # steps between changes of size; their learning rate, relative
 SMALLEST, LARGEST, SCALAR_LIMIT = 1e-5, 3.0, 10.0  # root mean squares; value of a lone number
 NORM_WINDOW, CLIPPING_SCALE = 1000, 2.0
@@ -49,7 +51,7 @@ class ScaledAdam(torch.optim.Optimizer):
         state["step"] = 0
         state["delta"], state["squares"] = torch.zeros_like(p), torch.zeros_like(p)
         if p.numel() > 1:
-            state["rms"] = p.square().mean().sqrt()
+            state["rms"] = gather(p.square().mean().sqrt())
             state["along"] = torch.zeros(SIZE_PERIOD, dtype=p.dtype, device=p.device)  # sum(p * g) of the last steps
             state["size_squares"] = torch.zeros((), dtype=p.dtype, device=p.device)
 
@@ -57,7 +59,7 @@ class ScaledAdam(torch.optim.Optimizer):
         """The factor that holds the norm of all gradients, each times its tensor's size, below the threshold."""
         if not tensors:
             return 1.0
-        parts = [p.grad.square().sum() * self.state[p].get("rms", torch.ones_like(p)).square().sum() for p in tensors]
+        parts = [gather(p.grad.square().sum()) * self.state[p].get("rms", 1.0) ** 2 for p in tensors]
         norm = torch.stack([part.float().to(parts[0].device) for part in parts]).sum().sqrt()
         first = next(p for group in self.param_groups for p in group["params"] if self.state[p])
         state = self.state[first]
@@ -76,9 +78,9 @@ class ScaledAdam(torch.optim.Optimizer):
         lr, (b1, b2), eps = group["lr"], group["betas"], group["eps"]
         delta, step = state["delta"], state["step"]
         delta.mul_(b1)
-        state["along"][step % SIZE_PERIOD] = (p * g).sum()
+        state["along"][step % SIZE_PERIOD] = gather((p * g).sum())
         if step % SIZE_PERIOD == SIZE_PERIOD - 1:
-            rms = state["rms"] = p.square().mean().sqrt()
+            rms = state["rms"] = gather(p.square().mean().sqrt())
             decay, number = b2**SIZE_PERIOD, (step + 1) // SIZE_PERIOD
             state["size_squares"].mul_(decay).add_(state["along"].square().mean(), alpha=1 - decay)
             change = -SIZE_SHARE * lr * (1 - decay**number) ** 0.5 * state["along"].sum()

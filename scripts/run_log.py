@@ -11,6 +11,10 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
+from scripts.pianos import SAMPLING_RATE
+
 LOG, CURVES = "log.jsonl", "learning_curves.png"
 
 
@@ -33,6 +37,22 @@ class RunLog:
                 file.write(json.dumps({"step": step} | row) + "\n")
             print({"step": step} | row, shown, flush=True)
         self.accelerator.log({name.replace("validation_", "validation/"): value for name, value in row.items()}, step)
+
+    def show(self, step: int, sounds: dict[str, torch.Tensor]) -> None:
+        """Send `sounds`, `(L,)` in [-1, 1] at 32 kHz, and the curves so far to the trackers; by the first process."""
+        from matplotlib.image import imread
+
+        curves = (imread(draw_curves(self.folder))[..., :3] * 255).astype("uint8")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                for name, wave in sounds.items():
+                    tracker.tracker.add_audio(f"samples/{name}", wave[None], step, SAMPLING_RATE)
+                tracker.tracker.add_image("curves", curves, step, dataformats="HWC")
+            elif tracker.name == "trackio":
+                import trackio
+
+                found = {f"samples/{k}": trackio.Audio(v.numpy(), sample_rate=SAMPLING_RATE) for k, v in sounds.items()}
+                tracker.log(found | {"curves": trackio.Image(curves)}, step)
 
     def cut(self, step: int) -> None:
         """Drop the rows of steps after `step`: a resumed run makes them again."""

@@ -4,7 +4,7 @@
     accelerate launch -m scripts.train --config recipes/starter_ar.yaml --part ar \
         --data DATA --codec CODEC --output-dir RUN
     torchrun --nproc-per-node 2 -m scripts.train ...                     # the same on two processes
-    accelerate launch --config_file recipes/accelerate/ddp.yaml -m scripts.train --config recipes/paper.yaml ...
+    accelerate launch --config_file recipes/accelerate/ddp.yaml -m scripts.train ...  # or fsdp.yaml
 
 Writes `log.jsonl`, checkpoints `step_N`, and the averaged weights as `from_pretrained` folders: `model`, the last ones,
 and `best`, those of the lowest validation loss. Started again, however it ended, it goes on from the newest whole
@@ -90,7 +90,8 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
     data = info | {"shards": len(files)}
     codebooks = load_codebooks(args.codec)
-    return Run(recipe, part, start_model(recipe, part, codebooks), stream, validation, codebooks, output, data)
+    model = start_model(recipe, part, codebooks)
+    return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import yaml
 
 CHOICES = {"optimizer": ("adamw", "scaled_adam"), "schedule": ("cosine", "eden"), "on_bad_loss": ("stop", "skip")}
 TRACKERS = ("tensorboard", "trackio")
-FREE = ("save_steps", "save_total_limit", "log_steps", "report_to")  # a resumed run may have others
+FREE = ("save_steps", "save_total_limit", "log_steps", "report_to", "sample_seconds")  # a resumed run may have others
 
 
 @dataclass
@@ -50,6 +50,7 @@ class TrainRecipe:
     save_total_limit: int = 2  # checkpoints that are kept
     log_steps: int = 50
     report_to: list[str] = field(default_factory=list)  # tensorboard, trackio: where they are installed
+    sample_seconds: float = 4.0  # of sound that the trackers get at each validation, with the curves; 0: neither
     validation_batches: int = 4
     seed: int = 0
 

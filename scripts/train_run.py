@@ -9,20 +9,20 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, DistributedType
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
 from scripts.checkpoints import Checkpoints, gradients_of, restore_gradients
 from scripts.decoder_objectives import DecoderLosses
+from scripts.decoder_validation import codes_played, figures, sounds
 from scripts.optimizers import make_optimizer
 from scripts.processes import RunError, any_process, check_unchanged, settings_of, sum_over_processes, together
 from scripts.publishing import export
 from scripts.run_log import RunLog, installed_trackers
 from scripts.schedules import eden, phase, warmup_cosine
+from scripts.sharding import drop_unused, gather, is_sharded, make_accelerator, prepare, share, share_optimizer
 from scripts.train_recipe import TrainRecipe
 
-PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 KEPT = ("settings", "frames", "seconds", "window", "logged", "usual", "skipped", "best")  # of a run's fields
 
 
@@ -41,33 +41,29 @@ class Run:
         codebooks (`torch.Tensor` of shape `(K, codebook_size, D)`): of the codec.
         output (`Path`): folder of the run.
         data (`dict`): what tells the data from others; a resumed run must have the same.
+        codec (`str` or `Path`, *optional*): folder of the codec; without it trackers get no sound.
     Raises:
-        RunError: processes that share the weights out (FSDP, DeepSpeed).
+        RunError: see `make_accelerator`.
     """
 
-    def __init__(self, recipe: TrainRecipe, part: str, core, stream, validation, codebooks, output, data=None):
-        self.recipe, self.part, self.stream, self.output = recipe, part, stream, Path(output)
-        parallel = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    def __init__(
+        self, recipe: TrainRecipe, part: str, core, stream, validation, codebooks, output, data=None, codec=None
+    ):
+        self.recipe, self.part, self.stream, self.output, self.codec = recipe, part, stream, Path(output), codec
         trackers = installed_trackers(recipe.report_to)
-        on_cpu = not torch.cuda.is_available()
-        self.accelerator = Accelerator(
-            cpu=on_cpu, kwargs_handlers=[parallel], log_with=trackers or None, project_dir=output
-        )
-        if self.accelerator.distributed_type not in PLAIN:
-            kind = self.accelerator.distributed_type.value
-            raise RunError(
-                f"{kind} splits the weights, which checkpoints here do not gather: use DDP; all models fit one GPU"
-            )
+        self.accelerator = make_accelerator(log_with=trackers or None, project_dir=output)
+        self.shows_samples = bool(trackers and codec and validation and recipe.sample_seconds)
         self.core = core
         if recipe.gradient_checkpointing:
             core.activation_checkpointing_enable({"use_reentrant": False})
         losses = DecoderLosses(core, codebooks, recipe)
         optimizer = make_optimizer(recipe.optimizer, core, recipe.learning_rate, recipe.betas, recipe.weight_decay)
-        self.losses, self.optimizer = self.accelerator.prepare(losses, optimizer)
+        self.losses, self.optimizer = prepare(self.accelerator, losses, optimizer, "measure", "play")
+        self.sharded = is_sharded(self.losses)
         self.device, self.world = self.accelerator.device, self.accelerator.num_processes
         set_seed(recipe.seed + 1_000_003 * (1 + self.accelerator.process_index))  # dropout differs by process
         self.average = {k: v.detach().clone() for k, v in core.state_dict().items()}
-        self.validation = validation
+        self.validation = [{k: v.to(self.device) for k, v in batch.items()} for batch in validation]
         self.log = RunLog(self.output, self.accelerator)
         self.checkpoints = Checkpoints(self.output, recipe.save_total_limit)
         self.settings = settings_of(recipe.binding(), part=part, data=data or {})
@@ -88,9 +84,13 @@ class Run:
         if found is None:
             return
         check_unchanged(found.state["settings"], self.settings, force)
-        self.core.load_state_dict({k[6:]: v for k, v in found.tensors.items() if k.startswith("model.")})
-        self.average = {k[8:]: v.to(self.device) for k, v in found.tensors.items() if k.startswith("average.")}
-        self.optimizer.load_state_dict(found.optimizers[0])
+        if self.sharded and found.micro_step:
+            raise RunError(f"{found.path}: FSDP cannot go on within a window; go on without it to the next checkpoint")
+        like = {f"{kind}.{k}": v for kind in ("model", "average") for k, v in self.core.state_dict().items()}
+        tensors = {name: share(value, like[name]) for name, value in found.tensors.items()}
+        self.core.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
+        self.optimizer.load_state_dict(share_optimizer(found.optimizers[0], self.optimizer))
         restore_gradients(self.core, found.gradients)
         self.step, self.micro_step = found.step, found.micro_step
         for name in KEPT[1:]:
@@ -98,7 +98,7 @@ class Run:
         self.stream.load_state_dict(found.state["stream"])
         found.tensors, found.optimizers, found.gradients = {}, [], {}  # only the random states are still to come
         self.resumed = found
-        self._export()  # a kill may have come between checkpoint and folders
+        self._export(gather(self.average))  # a kill may have come between checkpoint and folders
 
     def train(self, stop=lambda: False) -> bool:
         """Run to the last step, or until `stop()` is true on any process; then save. Whether the last step was done.
@@ -112,7 +112,7 @@ class Run:
         batches, self._clock = self._batches(), time.time()
         self.losses.train()
         stopped, first = False, self.step
-        while self.step < self.recipe.steps and not (stopped := any_process(stop())):
+        while self.step < self.recipe.steps and not (stopped := self._may_stop and any_process(stop())):
             self._micro_step(next(batches))
             if self.micro_step == self.recipe.gradient_accumulation_steps:
                 self._close_window()
@@ -128,30 +128,14 @@ class Run:
     def save(self) -> None:
         """Checkpoint, then the averaged weights as the folder `model`, and as `best` if they are."""
         self._tick()
-        tensors = {f"model.{k}": v for k, v in self.core.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        average = gather(self.average)
+        tensors = {f"model.{k}": v for k, v in gather(self.core.state_dict()).items()}
+        tensors |= {f"average.{k}": v for k, v in average.items()}
         state = {name: getattr(self, name) for name in KEPT} | {"stream": self.stream.state_dict()}
         gradients = gradients_of(self.core) if self.micro_step else None
-        optimizers = [self.optimizer.state_dict()]
+        optimizers = [gather(self.optimizer.state_dict())]
         self.checkpoints.save(self.step, tensors, optimizers, state, gradients, self.micro_step)
-        self._export()
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Losses and top-10 accuracy of the averaged weights by codebook, on the fixed validation batches."""
-        losses, result = self.accelerator.unwrap_model(self.losses), {}
-        losses.eval()
-        with self._averaged():
-            for stage in [0] if self.part == "ar" else range(1, self.core.config.num_codebooks):
-                found = []
-                for batch in self.validation:
-                    with self._autocast():
-                        found.append(losses.measure({k: v.to(self.device) for k, v in batch.items()}, stage))
-                for name in found[0] if found else ():
-                    mean = sum(float(one[name]) for one in found) / len(found)
-                    result[f"validation_{name}_{stage}"] = mean
-        losses.train()
-        return result
+        self._export(average)
 
     def _batches(self):
         """This process's batches; the random states of the checkpoint are restored behind the first."""
@@ -191,11 +175,12 @@ class Run:
         recipe, window = self.recipe, self.window
         frames, count = window.pop("frames"), window.pop("batches")
         means = {name: value / (count if self._sums else frames) for name, value in window.items()}
-        parameters = [p for p in self.losses.parameters() if p.grad is not None]
-        for parameter in parameters:  # DDP has averaged over processes
-            parameter.grad.mul_(self.world / (1 if self._sums else frames))
+        drop_unused(self.losses)
+        for parameter in self.losses.parameters():
+            if parameter.grad is not None:  # DDP and FSDP have averaged over processes
+                parameter.grad.mul_(self.world / (1 if self._sums else frames))
         limit = recipe.clip_norm if recipe.optimizer == "adamw" and recipe.clip_norm else math.inf
-        norm = float(self.accelerator.clip_grad_norm_(self.losses.parameters(), limit))
+        norm = float(gather(self.accelerator.clip_grad_norm_(self.losses.parameters(), limit)))
         wrong = self._wrong(means, norm)
         if wrong:
             self._bad_window(wrong)
@@ -258,6 +243,11 @@ class Run:
         self.core.load_state_dict(live)
 
     @property
+    def _may_stop(self) -> bool:
+        """Whether a checkpoint could be made here: FSDP keeps the gradients of an open window to itself."""
+        return not (self.sharded and self.micro_step)
+
+    @property
     def _sums(self) -> bool:
         """Whether losses are sums over frames already: the published ones, which nothing divides."""
         return self.core.config.objective == "published_sum"
@@ -275,19 +265,27 @@ class Run:
     def _autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
 
+    @torch.no_grad()
     def _validate(self) -> None:
-        """Log the validation, and remember the best one."""
-        found = self.validate()
+        """Log how the averaged weights do on the fixed validation batches, and remember the best ones."""
+        losses = self.accelerator.unwrap_model(self.losses)
+        losses.eval()
+        with self._averaged():
+            found = figures(losses, self.validation, self._autocast)
+            codes = codes_played(losses, self.validation[0], self.recipe.sample_seconds) if self.shows_samples else {}
+        losses.train()
         self._log(found)
-        losses = [value for name, value in found.items() if name.startswith("validation_code")]
-        mean = sum(losses) / len(losses) if losses else math.inf
-        if losses and (self.best is None or mean < self.best["loss"]):
+        if codes and self.accelerator.is_main_process:
+            self.log.show(self.step, sounds(codes, int(self.validation[0]["prompt_lengths"][0]), self.codec))
+        code = [value for name, value in found.items() if name.startswith("validation_code")]
+        mean = sum(code) / len(code) if code else math.inf
+        if code and (self.best is None or mean < self.best["loss"]):
             self.best = {"step": self.step, "loss": mean}
 
-    def _export(self) -> None:
+    def _export(self, average: dict[str, torch.Tensor]) -> None:
         best = self.best is not None and self.best["step"] == self.step and not self.micro_step
         for name in ["model", "best"] if best else ["model"]:
-            together(lambda folder=self.output / name: export(self.core, folder, self.average))
+            together(lambda folder=self.output / name: export(self.core, folder, average))
 
     def _tick(self) -> None:
         now = time.time()

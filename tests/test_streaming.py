@@ -298,22 +298,24 @@ def test_the_speed_of_a_stream(folder, capsys):
 
 @pytest.mark.slow
 def test_ten_thousand_samples_from_a_web_server(tokenizer, tmp_path, capsys):
-    """Memory stays flat, and batches come faster than three times what the fastest training step here takes."""
+    """Memory stays flat, and batches come faster than three times what the fastest training step here takes. Speed is
+    by processor time, the server's included: another job on the machine changes nothing."""
     source, rng = tmp_path / "data", np.random.default_rng(0)
     source.mkdir()
-    rows = [make_row(i, 16.0, rng, density=10) for i in range(64)]
+    rows = [make_row(i, 4.0, rng) for i in range(64)]
     for name in shard_names("train", 40):
         rng.shuffle(rows)
-        write_shard(source / name, rows, False, ABOUT | {"target_seconds": 16.0}, [])
+        write_shard(source / name, rows, False, ABOUT | {"target_seconds": 4.0}, [])
     finish(source, [])
-    peaks, begin = [], time.perf_counter()
+    peaks, begin = {}, time.process_time()
     with serve(source) as server:
-        stream = TrainingStream(shard_files(server.url, "train"), tokenizer, 4)
-        for number, _ in zip(range(2500), stream):
-            if number % 500 == 499:
-                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    speed = 10_000 * 16 / (time.perf_counter() - begin)
+        stream = TrainingStream(shard_files(server.url, "train"), tokenizer, 8)
+        for samples, _ in zip(range(8, 10_001, 8), stream):
+            if samples in (1000, 10_000):
+                peaks[samples] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    speed = 10_000 / (time.process_time() - begin)
     with capsys.disabled():
-        print(f"\n{speed:.0f} times real time; peak memory after each 2000 samples, MiB: {[round(p) for p in peaks]}")
-    assert stream.epoch == 3 and peaks[-1] - peaks[0] < 64
-    assert speed > 3 * 250
+        told = ", ".join(f"{peak:.0f} MiB after {samples}" for samples, peak in peaks.items())
+        print(f"\n{speed:.0f} samples a second, {4 * speed:.0f} times real time; peak memory {told}")
+    assert stream.epoch == 3 and peaks[10_000] - peaks[1000] < 32
+    assert 4 * speed > 3 * 250

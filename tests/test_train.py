@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import GeneralTracker
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from modeling_midivalle import MidiValleForConditionalGeneration
+from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
 from scripts import publishing, run_log, train
 from scripts.assemble_model import load_part
 from scripts.data import TrainingStream, shard_files
@@ -64,7 +65,8 @@ def make_run(part, data, codec, output, batches=None, **changes):
     if batches is not None:
         stream = Repeated(batches)
     codebooks = train.load_codebooks(codec)
-    return Run(recipe, part, train.start_model(recipe, part, codebooks), stream, validation, codebooks, output)
+    model = train.start_model(recipe, part, codebooks)
+    return Run(recipe, part, model, stream, validation, codebooks, output, None, codec)
 
 
 class Repeated:
@@ -187,6 +189,15 @@ def test_a_signal_saves_inside_a_window_and_both_decoders_train_in_turn(run, tmp
     assert run("both", tmp_path / "out") == 0 and run("ar", tmp_path / "whole") == 0
     assert_same(tmp_path / "whole" / "step_0000004", tmp_path / "out" / "ar" / "step_0000004")
     assert AutoModel.from_pretrained(tmp_path / "out" / "nar" / "model").config.num_codebooks == 4
+
+
+def test_a_sharded_run_stops_between_windows(tiny_data, tiny_pack, batch, tmp_path):
+    """FSDP keeps the gradients of an open window where no checkpoint reaches them."""
+    size = {"batches": [batch], "gradient_accumulation_steps": 3}
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", **size)
+    run.sharded = True
+    assert not run.train(lambda: run.micro_step or run.step)
+    assert [p.name for p in (tmp_path / "run").glob("step_*")] == ["step_0000001"]
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
@@ -402,6 +413,68 @@ def test_pushing_is_tried_again_and_then_reported(run, tmp_path, monkeypatch, ca
         calls.clear()
         assert run("ar", tmp_path / "out", "--push-to-hub", "someone/piano") == 0
         assert len(calls) == min(working, 4) and said in capsys.readouterr().out
+
+
+class Tracker(GeneralTracker):
+    """Keeps what a tensorboard writer would be given."""
+
+    name, requires_logging_directory = "tensorboard", False
+
+    def __init__(self):
+        super().__init__(_blank=True)
+        self.tracker, self.shown = self, {}
+
+    def store_init_configuration(self, values):
+        """Nothing."""
+
+    def log(self, values, step, **_):
+        """Nothing."""
+
+    def add_audio(self, name, wave, step, rate):
+        self.shown[name, step] = wave, rate
+
+    def add_image(self, name, picture, step, dataformats):
+        self.shown[name, step] = picture
+
+
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_trackers_get_sound_and_curves_at_each_validation(part, tiny_data, tiny_pack, tmp_path, monkeypatch):
+    """Half a second of the first row, as it is and as it is played; the random states do not notice."""
+    tracker, codec = Tracker(), PianoEncodecModel.from_pretrained(tiny_pack / "codec")
+    size = {"steps": 4, "save_steps": 2, "sample_seconds": 0.5, part: NO_DROPOUT}
+    plain = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "plain", **size)
+    assert plain.train() and not plain.shows_samples
+    monkeypatch.setattr("scripts.train_run.installed_trackers", lambda names: [tracker])
+    run = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "run", **size)
+    assert run.train()
+    assert_same(tmp_path / "plain" / "step_0000004", tmp_path / "run" / "step_0000004")
+    names = ("samples/truth", "samples/generated", "curves")
+    assert tracker.shown.keys() == {(name, step) for name in names for step in (2, 4)}
+    row = {name: value[:1] for name, value in run.validation[0].items()}
+    prompt, K = int(row["prompt_lengths"]), 1 if part == "ar" else 4
+    wave, rate = tracker.shown["samples/truth", 4]
+    true = codec.decode_codes(row["audio_codes"][:, :K, : prompt + 25])[0, :, prompt * 640 :]
+    assert rate == 32000 and torch.equal(wave, true.clamp(-1, 1)) and wave.shape == (1, 16000)
+    assert tracker.shown["samples/generated", 4][0].shape == wave.shape and tracker.shown["curves", 4].ndim == 3
+
+
+def test_what_is_played_is_what_the_decoder_finds_likeliest(tiny_data, tiny_pack, tmp_path):
+    """The AR on its own past; of the NAR's first stage the true codebook 0 is the past."""
+    for part in ("ar", "nar"):
+        run = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / part)
+        batch, core = run.validation[0], run.core.eval()
+        shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
+        prompt, played = int(batch["prompt_lengths"][0]), run.losses.play(batch, 20)
+        assert played.shape == (2, 1 if part == "ar" else 4, prompt + 20)
+        assert torch.equal(played[:, 0, :prompt], batch["audio_codes"][:, 0, :prompt])
+        if part == "ar":
+            codes = played[:, 0]
+            inputs = core.build_inputs(codes, torch.ones_like(codes), batch["prompt_lengths"])
+            logits = core(**inputs, **shared).logits[:, -21:-1, : core.config.codebook_size]
+            assert torch.equal(logits.argmax(-1), codes[:, prompt:])
+        else:
+            logits = core(batch["audio_codes"], stage=1, **shared).logits[:, prompt : prompt + 20]
+            assert torch.equal(logits.argmax(-1), played[:, 1, prompt:])
 
 
 def test_trackers_that_are_not_installed_are_named(monkeypatch, capsys):
