@@ -27,7 +27,7 @@ class Listener(nn.Module):
     Every key is heard by the same weights, from the spectrum around it and around its partials.
     """
 
-    def __init__(self, channels: int = 24):
+    def __init__(self, channels: int = 32):
         super().__init__()
         self.bins = KEYS * BINS_PER_SEMITONE
         for n in WINDOWS:

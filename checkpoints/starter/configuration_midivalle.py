@@ -48,7 +48,6 @@ SIZES = {
         "use_segment_embeddings": False,
         "use_frame_notes": False,
         "objective": "published_sum",
-        "code_choice": "argmax",
     },
 }
 # 40 axes of spectra and 88 of keys; most layers at low rates, where a CPU is fast
@@ -220,7 +219,6 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
     stage_norm: Literal["table", "projected"] = "table"
     tie_word_embeddings: bool = True
     tie_heads_one_step_off: bool = False
-    code_choice: Literal["expected", "argmax"] = "expected"
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "MidiValleNARConfig":
