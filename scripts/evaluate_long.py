@@ -258,7 +258,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", required=True, help="long.json, offsets.json and the sounds go here")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.transcribe_minutes < 2:
+        parser.error("--transcribe-minutes must be at least 2: the first and the last minute are compared")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -113,3 +113,10 @@ def test_the_command(tiny_pack, tmp_path, monkeypatch, make_model):
     results = json.loads((tmp_path / "out" / "long.json").read_text())
     assert results["pieces"][0]["length_error_ms"] < 0.02 and results["pieces"][0]["peak_mib"] > 100
     assert results["first_audio"]["first_audio_of_the_command_s"] > 0
+
+
+def test_less_than_what_is_compared_is_refused(tmp_path, capsys):
+    """The first and the last minute are compared: they must be read."""
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_long.main(["--midi-root", "x", "--transcribe-minutes", "1", "--output-dir", str(tmp_path / "out")])
+    assert "at least 2" in capsys.readouterr().err and not (tmp_path / "out").exists()
