@@ -77,7 +77,8 @@ class EncoderObjective(Objective):
         latent, target = self.encode(wave), self.features(wave)
         losses = {"regression": (latent[:, : target.shape[1]] - target).square().mean()}
         if latent.shape[1] > target.shape[1]:
-            losses |= struck_losses(latent[:, target.shape[1] :].transpose(1, 2), batch["onsets"])
+            heard = latent[:, target.shape[1] :].transpose(1, 2)
+            losses |= struck_losses(heard, batch["onsets"], batch.get("has_notes"))
         return losses, None
 
 
@@ -196,9 +197,16 @@ def half_played(latent: torch.Tensor, struck: torch.Tensor, has_notes: torch.Ten
     return torch.where(known[:, None, None], write_keys(latent, struck), latent)
 
 
-def struck_losses(heard: torch.Tensor, onsets: torch.Tensor) -> dict[str, torch.Tensor]:
+def struck_losses(
+    heard: torch.Tensor, onsets: torch.Tensor, has_notes: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
     """`struck`, whether each key is struck, and `strength`, how hard; of the latent's last axes `heard (B, T, 88)` and
-    velocities over 127 `onsets (B, T, 88)`."""
+    velocities over 127 `onsets (B, T, 88)`. Rows without notes, where `has_notes (B,)` says so, have no part; 0 if all
+    are such."""
+    if has_notes is not None:
+        if not has_notes.any():
+            return dict.fromkeys(("struck", "strength"), heard.sum() * 0)
+        heard, onsets = heard[has_notes], onsets[has_notes]
     label = (onsets > 0).float()
     logits = STRUCK_SLOPE * (heard - STRUCK_THRESHOLD)
     weight = heard.new_tensor(STRUCK_WEIGHT)

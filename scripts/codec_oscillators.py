@@ -56,13 +56,13 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
     conv.weight = weight
     conv.bias.zero_()
     for layer in range(lstm.num_layers):
-        drawn = {gate: getattr(lstm, f"{gate}_l{layer}").clone() for gate in ("weight_ih", "weight_hh")}
+        drawn = {name: lstm.get_parameter(f"{name}_l{layer}").clone() for name in ("weight_ih", "weight_hh")}
         _open_gates(lstm, layer, width)
         _identity(lstm, layer, width, range(n, width))
         if layer < front:
             _free(lstm, layer, width, n, drawn)
     if features.memory:  # what passes the oscillators' layer is added up
-        bias = getattr(lstm, f"bias_ih_l{front}")
+        bias = lstm.get_parameter(f"bias_ih_l{front}")
         bias[width + n : 2 * width] = math.log(features.memory / (1 - features.memory))
     theta = 2 * math.pi * pitch_frequencies() / codec.config.frame_rate
     gate = torch.sigmoid(torch.tensor(OPEN)).item()

@@ -128,6 +128,13 @@ def test_the_latent_says_what_is_struck():
         heard = write_keys(latent, wrong)[:, 2:].transpose(1, 2)
         losses = struck_losses(heard, onsets)
         assert float(losses["strength"]) > 1e-2 and float(losses["struck"]) > 1.5 * float(right["struck"])
+    silent = torch.zeros_like(onsets)
+    silent[0] = played[0, 2:].T  # the other rows hear nothing, and nothing is known of their notes
+    first = torch.tensor([True, False, False, False])
+    assert (
+        float(struck_losses(silent, onsets)["strength"]) > float(struck_losses(silent, onsets, first)["strength"]) == 0
+    )
+    assert not any(struck_losses(silent, onsets, first & False).values())
     assert torch.equal(half_played(latent, onsets)[1::2], played[1::2])
     assert torch.equal(half_played(latent, onsets)[::2], latent[::2])
     assert torch.equal(half_played(latent, onsets, torch.tensor([True, False] * 2)), latent)
