@@ -2,7 +2,6 @@
 """The parts of the codec: how each begins, what is fitted at once, and what is written of it."""
 
 import os
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle.modeling_piano_encodec import write_keys
 from scripts.codec_data import CropBatches, first_waves
 from scripts.codec_features import SpectralFeatures
 from scripts.codec_listener import Listener
@@ -51,13 +51,13 @@ def objective_of(
     """
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
-        return ListenerObjective(Listener())
+        return ListenerObjective(Listener(bf16=recipe.bf16))
     model = PianoEncodecModel.from_pretrained(codec or features, dtype=torch.float32)
     config = model.config
     if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
         form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
         raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
-    heard = load_listener(listener) if listener else None
+    heard = load_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
     axes = load_features(features, recipe.memory) if features else None
@@ -106,19 +106,24 @@ def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, outpu
 def encode_pools(folder: str, pools: list[str]) -> None:
     """Codes of whole pools, beside them, as heard and, if the codec has key axes, as played: training the decoder then
     needs no encoder."""
-    codec = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32)
-    for pool, played in product(pools, (False, True) if codec.config.num_key_axes else (False,)):
-        target = codes_path(pool, codec_hash(folder), played)
-        if target.is_file():
+    codec, sha256 = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32), codec_hash(folder)
+    kinds = (False, True) if codec.config.num_key_axes else (False,)
+    for pool in pools:
+        targets = [codes_path(pool, sha256, played) for played in kinds]
+        if all(target.is_file() for target in targets):
             continue
-        waves, onsets, codes = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r"), []
-        for start in tqdm(range(0, len(waves), 8), desc=target.name):
-            batch = torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None]
-            struck = torch.from_numpy(onsets[start : start + 8].astype(np.float32) / 127) if played else None
-            codes.append(codec.encode_codes(batch, struck=struck).numpy().astype(np.int16))
-        temporary = target.with_name(f".{target.name}")
-        np.save(temporary, np.concatenate(codes))
-        os.replace(temporary, target)
+        waves, onsets = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r")
+        codes = [[] for _ in kinds]
+        for start in tqdm(range(0, len(waves), 8), desc=targets[0].name):
+            latent = codec.encoder(torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None])
+            for played, found in zip(kinds, codes, strict=True):
+                if played:
+                    latent = write_keys(latent, torch.from_numpy(onsets[start : start + 8].astype(np.float32) / 127))
+                found.append(codec.quantizer.encode(latent).transpose(0, 1).numpy().astype(np.int16))
+        for target, found in zip(targets, codes, strict=True):
+            temporary = target.with_name(f".{target.name}")
+            np.save(temporary, np.concatenate(found))
+            os.replace(temporary, target)
 
 
 def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, int]:
@@ -160,9 +165,9 @@ def load_features(folder: str, memory: float) -> SpectralFeatures:
     return _loaded(SpectralFeatures(axes, memory), path)
 
 
-def load_listener(folder: str) -> Listener:
+def load_listener(folder: str, bf16: bool = False) -> Listener:
     """The trained listener of `train_codec listener`."""
-    return _loaded(Listener(), Path(folder) / "listener.safetensors")
+    return _loaded(Listener(bf16=bf16), Path(folder) / "listener.safetensors")
 
 
 def _loaded(module: torch.nn.Module, path: Path) -> torch.nn.Module:

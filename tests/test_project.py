@@ -102,6 +102,10 @@ def test_the_readme_tree_is_the_folder():
     assert listed - real == set() and real - listed == set()
 
 
+def test_the_starter_carries_its_card():
+    assert (STARTER / "README.md").read_text() == (ROOT / "model_cards" / "midivalle.md").read_text()
+
+
 def test_nothing_is_left_to_fill_in():
     documents = [p for p in project_files() if p.suffix == ".md"]
     open_places = {str(p.relative_to(ROOT)): re.findall(r"\{\{\w+\}\}", p.read_text()) for p in documents}
