@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""A page that renders an uploaded MIDI performance on a bundled prompt's piano: a Hugging Face Space, or at home.
+"""A page that renders an uploaded MIDI performance on a bundled or own piano: a Hugging Face Space, or at home.
 
     MIDIVALLE_MODEL=checkpoints/starter python space/app.py
 
@@ -10,6 +10,7 @@ the repository: model and processor come with their code from the model's folder
 import json
 import os
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,7 @@ MODEL = os.environ.get("MIDIVALLE_MODEL", "checkpoints/starter")
 REVISION = os.environ.get("MIDIVALLE_REVISION")
 EXAMPLES = Path(__file__).parent / "examples"
 MAX_BYTES, MAX_NOTES, MAX_MINUTES = 2_000_000, 5_000, 10  # of a MIDI file
+MAX_PROMPT_BYTES, MAX_PROMPT_SECONDS = 25_000_000, 120.0  # of an uploaded recording: two minutes of a CD's format
 MAX_SECONDS = 60.0  # rendered at once
 RING_OUT_S = 2.0
 DEADLINE_S = 180.0  # wall time, checked between windows: an abandoned request must not hold its place for ever
@@ -54,6 +56,48 @@ def prompt_files(name: str) -> dict[str, str]:
     return {"prompt_midi": f"{path}.mid", "prompt_audio": f"{path}.flac"}
 
 
+def check_size(file: str, limit: int) -> None:
+    """Refuse a file of more than `limit` bytes."""
+    if os.path.getsize(file) > limit:
+        raise SpaceError(f"{Path(file).name}: the file is larger than {limit // 1_000_000} MB")
+
+
+def read_whole(midi: str):
+    """An uploaded MIDI file (a `Performance`); a ValueError of one sentence if it is unusable or too much."""
+    check_size(midi, MAX_BYTES)
+    whole = load()[1].load(midi)
+    if len(whole.notes) > MAX_NOTES or whole.end > 60 * MAX_MINUTES:
+        raise SpaceError(f"{whole.name} has more than {MAX_NOTES} notes or {MAX_MINUTES} minutes; give a part of it")
+    return whole
+
+
+def choose_prompt(name: str, audio: str | None, midi: str | None) -> tuple[dict, list[str]]:
+    """The uploaded prompt, or a bundled one if none is.
+
+    Args:
+        name: one of `prompt_names`.
+        audio: path of an uploaded recording, of which the processor chooses the best part.
+        midi: path of its MIDI, in time with it; the processor corrects small offsets.
+    Returns:
+        The prompt as the processor takes it, and what the user should know of it, in sentences; "" says nothing.
+    Raises:
+        ValueError: one of the two files is missing, or cannot be used; one sentence.
+    """
+    if audio is None and midi is None:
+        return prompt_files(name), []
+    if audio is None or midi is None:
+        given, missing = ("MIDI", "recording") if audio is None else ("recording", "MIDI")
+        raise SpaceError(f"your piano's {missing} is missing; add it, or remove the {given} to use a piano of the list")
+    check_size(audio, MAX_PROMPT_BYTES)
+    processor = load()[1]
+    rate = processor.feature_extractor.sampling_rate
+    wave, performance = processor.read_prompt(audio), read_whole(midi)
+    if len(wave) > MAX_PROMPT_SECONDS * rate:
+        raise SpaceError(f"{Path(audio).name}: lasts more than {MAX_PROMPT_SECONDS:.0f} s; give a part of it")
+    prompt = {"prompt_midi": performance, "prompt_audio": wave, "sampling_rate": rate}
+    return prompt, [performance.warning, processor.prepare_prompt(**prompt).remark]
+
+
 def read(midi: str | None, start: float, seconds: float):
     """The span of an uploaded file that is to be rendered (a `Performance`).
 
@@ -62,29 +106,33 @@ def read(midi: str | None, start: float, seconds: float):
     """
     if midi is None:
         raise SpaceError("give a MIDI file first")
-    if os.path.getsize(midi) > MAX_BYTES:
-        raise SpaceError(f"the file is larger than {MAX_BYTES // 1_000_000} MB")
     if not (0 <= start < 60 * MAX_MINUTES and 0 < seconds <= MAX_SECONDS):  # also what is not a number
         raise SpaceError(f"choose a start within {MAX_MINUTES} minutes and at most {MAX_SECONDS:.0f} s")
-    processor = load()[1]
-    whole = processor.load(midi)
-    if len(whole.notes) > MAX_NOTES or whole.end > 60 * MAX_MINUTES:
-        raise SpaceError(f"the piece has more than {MAX_NOTES} notes or {MAX_MINUTES} minutes; give a part of it")
-    return processor.load(whole, start=start, end=start + seconds)
+    return load()[1].load(read_whole(midi), start=start, end=start + seconds)
 
 
 @torch.no_grad()
 def render(
-    midi: str | None, prompt_name: str, start: float, seconds: float, temperature: float = 0.0, seed: float = 0
+    midi: str | None,
+    prompt_name: str,
+    start: float,
+    seconds: float,
+    temperature: float = 0.0,
+    seed: float = 0,
+    prompt_audio: str | None = None,
+    prompt_midi: str | None = None,
+    warn: Callable[[str], object] = print,
 ) -> tuple[int, np.ndarray]:
     """Render a span of a MIDI file.
 
     Args:
         midi: path of the uploaded file.
-        prompt_name: one of `prompt_names`.
+        prompt_name: one of `prompt_names`, unless a prompt is uploaded.
         start, seconds: the span, s.
         temperature: 0 takes the likeliest codes; above, they are drawn, the more freely the higher.
         seed: of the draws; equal seeds give equal sound.
+        prompt_audio, prompt_midi: paths of an uploaded prompt (`choose_prompt`); both or neither.
+        warn: takes each sentence that the user should know of, before the rendering begins.
     Returns:
         Sampling rate in Hz and int16 wave (samples,).
     Raises:
@@ -96,8 +144,10 @@ def render(
     if not 0 <= temperature <= 2:
         raise SpaceError("choose a temperature from 0 to 2")
     sampling = {"temperature": temperature, "top_k": 50, "top_p": 0.95} if temperature else {"do_sample": False}
-    prompt = prompt_files(prompt_name)
     performance = read(midi, start, seconds)
+    prompt, remarks = choose_prompt(prompt_name, prompt_audio, prompt_midi)
+    for remark in filter(None, [performance.warning, *remarks]):
+        warn(remark)
     length = performance.end + RING_OUT_S
     inputs = processor(performance, end=length, **prompt).to(model.device)
     waves = []
@@ -114,10 +164,13 @@ def build():
     """The page (`gradio.Blocks`)."""
     import gradio as gr
 
-    def synthesize(midi, prompt, start, seconds, temperature, seed):
+    def warn(sentence: str) -> None:
+        gr.Warning(sentence, duration=None)  # stays until it is closed: a render may take longer than any time
+
+    def synthesize(midi, prompt, start, seconds, temperature, seed, prompt_audio=None, prompt_midi=None):
         """Render an expressive piano MIDI file on the piano and in the room of a prompt."""
         try:
-            return render(midi, prompt, start, seconds, temperature, seed)
+            return render(midi, prompt, start, seconds, temperature, seed, prompt_audio, prompt_midi, warn)
         except ValueError as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
 
@@ -126,13 +179,21 @@ def build():
         gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
         midi = gr.File(label="MIDI", file_types=[".mid", ".midi"], type="filepath", elem_id="midi")
         prompt = gr.Dropdown(names, value=names[0], label="Piano and room")
+        with gr.Accordion("Your own piano instead", open=False):
+            gr.Markdown(
+                f"A recording (WAV or FLAC, 1 to {MAX_PROMPT_SECONDS:.0f} s; its best part is used) and the MIDI of "
+                "what is played in it."
+            )
+            with gr.Row():
+                prompt_audio = gr.File(label="Recording", file_types=[".wav", ".flac"], elem_id="prompt_audio")
+                prompt_midi = gr.File(label="Its MIDI", file_types=[".mid", ".midi"], elem_id="prompt_midi")
         start = gr.Number(0, label="Start (s)", minimum=0)
         seconds = gr.Slider(1, MAX_SECONDS, 15, step=1, label="Length (s)")
         temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0: always the likeliest sound)")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
         go = gr.Button("Render", variant="primary", elem_id="go")
         out = gr.Audio(label="Performance", elem_id="out")
-        inputs = [midi, prompt, start, seconds, temperature, seed]
+        inputs = [midi, prompt, start, seconds, temperature, seed, prompt_audio, prompt_midi]
         go.click(synthesize, inputs, out, api_name="synthesize", concurrency_limit=1)
         gr.Examples([[str(path)] for path in sorted(EXAMPLES.glob("*.mid"))], [midi])
     return page.queue(max_size=16, default_concurrency_limit=1)
@@ -141,7 +202,7 @@ def build():
 if __name__ == "__main__":
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "0")
     build().launch(
-        max_file_size=MAX_BYTES,
+        max_file_size=MAX_PROMPT_BYTES,
         max_threads=8,
         show_error=False,
         share=False,

@@ -73,11 +73,56 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         app.render(piece, "grand", 0, 1, 0)
 
 
-def test_the_page(app):
-    pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[space]"')
+def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
+    """Recording and MIDI together replace the bundled prompt, with the processor's words on them; else one sentence."""
+    piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0))
+    midi, audio = str(write_midi(tmp_path / "own.mid", 3, seconds=5.0)), str(tmp_path / "own.flac")
+    write_audio(audio, 0.1 * np.random.default_rng(1).standard_normal(5 * 32_000))
+
+    def render(audio=None, midi=None, prompt="grand"):
+        said = []
+        return app.render(piece, prompt, 0, 0.5, prompt_audio=audio, prompt_midi=midi, warn=said.append)[1], said
+
+    (wave, said), (bundled, nothing) = render(audio, midi, None), render()
+    assert wave.shape == bundled.shape and not np.array_equal(wave, bundled)
+    files = (str(tmp_path / "model" / "prompts" / f"grand.{ending}") for ending in ("flac", "mid"))
+    assert np.array_equal(render(*files)[0], bundled)  # the way by which a prompt comes makes no difference
+    assert nothing == [] and len(said) == 1 and re.search(r"belong together; \S+ to \S+ s are used$", said[0])
+
+    (tmp_path / "text.wav").write_text("no music")
+    (tmp_path / "text.mid").write_text("no music")
+    write_audio(tmp_path / "silence.wav", np.zeros(32_000))
+    requests = {
+        "your piano's MIDI is missing": (audio, None),
+        "your piano's recording is missing": (None, midi),
+        "text.wav: is not audio": (str(tmp_path / "text.wav"), midi),
+        "silence.wav: is silence": (str(tmp_path / "silence.wav"), midi),
+        "text.mid: not a MIDI file": (audio, str(tmp_path / "text.mid")),
+    }
+    for words, request in requests.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            render(*request)
+    monkeypatch.setattr(app, "MAX_PROMPT_SECONDS", 4.0)
+    with pytest.raises(ValueError, match="own.flac: lasts more than 4 s"):
+        render(audio, midi)
+    monkeypatch.setattr(app, "MAX_PROMPT_BYTES", 1000)
+    with pytest.raises(ValueError, match="own.flac: the file is larger"):
+        render(audio, midi)
+
+
+def test_the_page(app, write_midi, tmp_path, monkeypatch):
+    gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[space]"')
+    monkeypatch.setattr(app, "MAX_SECONDS", 2.0)  # the slider begins at 1 s
     page = app.build()
     functions = [function for function in page.fns.values() if function.api_name == "synthesize"]
     assert len(functions) == 1 and functions[0].concurrency_limit == 1
+    piece, audio, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=4.0)), str(tmp_path / "own.wav"), []
+    write_audio(audio, 0.1 * np.random.default_rng(1).standard_normal(4 * 32_000))
+    monkeypatch.setattr(gradio, "Warning", lambda text, **options: said.append(text))
+    assert functions[0].fn(piece, "grand", 0, 0.5, 0, 0, audio, piece)[0] == 32_000
+    assert len(said) == 1 and "s are used" in said[0]
+    with pytest.raises(gradio.Error, match="recording is missing"):
+        functions[0].fn(piece, "grand", 0, 0.5, 0, 0, None, piece)
 
 
 def test_it_imports_nothing_of_the_repository_and_pins_what_it_needs():
