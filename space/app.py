@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor
@@ -89,11 +90,15 @@ def choose_prompt(name: str, audio: str | None, midi: str | None) -> tuple[dict,
         given, missing = ("MIDI", "recording") if audio is None else ("recording", "MIDI")
         raise SpaceError(f"your piano's {missing} is missing; add it, or remove the {given} to use a piano of the list")
     check_size(audio, MAX_PROMPT_BYTES)
+    try:
+        seconds = soundfile.info(audio).duration
+    except soundfile.LibsndfileError:  # the processor says what is wrong with it
+        seconds = 0.0
+    if seconds > MAX_PROMPT_SECONDS:  # before it is unpacked
+        raise SpaceError(f"{Path(audio).name}: lasts more than {MAX_PROMPT_SECONDS:.0f} s; give a part of it")
     processor = load()[1]
     rate = processor.feature_extractor.sampling_rate
     wave, performance = processor.read_prompt(audio), read_whole(midi)
-    if len(wave) > MAX_PROMPT_SECONDS * rate:
-        raise SpaceError(f"{Path(audio).name}: lasts more than {MAX_PROMPT_SECONDS:.0f} s; give a part of it")
     prompt = {"prompt_midi": performance, "prompt_audio": wave, "sampling_rate": rate}
     return prompt, [performance.warning, processor.prepare_prompt(**prompt).remark]
 
