@@ -25,8 +25,7 @@ import yaml
 from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import Prompt
 from scripts.decoder_objectives import DecoderLosses
-from scripts.evaluate_long import timbre
-from scripts.metrics import note_scores
+from scripts.metrics import note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.publishing import export
@@ -147,8 +146,7 @@ def play(model, processor, recording: Recording, recipe: AdaptRecipe, end: float
 
 def heard(recording: Recording, wave: np.ndarray, end: float, seconds: float, transcriber) -> dict[str, float]:
     """Distance of the mean spectra, dB, of `wave` and of the recording from `end` s on; onset F1 of its notes."""
-    difference = timbre(recording.cut(end, seconds)) - timbre(wave)
-    found = {"timbre distance, dB": float(np.sqrt(np.mean(difference**2)))}
+    found = {"timbre distance, dB": timbre_distance(recording.cut(end, seconds), wave)}
     if transcriber is not None:
         notes = recording.notes_from(end)
         notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]

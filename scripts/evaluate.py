@@ -17,7 +17,9 @@ Columns, each the mean over recordings and half of its 95 % t-interval; definiti
     si_snr_db               scale-invariant signal-to-noise ratio
     nrmse, chroma           `objective_eval` of score-to-audio, as the MIDI-VALLE paper reports them
 `codecs` in results.json: share of each codebook that is used, its entropy in bits a code, bit rate as coded and by
-entropy, and how many times faster than real time encoding and decoding are (median).
+entropy, and how many times faster than real time encoding and decoding are (median). `own_piano`, with several pianos:
+the share of excerpts whose long-term spectrum is nearer to the target as its own piano plays it than to the same music
+in the same room on any other (`timbre_db` in the rows, dB by piano).
 """
 
 import argparse
@@ -44,6 +46,7 @@ from scripts.metrics import (
     note_scores,
     si_snr,
     spectrogram_nrmse,
+    timbre_distance,
 )
 from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
@@ -63,6 +66,10 @@ class Excerpt:
         self.prompt, self.target, self.about = recordings.draw(index, arguments)
         lead, size = round(LEAD_S * SAMPLING_RATE), round(arguments.target_seconds * SAMPLING_RATE)
         self.around, self.lead, self.wave = self.target.wave, lead, self.target.wave[lead : lead + size]
+        self.on_pianos = {}  # the same music in the same room, by piano
+        for piano in recordings.pianos if len(recordings.pianos) > 1 else ():
+            _, target, about = recordings.draw(index, arguments, piano)
+            self.on_pianos[about["piano"]] = target.wave[lead : lead + size]
         onset = self.target.notes["onset"]
         self.reference = self.target.notes[(onset >= 0) & (onset < arguments.target_seconds)]
 
@@ -108,6 +115,7 @@ def synthesise(
 def score(excerpt: Excerpt, system: str, wave: np.ndarray, transcriber: Transcriber, known: dict[str, dict]) -> dict:
     """Row of one system and excerpt; the truth's is taken from `known` if it is there."""
     found = {"system": system, "target": excerpt.target.source} | excerpt.about
+    found["timbre_db"] = {piano: timbre_distance(other, wave) for piano, other in excerpt.on_pianos.items()}
     if system == "truth":
         found["sha256"] = excerpt.sha256()
         if found["sha256"] in known:
@@ -152,6 +160,15 @@ def summarise(rows: list[dict]) -> dict:
         s: {c: mean_interval([row[c] for row in rows if row["system"] == s], groups[s]) for c in COLUMNS}
         for s in systems
     }
+
+
+def own_piano(rows: list[dict]) -> dict[str, float]:
+    """Share of the excerpts of each system that sound most like their own piano; nothing, if there is one piano."""
+    hits = {}
+    for row in rows:
+        if distances := row["timbre_db"]:
+            hits.setdefault(row["system"], []).append(min(distances, key=distances.get) == row["piano"])
+    return {system: float(np.mean(found)) for system, found in hits.items()}
 
 
 def table(summary: dict) -> str:
@@ -251,9 +268,12 @@ def main(argv: list[str] | None = None) -> int:
         plot(output / f"{index:02d}.png", excerpt, waves)
         reports = {name: codec_report(codec, codes[name], speeds[name]) for name, codec in codecs.items()}
         results = {"settings": vars(args), "summary": summarise(rows), "codecs": reports, "rows": rows}
+        results["own_piano"] = own_piano(rows)
         write_json(output / "results.json", results)  # after each excerpt: what is done is done
     (output / "table.md").write_text(table(results["summary"]) + "\n")
     print(table(results["summary"]))
+    if results["own_piano"]:
+        print("own piano: " + ", ".join(f"{system} {share:.2f}" for system, share in results["own_piano"].items()))
     return 0
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from symusic import Note, Score, Track
 
 from processing import Prompt, read_audio
-from scripts.metrics import match_onsets, note_scores
+from scripts.metrics import match_onsets, note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, read_prompts
 from scripts.rendered_audio import list_midi
 from scripts.rendering import render_wave
@@ -131,20 +131,6 @@ def jumps(wave: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return np.abs(energy_1 - energy_0), np.abs(mel_1 - mel_0).mean(1)
 
 
-def timbre(wave: np.ndarray) -> np.ndarray:
-    """Mean log-mel spectrum (40 bands) of the louder half of the frames, without its level."""
-    from transformers.audio_utils import mel_filter_bank
-
-    window, hop = 2048, 1024
-    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
-    bank = mel_filter_bank(window // 2 + 1, 40, 50.0, RATE / 2, RATE, norm=None, mel_scale="htk")
-    power = (np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2) @ bank
-    level = 10 * np.log10(power + 1e-7 * power.max())
-    loud = level.mean(1) >= np.median(level.mean(1))
-    mean = level[loud].mean(0)
-    return mean - mean.mean()
-
-
 def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
     """Render one piece and measure it."""
     folder = Path(args.output_dir)
@@ -174,8 +160,7 @@ def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
         scores = note_scores(*parts)
         result |= {f"f1_{name}_minute": scores["f1"], f"bias_{name}_minute_ms": scores["onset_bias_ms"]}
         prompt = read_audio(Path(args.model) / "prompts" / f"{args.prompt}.flac")[0][:, 0]
-        distance = timbre(prompt) - timbre(wave[round(start * RATE) : round(end * RATE)])
-        result[f"timbre_{name}_minute_db"] = float(np.sqrt(np.mean(distance**2)))
+        result[f"timbre_{name}_minute_db"] = timbre_distance(prompt, wave[round(start * RATE) : round(end * RATE)])
     rng = np.random.default_rng(args.seed)
     places = rng.uniform(1.0, piece.end - 1.0, PLACES)
     for name, at_joins, elsewhere in zip(("energy", "mel"), jumps(wave, joins), jumps(wave, places), strict=True):

@@ -66,6 +66,13 @@ def log_mel_distance(a: np.ndarray, b: np.ndarray, sampling_rate: int = 32_000) 
     return float(np.abs(np.maximum(spectra[0][:frames], floor) - np.maximum(spectra[1][:frames], floor)).mean())
 
 
+def timbre_distance(a: np.ndarray, b: np.ndarray, sampling_rate: int = 32_000) -> float:
+    """RMS difference, dB, of the long-term log-mel spectra of two waves: 40 bands, mean over the louder half of the
+    frames (window 2048, hop 1024), without their levels."""
+    difference = _long_term_spectrum(a, sampling_rate) - _long_term_spectrum(b, sampling_rate)
+    return float(np.sqrt(np.mean(difference**2)))
+
+
 def multi_resolution_mel(target: np.ndarray, estimate: np.ndarray, sampling_rate: int = 32_000) -> float:
     """Sum over seven windows of the mean absolute difference of log10-mel amplitudes, floor 1e-5; levels count.
 
@@ -150,6 +157,19 @@ def _log_mel(wave: np.ndarray, sampling_rate: int) -> np.ndarray:
     power = np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2
     bank = mel_filter_bank(window // 2 + 1, 80, 27.5, sampling_rate / 2, sampling_rate, norm=None, mel_scale="htk")
     return 10 * np.log10(power @ bank + 1e-10)
+
+
+def _long_term_spectrum(wave: np.ndarray, sampling_rate: int) -> np.ndarray:
+    from transformers.audio_utils import mel_filter_bank
+
+    window, hop, half = 2048, 1024, sampling_rate / 2
+    frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
+    bank = mel_filter_bank(window // 2 + 1, 40, 50.0, half, sampling_rate, norm=None, mel_scale="htk")
+    power = (np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2) @ bank
+    level = 10 * np.log10(power + 1e-7 * power.max())
+    loud = level.mean(1) >= np.median(level.mean(1))
+    mean = level[loud].mean(0)
+    return mean - mean.mean()
 
 
 def _intervals(notes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

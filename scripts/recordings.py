@@ -53,10 +53,12 @@ class RenderedRecordings:
         self.performances = {}
         self.compositions = {file.composition_id for file in self.files}
 
-    def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
-        """Prompt and target windows of item `index`, and its provenance."""
+    def draw(self, index: int, data: DataArguments, piano: str | None = None) -> tuple[Window, Window, dict]:
+        """Prompt and target windows of item `index`, and its provenance; the same music in the same room on another
+        `piano`, if one is given."""
         rng = np.random.default_rng([self.seed, index])
-        piano, preset = self.pianos[rng.integers(len(self.pianos))], self.rooms[rng.integers(len(self.rooms))]
+        drawn, preset = self.pianos[rng.integers(len(self.pianos))], self.rooms[rng.integers(len(self.rooms))]
+        piano = piano or drawn
         room_seed = int(rng.integers(2**31))
         room = Room(preset, room_seed)
         target = self.files[rng.choice(len(self.files), p=self.weights)]

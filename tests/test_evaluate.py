@@ -104,6 +104,26 @@ def test_several_codecs_share_one_truth(tiny_pack, transcriber, tmp_path, capsys
     assert "not a results.json" in capsys.readouterr().err and not (tmp_path / "four").exists()
 
 
+def test_whose_piano_it_sounds_like(tiny_pack, transcriber, tmp_path):
+    """The truth is at no distance from its own piano; another piano plays the same notes with other partials."""
+    bright = tmp_path / "bright"
+    shutil.copytree(tiny_pack / "piano", bright)
+    for path in bright.glob("*.wav"):
+        sound, rate = soundfile.read(path)
+        soundfile.write(path, 8 * np.abs(sound) * sound, rate)
+    codec = ["--codec", tiny_pack / "codec"]
+    assert run(tiny_pack, tmp_path / "out", *codec, "--piano", bright, "--excerpts", 3, "--seed", 1) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["own_piano"]["truth"] == 1.0 and set(results["own_piano"]) == {"truth", "codec"}
+    truths = [row for row in results["rows"] if row["system"] == "truth"]
+    assert {row["piano"] for row in truths} == {"piano", "bright"}  # both are drawn
+    for row in truths:
+        own = row["timbre_db"].pop(row["piano"])
+        assert own == 0.0 < min(row["timbre_db"].values())
+    assert run(tiny_pack, tmp_path / "alone", *codec) == 0  # of one piano there is nothing to say
+    assert json.loads((tmp_path / "alone" / "results.json").read_text())["own_piano"] == {}
+
+
 def test_the_reference_is_what_is_struck_in_the_excerpt(tiny_pack):
     """Notes that only sound on from before are no onsets; the reconstruction has the excerpt's length."""
     arguments = evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False)

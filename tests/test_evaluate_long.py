@@ -13,7 +13,6 @@ from scripts.evaluate_long import (
     make_piece,
     onset_scores,
     summarise_offsets,
-    timbre,
     transcribe,
     write_midi,
 )
@@ -58,14 +57,12 @@ def test_the_transcriber_hears_a_minute_at_a_time():
     assert transcribe(hear, wave, [(0.0, 60.0)])["onset"] == pytest.approx(clicks[:2])
 
 
-def test_steps_and_timbre():
+def test_steps():
     time = np.arange(2 * RATE) / RATE
     tone = 0.1 * np.sin(2 * np.pi * 440 * time)
     louder = np.where(time < 1, tone, 10 * tone)
     energy, mel = jumps(louder, np.array([0.5, 1.0]))
     assert energy == pytest.approx([0, 20], abs=0.2) and mel[1] > mel[0] + 3
-    assert np.allclose(timbre(tone), timbre(5 * tone), atol=0.05)  # without its level
-    assert np.abs(timbre(tone) - timbre(0.1 * np.sin(2 * np.pi * 1760 * time))).max() > 10
 
 
 def test_means_of_offsets():

@@ -15,6 +15,7 @@ from scripts.metrics import (
     note_scores,
     si_snr,
     spectrogram_nrmse,
+    timbre_distance,
 )
 from tokenization import NOTE_DTYPE
 
@@ -108,6 +109,13 @@ def test_si_snr_knows_no_gain():
     assert si_snr(target, target + noise) == pytest.approx(10, abs=0.2)
     assert si_snr(target, 7 * (target + noise)) == pytest.approx(si_snr(target, target + noise))
     assert si_snr(target, noise) < -20
+
+
+def test_timbre_distance():
+    """0 at any level; far for another register."""
+    target = tone(69)
+    assert timbre_distance(target, 5 * target) == pytest.approx(0, abs=0.05)
+    assert timbre_distance(target, tone(93)) > 5 > timbre_distance(target, tone(70))
 
 
 def test_spectrogram_nrmse():
