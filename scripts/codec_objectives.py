@@ -1,6 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What each part of the codec is trained for, and how its weights start."""
 
+import copy
+
 import torch
 from torch.nn import functional as F
 
@@ -9,7 +11,16 @@ from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts.codec_features import SpectralFeatures
 from scripts.codec_listener import Listener, onset_loss
 from scripts.codec_losses import SpectralLoss
-from scripts.codec_oscillators import PITCHES, sing, synthesis_basis
+from scripts.codec_oscillators import (
+    KICK,
+    PITCHES,
+    front_layers,
+    has_kicks,
+    kick_rows,
+    sing,
+    struck_partials,
+    synthesis_basis,
+)
 from scripts.codec_quantizer import quantize_train
 
 STRUCK_THRESHOLD, STRUCK_SLOPE = 1.5, 4.7  # where a key is as likely struck as not, and logits per latent there
@@ -50,6 +61,18 @@ class Objective(torch.nn.Module):
         *layers, activation, last = self.codec.decoder.layers
         hidden = self._run(layers, latent)
         return last(activation(hidden))[:, 0]  # rounded to bf16, the wave itself would hiss at -50 dB
+
+    @torch.no_grad()
+    def quantised(self, batch) -> torch.Tensor:
+        """What the decoder gets (B, D, lead + T): of stored codes, or of the sound, every other row of it with its keys
+        as they were played."""
+        if (codes := batch.get("audio_codes")) is not None:
+            return self.codec.quantizer.decode(codes.transpose(0, 1))
+        latent = self.encode(torch.cat([batch[name] for name in ("lead", "input_values") if name in batch], 1))
+        if self.codec.config.num_key_axes:
+            struck = torch.cat([batch[name] for name in ("lead_onsets", "onsets") if name in batch], 1)
+            latent = half_played(latent, struck, batch.get("has_notes"))
+        return quantize_train(self.codec.quantizer, latent)[0]
 
     def _run(self, layers, x: torch.Tensor) -> torch.Tensor:
         for layer in layers:
@@ -107,20 +130,16 @@ class DecoderObjective(Objective):
         kept = [(p, rows) for name, p in lstm.named_parameters() if name.endswith(oscillating)]
         if lstm.num_layers == 2:
             kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
+        if lstm.num_layers > 2 and has_kicks(lstm):  # what tells when to kick stays as it was taught
+            codec.decoder.layers[0].requires_grad_(False)
+            for layer in range(lstm.num_layers - 2):
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                    lstm.get_parameter(f"{name}_l{layer}").requires_grad_(False)
         for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
             parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index, 0.0))
 
     def forward(self, batch):
-        wave, codes = batch["input_values"], batch.get("audio_codes")
-        with torch.no_grad():
-            if codes is None:
-                latent = self.encode(torch.cat([batch["lead"], wave], 1) if "lead" in batch else wave)
-                if self.codec.config.num_key_axes:
-                    struck = [batch[name] for name in ("lead_onsets", "onsets") if name in batch]
-                    latent = half_played(latent, torch.cat(struck, 1), batch.get("has_notes"))
-                latent = quantize_train(self.codec.quantizer, latent)[0]
-            else:
-                latent = self.codec.quantizer.decode(codes.transpose(0, 1))
+        wave, latent = batch["input_values"], self.quantised(batch)
         first, lstm, *rest = self.codec.decoder.layers
         frames = wave.shape[1] // self.codec.config.hop_length
         hidden = lstm(first(latent))[..., -frames:]
@@ -135,6 +154,49 @@ class DecoderObjective(Objective):
     def _speak(self, layers, hidden: torch.Tensor) -> torch.Tensor:
         *layers, activation, last = layers
         return last(activation(self._run(layers, hidden)))[:, 0]  # in bf16 the wave itself would hiss at -50 dB
+
+
+class KickObjective(Objective):
+    """The decoder's LSTM layers in front of its oscillators learn to kick those of the keys that are struck (`kicks`),
+    and to tell the layers behind what they told them before (`keep`); nothing else of the codec changes. See
+    `scripts.codec_oscillators`."""
+
+    WARMING_UP = 25  # frames at the start of a crop that do not count: the LSTM has not heard what sounds
+
+    def __init__(self, codec):
+        super().__init__(codec, False)
+        lstm = codec.decoder.layers[1].lstm
+        if lstm.num_layers < 3:
+            raise ValueError(
+                f"kicks need a layer in front of the oscillators, this codec has {lstm.num_layers} LSTM layers"
+            )
+        self.lstm, front, width = lstm, lstm.num_layers - 2, lstm.hidden_size
+        codec.requires_grad_(False)
+        for name, parameter in lstm.named_parameters():
+            parameter.requires_grad_(int(name[-1]) < front)
+        self.weight, self.bias = (lstm.get_parameter(f"{name}_l{front}") for name in ("weight_ih", "bias_ih"))
+        passed = torch.cat([torch.arange(2 * PITCHES, width) + gate * width for gate in range(4)])
+        self.register_buffer("rows", kick_rows(lstm), persistent=False)
+        self.register_buffer("passed", self.weight.detach()[passed], persistent=False)
+        self.register_buffer("rest", self.bias.detach()[self.rows].clone(), persistent=False)
+        self.taught = copy.deepcopy(lstm).requires_grad_(False)
+        for parameter in (self.weight, self.bias):
+            mask = torch.zeros_like(parameter)
+            mask[self.rows] = 1
+            parameter.requires_grad_(True).register_hook(lambda gradient, mask=mask: gradient * mask.to(gradient))
+
+    def forward(self, batch):
+        frames = batch["onsets"].shape[1]
+        with torch.no_grad():
+            hidden = self.codec.decoder.layers[0](self.quantised(batch)).transpose(1, 2)
+            skipped = max(self.WARMING_UP - (hidden.shape[1] - frames), 0)
+            wanted = front_layers(self.taught, hidden)[:, -frames:][:, skipped:] @ self.passed.T
+            struck = struck_partials(batch["onsets"])[:, skipped:]
+        told = front_layers(self.lstm, hidden)[:, -frames:][:, skipped:]
+        keep = (told @ self.passed.T - wanted).square().mean() / wanted.var()
+        kicks = (told @ self.weight[self.rows].T + self.bias[self.rows] - self.rest) / KICK
+        weight = 1 + STRUCK_WEIGHT * (struck > 0)
+        return {"keep": keep, "kicks": (weight * (kicks - struck).square()).mean()}, None
 
 
 class WholeObjective(Objective):

@@ -8,6 +8,11 @@ each by the latent's band at that pitch: h = amplitude * (cos, sin) of the phase
 if there are any, start by handing the spectrum on beside units that are free to learn what notes do. The transposed
 convolutions start as the interpolation of those numbers, sub-band by sub-band. Everything but the oscillators' tuning
 then learns from audio.
+
+All notes that have a partial at a pitch share its oscillator. A key that is struck while the others sound then only
+makes it a little louder, where on a piano two tones meet whose phases have nothing in common; a transcriber misses many
+such notes. So struck keys kick the oscillators of their first partials: a push of its state puts the phase somewhere
+else, and the radius recovers within a few frames. `train_codec kicks` teaches the layers in front to say when.
 """
 
 import math
@@ -26,6 +31,8 @@ FREE_GAIN = 4.0  # what units that are free to learn hear of what is passed
 PASS_SCALE = 0.15  # latents pass the LSTM within tanh's linear part
 HEADROOM = math.log(0.2 / KNEE) + 0.5  # log amplitude at which a gate is a third open
 PEAK = 0.3  # gated oscillation of a fully open gate is about tanh(PEAK): small, so that the ELUs are nearly linear
+KICK = 0.6  # push of a struck key's fundamental, in the oscillator's cell input; its radius is RADIUS
+KICKED = ((0, 1.0), (12, 1.0), (19, 0.8), (24, 0.6))  # partials 1 to 4, semitones above the key, and share of KICK
 BAND_HZ = (80, 200, 400)  # width of the sub-bands that the channels behind the first three upsamplings stand for
 
 
@@ -80,6 +87,43 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
         bias[2 * k] = RADIUS * math.sqrt(1 - 2 * math.cos(angle) + 1)
     centre, radius = _measure(lstm, front, n, width)
     _gate_by_bands(lstm, features, codec, scale, centre, radius, width, n)
+
+
+def kick_rows(lstm) -> torch.Tensor:
+    """(PITCHES,) rows of the weights of the layer of oscillators that push the first of each pair."""
+    return 2 * lstm.hidden_size + torch.arange(0, 2 * PITCHES, 2)
+
+
+def has_kicks(lstm) -> bool:
+    """Whether anything in front kicks the oscillators."""
+    return bool(
+        lstm.get_parameter(f"weight_ih_l{lstm.num_layers - 2}")[kick_rows(lstm).to(lstm.weight_ih_l0.device)].any()
+    )
+
+
+def front_layers(lstm, hidden: torch.Tensor) -> torch.Tensor:
+    """Output (B, T, width) of the layers in front of the oscillators for the input (B, T, width) of the first."""
+    count = lstm.num_layers - 2
+    weights = [
+        lstm.get_parameter(f"{name}_l{layer}")
+        for layer in range(count)
+        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    ]
+    start = hidden.new_zeros(count, len(hidden), lstm.hidden_size)
+    return torch._VF.lstm(hidden, (start, start), weights, True, count, 0.0, lstm.training, False, True)[0]
+
+
+def struck_partials(onsets: torch.Tensor) -> torch.Tensor:
+    """(B, T, PITCHES): how much of a whole kick each oscillator gets; of `onsets (B, T, 88)`, not 0 where a key is
+    struck."""
+    lowest = 21 - round(69 + 12 * math.log2(LOWEST_HZ / 440))  # of the oscillators, that of key 0
+    found = onsets.new_zeros(*onsets.shape[:-1], PITCHES)
+    for above, share in KICKED:
+        first = max(0, -(lowest + above))
+        last = min(onsets.shape[-1], PITCHES - lowest - above)
+        place = found[..., first + lowest + above : last + lowest + above]
+        place.copy_(torch.maximum(place, share * (onsets[..., first:last] > 0)))
+    return found
 
 
 def synthesis_basis(hop: int, sampling_rate: int) -> torch.Tensor:

@@ -18,6 +18,7 @@ from scripts.codec_listener import Listener
 from scripts.codec_objectives import (
     DecoderObjective,
     EncoderObjective,
+    KickObjective,
     ListenerObjective,
     WholeObjective,
     half_played,
@@ -60,6 +61,8 @@ def objective_of(
     heard = load_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
+    if part == "kicks":
+        return KickObjective(model)
     axes = load_features(features, recipe.memory) if features else None
     if part == "encoder":
         if not go_on:

@@ -8,6 +8,9 @@
     python -m scripts.train_codec listener  --config RECIPE [audio] --output-dir RUNS/listener
     python -m scripts.train_codec decoder   --config RECIPE [audio] --features RUNS/features --codec RUNS/codes \\
         [--listener RUNS/listener] --output-dir RUNS/decoder
+    python -m scripts.train_codec kicks     --config RECIPE [audio] --codec RUNS/decoder/codec --output-dir RUNS/kicks
+    python -m scripts.train_codec decoder --go-on --config RECIPE [audio] --codec RUNS/kicks/codec \\
+        --listener RUNS/listener --output-dir RUNS/final
     python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER_OR_HUB_ID \\
         [--listener RUNS/listener] --output-dir RUNS/finetuned
 
@@ -18,7 +21,8 @@
 
 `features` fits the latent's axes; the encoder learns to produce them; `codebooks` fits the residual stack to what it
 does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns to hear
-struck keys, and makes every note that the decoder loses a loss of its own. `whole` fine-tunes all of any 32 kHz
+struck keys, and makes every note that the decoder loses a loss of its own. `kicks` gives each struck key an attack of
+its own where its partials already sound (`scripts.codec_oscillators`). `whole` fine-tunes all of any 32 kHz
 EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. Several processes: `accelerate launch -m
@@ -38,7 +42,7 @@ from scripts.prepare_dataset import codec_hash
 from scripts.recorded_audio import RecordedExcerpts
 from scripts.rendered_audio import RenderedExcerpts
 
-PARTS = ("features", "encoder", "codebooks", "encode", "listener", "decoder", "whole")
+PARTS = ("features", "encoder", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
 VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of training
 
 
@@ -68,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     begins = args.part == "encoder" or (args.part == "decoder" and not args.go_on)
     if begins and args.features is None:
         parser.error(f"{args.part} needs --features")
-    if args.part in ("codebooks", "encode", "decoder", "whole") and args.codec is None:
+    if args.part in ("codebooks", "encode", "decoder", "kicks", "whole") and args.codec is None:
         parser.error(f"{args.part} needs --codec")
     if args.part == "encode" and not all(path.endswith(".npy") for path in args.audio or ["none"]):
         parser.error("encode takes pools of scripts.render_pool: --audio POOL.npy")
@@ -82,7 +86,7 @@ def source_of(args: argparse.Namespace, recipe: CodecRecipe):
         return RenderedExcerpts(args.midi_root, "train", args.piano, recipe.rooms, seconds, seed)
     if not _are_pools(args.audio):
         return RecordedExcerpts(args.audio, seconds, seed)
-    codes = codec_hash(args.codec) if args.part == "decoder" else None
+    codes = codec_hash(args.codec) if args.part in ("decoder", "kicks") else None
     return StoredCrops(args.audio, recipe.crop_seconds, seed, codes, recipe.lead_seconds)
 
 

@@ -16,11 +16,13 @@ from scripts import train_codec
 from scripts.codec_listener import Listener, onset_f1, onset_loss
 from scripts.codec_objectives import (
     DecoderObjective,
+    KickObjective,
     ListenerObjective,
     half_played,
     listening_losses,
     struck_losses,
 )
+from scripts.codec_oscillators import KICKED, PITCHES, front_layers, has_kicks, kick_rows, struck_partials
 from scripts.prepare_dataset import codec_hash
 from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from tokenization import NOTE_DTYPE
@@ -84,6 +86,10 @@ def test_part_after_part(pool, tmp_path):
     assert codec_hash(codec) == codec_hash(tmp_path / "decoder" / "codec")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith("decoder.") for name in moved)
+    assert run("kicks", "--codec", tmp_path / "decoder" / "codec") == 0
+    kicking = load_file(tmp_path / "kicks" / "codec" / "model.safetensors")
+    moved = {name for name in after if not torch.equal(after[name], kicking[name])}
+    assert moved and {name[-3:] for name in moved} == {"_l0", "_l1"}  # the layer in front, and rows of the oscillators'
     rows = [json.loads(line) for line in (tmp_path / "decoder" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 2] and {"mel", "notes", "heard", "gradient"} <= set(rows[0])
     assert {"val_mel", "val_log_mel_db", "val_f1", "val_f1_truth"} <= set(rows[2])
@@ -138,6 +144,59 @@ def test_the_latent_says_what_is_struck():
     assert torch.equal(half_played(latent, onsets)[1::2], played[1::2])
     assert torch.equal(half_played(latent, onsets)[::2], latent[::2])
     assert torch.equal(half_played(latent, onsets, torch.tensor([True, False] * 2)), latent)
+
+
+def test_struck_keys_kick_their_first_partials():
+    """Key 60 is the 33rd semitone above E1; an octave above, its second partial. Nothing is above or below the bank."""
+    onsets = torch.zeros(1, 3, 88)
+    onsets[0, 1, 60 - 21], onsets[0, 2, 0], onsets[0, 2, 87] = 0.3, 1.0, 1.0
+    kicks = struck_partials(onsets)
+    assert kicks.shape == (1, 3, PITCHES) and not kicks[0, 0].any()
+    assert {60 - 28 + above: share for above, share in KICKED} == {
+        int(p): pytest.approx(float(kicks[0, 1, p])) for p in kicks[0, 1].nonzero()
+    }
+    low = [21 + above - 28 for above, _ in KICKED]
+    assert kicks[0, 2].nonzero().flatten().tolist() == [p for p in low if p >= 0] + [108 - 28]
+
+
+def test_the_front_layers_learn_to_kick():
+    """Nothing but them and the rows that push moves, and a decoder that goes on leaves them alone."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(**SMALL | {"num_lstm_layers": 3}))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    lstm = codec.decoder.layers[1].lstm
+    with torch.no_grad():
+        lstm.weight_ih_l1[kick_rows(lstm)] = 0
+    assert not has_kicks(lstm)
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    objective = KickObjective(codec)
+    hidden = torch.randn(2, 9, 256)
+    behind = torch.nn.LSTM(256, 256, 2, batch_first=True)
+    behind.load_state_dict({f"{n[:-1]}{int(n[-1]) - 1}": v for n, v in lstm.state_dict().items() if n[-1] != "0"})
+    whole = lstm(hidden.transpose(0, 1))[0].transpose(0, 1)
+    assert torch.allclose(behind(front_layers(lstm, hidden))[0], whole, atol=1e-6)
+    batch = {"audio_codes": torch.randint(0, 2048, (2, 4, 60)), "onsets": torch.zeros(2, 40, 88)}
+    batch["onsets"][0, 30, 40], batch["onsets"][1, 20, 50] = 0.5, 0.9
+    optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], 0.003)
+    first = objective(batch)[0]
+    for _ in range(60):
+        losses = objective(batch)[0]
+        optimizer.zero_grad()
+        (losses["keep"] + 30 * losses["kicks"]).backward()
+        optimizer.step()
+    assert float(first["keep"]) < 1e-9 and float(losses["kicks"]) < 0.3 * float(first["kicks"])
+    assert float(losses["keep"]) < 0.2 and has_kicks(lstm)
+    moved = {name for name, value in codec.state_dict().items() if not torch.equal(value, before[name])}
+    weights = {f"decoder.layers.1.lstm.{kind}_l0" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    assert moved == weights | {f"decoder.layers.1.lstm.{kind}_l1" for kind in ("weight_ih", "bias_ih")}
+    other = torch.ones(4 * 256, dtype=torch.bool)
+    other[kick_rows(lstm)] = False
+    assert torch.equal(lstm.weight_ih_l1[other], before["decoder.layers.1.lstm.weight_ih_l1"][other])
+    codec.requires_grad_(True)
+    DecoderObjective(codec, False, 0)
+    still = {name for name, parameter in lstm.named_parameters() if not parameter.requires_grad}
+    assert still == {name for name, _ in lstm.named_parameters() if name.endswith("0")}
 
 
 def test_onset_f1_by_hand():

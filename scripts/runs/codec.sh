@@ -2,7 +2,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 # The Piano-Encodec from MIDI and sampled pianos: scripts/runs/codec.sh PACK OUTPUT [codes|decoder]
 #
-# The codec is OUTPUT/decoder/codec in the end. `codes` ends where the codes are fixed (OUTPUT/codes), `decoder` does what
+# The codec is OUTPUT/final/codec in the end. `codes` ends where the codes are fixed (OUTPUT/codes), `decoder` does what
 # is left; without either both are done. common.sh tells what PACK is. On a CPU, five hours of audio are rendered once
 # and cropped at random. On a GPU, batches fill its memory, and the other cores render while it trains, so that it never
 # hears a sample twice; PROCESSES=8 uses eight of them.
@@ -45,4 +45,7 @@ if [ "$part" != codes ]; then
   train listener codec_listener "${batch[@]}" --output-dir "$out/listener"
   train decoder codec_starter_decoder "${batch[@]}" --features "$out/features" --codec "$out/codes" \
     --listener "$out/listener" --output-dir "$out/decoder"
+  train kicks codec_starter_kicks "${batch[@]}" --codec "$out/decoder/codec" --output-dir "$out/kicks"
+  train decoder codec_starter_finish "${batch[@]}" --go-on --codec "$out/kicks/codec" --listener "$out/listener" \
+    --output-dir "$out/final"
 fi

@@ -26,6 +26,6 @@ done
 for job in "${jobs[@]}"; do wait "$job"; done
 jobs=()
 
-$python -m scripts.assemble_model --codec "$out/decoder/codec" --ar "$out/ar/model" --nar "$out/nar/model" \
+$python -m scripts.assemble_model --codec "$out/final/codec" --ar "$out/ar/model" --nar "$out/nar/model" \
   --output checkpoints/starter
 $python -m scripts.evaluate --model checkpoints/starter "${sound[@]}" --output-dir "$out/evaluation"
