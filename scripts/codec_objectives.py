@@ -132,9 +132,9 @@ class DecoderObjective(Objective):
             kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
         if lstm.num_layers > 2 and has_kicks(lstm):  # what tells when to kick stays as it was taught
             codec.decoder.layers[0].requires_grad_(False)
-            for layer in range(lstm.num_layers - 2):
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                    lstm.get_parameter(f"{name}_l{layer}").requires_grad_(False)
+            for name, parameter in lstm.named_parameters():
+                if int(name[-1]) < lstm.num_layers - 2:
+                    parameter.requires_grad_(False)
         for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
             parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index, 0.0))
 

@@ -91,14 +91,12 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
 
 def kick_rows(lstm) -> torch.Tensor:
     """(PITCHES,) rows of the weights of the layer of oscillators that push the first of each pair."""
-    return 2 * lstm.hidden_size + torch.arange(0, 2 * PITCHES, 2)
+    return 2 * lstm.hidden_size + torch.arange(0, 2 * PITCHES, 2, device=lstm.weight_ih_l0.device)
 
 
 def has_kicks(lstm) -> bool:
     """Whether anything in front kicks the oscillators."""
-    return bool(
-        lstm.get_parameter(f"weight_ih_l{lstm.num_layers - 2}")[kick_rows(lstm).to(lstm.weight_ih_l0.device)].any()
-    )
+    return bool(lstm.get_parameter(f"weight_ih_l{lstm.num_layers - 2}")[kick_rows(lstm)].any())
 
 
 def front_layers(lstm, hidden: torch.Tensor) -> torch.Tensor:
