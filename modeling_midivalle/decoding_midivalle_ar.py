@@ -61,7 +61,10 @@ class FrameDecoder:
         decoder, numbers = self.ar.model, torch.arange(self.frames, device=mask.device)
         index = mask.sum(1, keepdim=True) + numbers
         predicted = decoder.predicted_frames(index, self.given["prompt_lengths"])
-        self.added = decoder.embeddings.describe_frames(index, predicted, **self.given)
+        midi_and_prompt = {name: value for name, value in self.given.items() if name != "prompt_summary"}
+        self.added = decoder.embeddings.describe_frames(index, predicted, **midi_and_prompt)
+        if "prompt_summary" in self.given:
+            self.added = self.added + self.given["prompt_summary"]
         self.rotary = None
         if decoder.config.position_embedding_type == "time_rotary":
             cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
@@ -155,6 +158,8 @@ class FrameDecoder:
             logits_to_keep=1,
             **self.given,
         )
+        if output.prompt_summary is not None:
+            self.given["prompt_summary"] = output.prompt_summary
         return output.logits[:, -1]
 
     def _step(self, code: torch.LongTensor, frame: int | torch.Tensor) -> torch.Tensor:
@@ -193,7 +198,7 @@ def for_rows(rows: int, *linears: nn.Module) -> list[Callable]:
 
 def _can_be_laid_out(linear: nn.Module) -> bool:
     """Whether `linear` is nothing but an fp32 product for which this torch has oneDNN's kernels."""
-    if type(linear) is not nn.Linear or _has_hooks(linear):
+    if type(linear) is not nn.Linear or _has_hooks(linear) or torch.is_autocast_enabled("cpu"):
         return False
     is_fp32_on_cpu = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
     return is_fp32_on_cpu and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")

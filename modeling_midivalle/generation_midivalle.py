@@ -293,7 +293,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             known, _ = join_codes(*context, target, target_frames)
             codes, mask = join_codes(*prompt, known, context[1] + target_frames)
             if shared is None:
-                shared = self.nar.share_inputs(*midi, mask, prompt[1])
+                shared = self.nar.share_inputs(codes, *midi, mask, prompt[1])
             kept = codes.shape[-1] - begin
             logits = self.nar(codes, *midi, mask, prompt[1], stage, logits_to_keep=kept, shared=shared).logits
             logits = logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))

@@ -1,6 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The AR decoder: codebook 0, frame by frame, after all MIDI rows. Sequence [MIDI ; audio], MIDI seen both ways."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -25,6 +27,27 @@ from .modeling_midivalle_layers import (
     rotary_angles,
 )
 from .quantization_midivalle import quantize_linears
+
+
+@dataclass
+class MidiValleARDecoderOutput(BaseModelOutputWithPast):
+    """
+    Args:
+        prompt_summary (`torch.Tensor` of shape `(B, 1, hidden_size)`, *optional*): with `config.prompt_summary_size`,
+            what the next steps are given.
+    """
+
+    prompt_summary: torch.Tensor | None = None
+
+
+@dataclass
+class MidiValleAROutput(CausalLMOutputWithPast):
+    """
+    Args:
+        prompt_summary (`torch.Tensor` of shape `(B, 1, hidden_size)`, *optional*): of [`MidiValleARDecoderOutput`].
+    """
+
+    prompt_summary: torch.Tensor | None = None
 
 
 class MidiValleARDecoder(MidiVallePreTrainedModel):
@@ -57,9 +80,10 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         prompt_lengths: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        prompt_summary: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> BaseModelOutputWithPast:
+    ) -> MidiValleARDecoderOutput:
         """
         Arguments as in [`MidiValleARModel`]. `last_hidden_state` is `(B, N + T, hidden_size)` when MIDI rows enter,
         else `(B, T, hidden_size)`.
@@ -95,6 +119,13 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         hidden_states = self.embeddings.place_audio(
             inputs_embeds, index, frames, midi_ids, midi_attention_mask, prompt_lengths
         )
+        if self.embeddings.prompt_summary is not None:
+            if prompt_summary is None:
+                if not prefill:
+                    raise ValueError("with a filled cache give the prompt_summary of the output that filled it")
+                is_prompt = (index < prompt_lengths[:, None]) & attention_mask[:, places].bool()
+                prompt_summary = self.embeddings.prompt_summary(hidden_states, is_prompt)
+            hidden_states = hidden_states + prompt_summary
         clock, blocks = frames * UNITS_PER_FRAME, None
         if prefill:
             midi_states, midi_clock = self.embeddings.embed_midi(midi_ids, midi_attention_mask, prompt_lengths)
@@ -109,7 +140,9 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
             hidden_states = layer(
                 hidden_states, None, attention_mask=mask, rotary=rotary, past_key_values=past_key_values, **kwargs
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return MidiValleARDecoderOutput(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values, prompt_summary=prompt_summary
+        )
 
     def predicted_frames(self, index: torch.LongTensor, prompt_lengths: torch.LongTensor) -> torch.LongTensor:
         """
@@ -150,11 +183,12 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         prompt_lengths: torch.LongTensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        prompt_summary: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> CausalLMOutputWithPast:
+    ) -> MidiValleAROutput:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(B, T)`): codes of codebook 0 and special ids; with a filled cache
@@ -169,11 +203,13 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             past_key_values (`Cache`, *optional*): holds MIDI rows and earlier frames.
             inputs_embeds (`torch.Tensor` of shape `(B, T, hidden_size)`, *optional*): code vectors instead of
                 `input_ids`, rows of `get_input_embeddings()` or mixtures of them.
+            prompt_summary (`torch.Tensor` of shape `(B, 1, hidden_size)`, *optional*): of the output that filled the
+                cache, with `config.prompt_summary_size`; the whole prompt stands in that call.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*): aligned with `input_ids` (shifted inside), -100
                 where nothing is to be predicted.
             logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all.
         Returns:
-            [`CausalLMOutputWithPast`] with `logits` `(B, T, vocab_size)`; `hidden_states` span MIDI and audio.
+            [`MidiValleAROutput`] with `logits` `(B, T, vocab_size)`; `hidden_states` span MIDI and audio.
         """
         outputs = self.model(
             input_ids,
@@ -183,17 +219,19 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             prompt_lengths,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            prompt_summary=prompt_summary,
             use_cache=use_cache,
             **kwargs,
         )
         frames = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         logits = self.lm_head(outputs.last_hidden_state[:, -(logits_to_keep or frames) :])
-        return CausalLMOutputWithPast(
+        return MidiValleAROutput(
             loss=None if labels is None else self.loss(logits, labels, **kwargs),
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            prompt_summary=outputs.prompt_summary,
         )
 
     def build_inputs(
@@ -286,6 +324,11 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
             **kwargs,
         }
+
+    def _update_model_kwargs_for_generation(self, outputs: ModelOutput, model_kwargs: dict, *args, **kwargs) -> dict:
+        if outputs.prompt_summary is not None:
+            model_kwargs["prompt_summary"] = outputs.prompt_summary
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def _prepare_static_cache(self, *args, max_cache_len: int, model_kwargs: dict, **kwargs) -> Cache:
         rows = 0 if model_kwargs.get("midi_ids") is None else model_kwargs["midi_ids"].shape[1]

@@ -133,14 +133,20 @@ class DecoderLosses(torch.nn.Module):
 
 
 def frame_loss(core, batch: dict[str, torch.Tensor], codebooks: torch.Tensor) -> dict:
-    """Squared error `frame` of the latent as a started head reads it from an AR's last hidden state; no attention, no
-    prompt. Relative to the first codebook's variance, as `latent_error`."""
+    """Squared error `frame` of the latent as a started head reads it from an AR's last hidden state; no attention, of
+    the prompt at most its summary. Relative to the first codebook's variance, as `latent_error`."""
     lengths = batch["prompt_lengths"]
-    codes = batch["audio_codes"][..., int(lengths.max()) :]
+    prompt, codes = batch["audio_codes"].tensor_split([int(lengths.max())], 2)
     frames = lengths[:, None] + torch.arange(codes.shape[2], device=codes.device)
     states = core.model.audio_embedding(torch.full_like(frames, core.config.pad_token_id))
     shared = (batch["midi_ids"], batch["midi_attention_mask"], lengths)
     states = core.model.embeddings.place_audio(states, frames, frames, *shared)
+    index = torch.arange(prompt.shape[2], device=codes.device).expand(len(codes), -1)
+    if (summary := core.model.embeddings.prompt_summary) is not None:
+        seen = core.model.audio_embedding(prompt[:, 0])
+        if prompt.numel():
+            seen = core.model.embeddings.place_audio(seen, index, index + 1, *shared)
+        states = states + summary(seen, index < lengths[:, None])
     for layer in core.model.layers:
         states = states + layer.linear2(layer.activation(layer.linear1(layer.norm2(states))))
     book = codebooks[0]
@@ -152,13 +158,20 @@ def nar_frame_loss(core, batch: dict[str, torch.Tensor], stages, codebooks: torc
     """The same of a NAR: what its lower codebooks, off by up to `noise`, leave of the latent; of each row's stage,
     `stages` `(B,)`."""
     lengths = batch["prompt_lengths"]
-    codes = batch["audio_codes"][..., int(lengths.max()) :]
+    prompt, codes = batch["audio_codes"].tensor_split([int(lengths.max())], 2)
     given = disturb(codes, codebooks, noise, generator)[0] if noise else codes
     frames = lengths[:, None] + torch.arange(codes.shape[2], device=codes.device)
     attended, column = torch.ones_like(frames, dtype=torch.bool), stages[:, None]
     states = core._sum_codebooks(given, attended, ~attended, column)
     shared = (batch["midi_ids"], batch["midi_attention_mask"], lengths)
     states = core.embeddings.place_audio(states, frames, frames, *shared)
+    index = torch.arange(prompt.shape[2], device=codes.device).expand(len(codes), -1)
+    if (summary := core.embeddings.prompt_summary) is not None:
+        is_prompt = index < lengths[:, None]
+        seen = core._sum_codebooks(prompt, torch.ones_like(is_prompt), is_prompt, column)
+        if prompt.numel():
+            seen = core.embeddings.place_audio(seen, index, index, *shared)
+        states = states + summary(seen, is_prompt)
     condition = core.condition(column)
     for layer in core.layers:
         states = states + layer.linear2(layer.activation(layer.linear1(layer.norm2(states, condition))))

@@ -65,6 +65,8 @@ def lively(model, seed=0):
 def _decoder(config_class, model_class):
     def make(preset="tiny", seed=0, **overrides):
         torch.manual_seed(seed)
+        if preset == "summary":
+            preset, overrides = "tiny", {"prompt_summary_size": 8} | overrides
         fields = PUBLISHED_TINY | {"dropout": 0.0, "attention_dropout": 0.0, "embedding_dropout": 0.0}
         fields = overrides if preset == "tiny" else fields | overrides
         return lively(model_class(config_class.from_preset(preset, **fields)), seed)
@@ -74,23 +76,25 @@ def _decoder(config_class, model_class):
 
 @pytest.fixture
 def make_ar():
-    """`make_ar("tiny" | "published", **overrides)` -> a tiny AR in eval mode."""
+    """`make_ar("tiny" | "summary" | "published", **overrides)` -> a tiny AR in eval mode."""
     return _decoder(MidiValleARConfig, MidiValleARModel)
 
 
 @pytest.fixture
 def make_nar():
-    """`make_nar("tiny" | "published", **overrides)` -> a tiny NAR in eval mode."""
+    """`make_nar("tiny" | "summary" | "published", **overrides)` -> a tiny NAR in eval mode."""
     return _decoder(MidiValleNARConfig, MidiValleNARModel)
 
 
 @pytest.fixture
 def make_model():
-    """`make_model("tiny" | "published")` -> a tiny codec + AR + NAR in eval mode, with filled codebooks."""
+    """`make_model("tiny" | "summary" | "published")` -> a tiny codec + AR + NAR in eval mode, with filled codebooks."""
 
     def make(preset="tiny", seed=0):
         torch.manual_seed(seed)
         config = MidiValleConfig.from_preset("tiny")
+        if preset == "summary":
+            config.ar_config.prompt_summary_size = config.nar_config.prompt_summary_size = 8
         if preset == "published":
             config = MidiValleConfig(
                 codec_config=config.codec_config.to_dict(),

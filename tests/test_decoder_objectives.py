@@ -189,3 +189,24 @@ def test_frames_of_a_nar_learn_alone(codebooks, batch):
         read[row, :, :16] = left[0] / codebooks[stage].std(0)
     model.norm.forward = lambda states, condition: read
     assert float(nar_frame_loss(model, batch, stages, codebooks, 0.0, None)["frame"]) < 1e-9
+
+
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_frames_alone_learn_what_the_prompt_sounds_like(codebooks, batch, part):
+    """Its summary gets a gradient, and another prompt another loss; a batch without prompts is one too."""
+    model, stages = make(part, prompt_summary_size=8), torch.tensor([1, 3])
+
+    def loss(batch):
+        if part == "ar":
+            return frame_loss(model, batch, codebooks)["frame"]
+        return nar_frame_loss(model, batch, stages, codebooks, 0.0, None)["frame"]
+
+    loss(batch).backward()
+    summary = (model.model if part == "ar" else model).embeddings.prompt_summary
+    assert all(parameter.grad.abs().sum() > 0 for parameter in summary.parameters())
+    other = batch["audio_codes"].clone()
+    other[..., :25] = other[..., :25].roll(1, 0)
+    assert loss(batch | {"audio_codes": other}) != loss(batch)
+    summary.zero_grad()
+    loss(batch | {"prompt_lengths": torch.zeros(2, dtype=torch.long)}).backward()
+    assert not any(parameter.grad.any() for parameter in summary.parameters())

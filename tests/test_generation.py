@@ -9,7 +9,7 @@ from transformers import StaticCache
 
 from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
 
-VARIANTS = pytest.mark.parametrize("preset", ["tiny", "published"])
+VARIANTS = pytest.mark.parametrize("preset", ["tiny", "summary", "published"])
 
 
 @pytest.fixture
@@ -80,7 +80,9 @@ def test_the_nar_computes_only_what_is_new(make_model, song, monkeypatch):
     assert shared == [1] and kept == [30] * 3  # prompts of 9 and 4 frames, 30 in all and 34
 
 
-@pytest.mark.parametrize("preset, choice", [("tiny", "argmax"), ("tiny", "expected"), ("published", "argmax")])
+@pytest.mark.parametrize(
+    "preset, choice", [("tiny", "argmax"), ("tiny", "expected"), ("summary", "argmax"), ("published", "argmax")]
+)
 @torch.no_grad()
 def test_cached_greedy_equals_the_definition(make_model, song, preset, choice):
     model = make_model(preset)
@@ -147,7 +149,8 @@ def test_a_compiled_step_gives_the_same_codes(make_model, song, preset):
     for step in (plain, compiled):
         cache = StaticCache(config=model.ar.config, max_cache_len=rows + ids.shape[1] + 8)
         shared = {"midi_ids": alone["input_ids"], "prompt_lengths": P, "past_key_values": cache}
-        logits, found = plain(ids, **shared).logits, []
+        first = plain(ids, **shared)
+        logits, shared["prompt_summary"], found = first.logits, first.prompt_summary, []
         for t in range(8):
             found.append(logits[:, -1, :2048].argmax(-1))
             mask = torch.ones(1, ids.shape[1] + t + 1, dtype=torch.long)

@@ -8,7 +8,7 @@ from transformers import DynamicCache, StaticCache
 from modeling_midivalle import modeling_midivalle_ar
 from modeling_midivalle.modeling_midivalle_layers import attended_index, rotary_angles, rotate
 
-VARIANTS = pytest.mark.parametrize("preset", ["tiny", "published"])
+VARIANTS = pytest.mark.parametrize("preset", ["tiny", "summary", "published"])
 
 
 def training_inputs(ar, batch):
@@ -129,9 +129,10 @@ def test_incremental_equals_full_at_every_split(make_ar, make_batch, preset):
         del inputs[name]
     ids = inputs.pop("input_ids")
     full = ar(ids, **inputs).logits
-    for split in range(1, ids.shape[1]):
+    for split in range(5 if preset == "summary" else 1, ids.shape[1]):  # a summary is of the whole prompt
         first = ar(ids[:, :split], **inputs, use_cache=True)
-        second = ar(ids[:, split:], **inputs, past_key_values=first.past_key_values)
+        known = {"past_key_values": first.past_key_values, "prompt_summary": first.prompt_summary}
+        second = ar(ids[:, split:], **inputs, **known)
         torch.testing.assert_close(torch.cat([first.logits, second.logits], 1), full, atol=1e-5, rtol=0)
 
 
@@ -155,6 +156,33 @@ def test_step_by_step_with_left_padding(make_ar, make_batch, cache):
     ]
     real = mask.bool()
     torch.testing.assert_close(torch.cat(steps, 1)[real], full[real], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_every_frame_is_told_what_the_prompt_sounds_like(make_ar, make_batch):
+    """Without attention too; the summary knows codes and notes of the prompt, and nothing of the target."""
+    ar = make_ar("summary")
+    for layer in ar.model.layers:
+        layer.self_attn.out_proj.weight.zero_()
+    inputs = training_inputs(ar, make_batch((30,), (8,)))
+    before, ids = ar(**inputs), inputs["input_ids"]
+    for place, is_heard in ((3, True), (7, True), (8, False), (20, False)):  # place 8 is BOS
+        other = ids.clone()
+        other[0, place] = (other[0, place] + 7) % 2048
+        after = ar(**(inputs | {"input_ids": other}))
+        assert torch.equal(after.prompt_summary, before.prompt_summary) != is_heard
+        assert ((after.logits - before.logits)[0, 25:].abs().amax(-1) > 0).all() == is_heard
+    alone = ar(**(inputs | {"prompt_lengths": torch.tensor([0])}))
+    assert not alone.prompt_summary.any()
+
+
+@torch.no_grad()
+def test_a_cache_without_its_summary_is_refused(make_ar, make_batch):
+    ar = make_ar("summary")
+    inputs = training_inputs(ar, make_batch()) | {"labels": None, "attention_mask": None}
+    cache = ar(**inputs, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="give the prompt_summary of the output that filled it"):
+        ar(**(inputs | {"input_ids": inputs["input_ids"][:, :1]}), past_key_values=cache)
 
 
 def test_a_mask_of_the_wrong_length_is_refused(make_ar, make_batch):

@@ -38,6 +38,7 @@ SIZES = {
         "embedding_dropout": 0.0,
         "midi_embedding_dropout": 0.0,
         "tie_word_embeddings": False,  # tied, the easiest thing to learn is to repeat the code before
+        "prompt_summary_size": 96,
     },
     "base": {"midi_embedding_sizes": PUBLISHED_WIDTHS},
     # The published model number by number (arXiv 2507.08530 and its code), oddities included.
@@ -83,6 +84,8 @@ class MidiValleDecoderConfig(PreTrainedConfig):
         use_segment_embeddings (`bool`): a learned vector marks rows and frames as prompt or target.
         use_frame_notes (`bool`): frames are also given the piano's state (88 keys) at the frame that they predict.
         frame_note_offsets (`list[int]`): frames around it whose strikes are given too.
+        prompt_summary_size (`int`, defaults to 0): width of the map that sums the prompt's frames up into one vector,
+            which all frames are given: what its piano and room sound like. 0 for none, as published.
         objective (`str`): `"target_mean"` (mean cross-entropy of the target frames) or `"published_sum"`.
         label_smoothing (`float`): for `"target_mean"`.
         code_choice (`str`): a code that is not sampled is the likeliest (`"argmax"`, as published) or the nearest to
@@ -112,6 +115,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     use_segment_embeddings: bool = True
     use_frame_notes: bool = True
     frame_note_offsets: list[int] | tuple[int, ...] = (-1, 0, 1, 2)
+    prompt_summary_size: int = 0
     objective: Literal["target_mean", "published_sum"] = "target_mean"
     label_smoothing: float = 0.0
     code_choice: Literal["expected", "argmax"] = "argmax"
@@ -141,6 +145,8 @@ class MidiValleDecoderConfig(PreTrainedConfig):
         for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "codebook_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.prompt_summary_size < 0:
+            raise ValueError(f"prompt_summary_size must be at least 0, got {self.prompt_summary_size}")
         if self.num_codebooks < 2:
             raise ValueError(f"num_codebooks must be at least 2 (AR and one NAR stage), got {self.num_codebooks}")
         if not 0 < self.rotary_min_period_s < self.rotary_max_period_s:

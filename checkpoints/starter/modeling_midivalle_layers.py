@@ -106,6 +106,28 @@ def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     return (x * cos + torch.cat([-second, first], -1) * sin).to(states.dtype)
 
 
+class PromptSummary(nn.Module):
+    """
+    What a prompt's piano and room sound like, as one vector: the mean over the prompt's frames of a map that sees each
+    frame's codes beside its notes. Attention could find as much out, but hardly learns to.
+    """
+
+    def __init__(self, config: MidiValleDecoderConfig):
+        super().__init__()
+        inner = config.prompt_summary_size
+        self.norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.linear1, self.linear2 = nn.Linear(config.hidden_size, inner), nn.Linear(inner, inner)
+        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)  # without a prompt: nothing
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor, is_prompt: torch.BoolTensor) -> torch.Tensor:
+        """`(B, 1, hidden_size)`, the summary of the frames `hidden_states` `(B, T, hidden_size)` at `is_prompt`
+        `(B, T)`."""
+        inner = self.activation(self.linear2(self.activation(self.linear1(self.norm(hidden_states)))))
+        total = torch.where(is_prompt[..., None], inner, 0).sum(1, keepdim=True, dtype=torch.float32)
+        return self.out_proj((total / is_prompt.sum(1).clamp(min=1)[:, None, None]).to(inner.dtype))
+
+
 class MidiValleEmbeddings(nn.Module):
     """MIDI rows and audio frames as vectors of the stack, with positions, segments and the notes of each frame."""
 
@@ -125,6 +147,7 @@ class MidiValleEmbeddings(nn.Module):
             self.frame_notes = FrameNotes(
                 config.midi_vocab_sizes[0] - 4, config.hidden_size, list(config.frame_note_offsets)
             )
+        self.prompt_summary = PromptSummary(config) if config.prompt_summary_size else None
         self.use_segments, self.use_frame_notes = config.use_segment_embeddings, config.use_frame_notes
         self.midi_dropout = nn.Dropout(config.midi_embedding_dropout)
         self.audio_dropout = nn.Dropout(config.embedding_dropout)

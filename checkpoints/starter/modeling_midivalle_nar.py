@@ -134,7 +134,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             logits_to_keep = 0
         stages, attended = torch.as_tensor(stage, device=device).reshape(-1, 1), attention_mask.bool()  # (1 or B, 1)
         if shared is None:
-            shared = self.share_inputs(midi_ids, midi_attention_mask, attention_mask, prompt_lengths)
+            shared = self.share_inputs(audio_codes, midi_ids, midi_attention_mask, attention_mask, prompt_lengths)
         midi_states, described, is_prompt, mask, rotary = shared
         hidden_states = self._sum_codebooks(audio_codes, attended, is_prompt, stages)
         hidden_states = self.embeddings.audio_dropout(hidden_states + described.to(hidden_states.dtype))
@@ -158,21 +158,27 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
 
     def share_inputs(
         self,
+        audio_codes: torch.LongTensor,
         midi_ids: torch.LongTensor,
         midi_attention_mask: torch.Tensor,
         attention_mask: torch.Tensor,
         prompt_lengths: torch.LongTensor,
     ) -> StageInputs:
-        """What the forward computes of all its arguments but codes and stage: once for all stages of a batch."""
+        """What the forward computes of all its arguments but stage and target codes: once for all stages of a batch."""
         index = attended_index(attention_mask)
         midi_states, clock = self.embeddings.embed_midi(midi_ids, midi_attention_mask, prompt_lengths)
         described = self.embeddings.describe_frames(index, index, midi_ids, midi_attention_mask, prompt_lengths)
+        is_prompt, attended = index < prompt_lengths[:, None], attention_mask.bool()
+        if self.embeddings.prompt_summary is not None:
+            # prompt frames are the same at every stage
+            frames = self._sum_codebooks(audio_codes, attended, is_prompt, torch.ones_like(index[:, :1])) + described
+            described = described + self.embeddings.prompt_summary(frames, is_prompt & attended)
         padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
         mask = create_bidirectional_mask(self.config, torch.cat([midi_states, described], 1), padding)
         rotary = None
         if self.config.position_embedding_type == "time_rotary":
             rotary = rotary_angles(self.config, torch.cat([clock, index * UNITS_PER_FRAME], 1))
-        return StageInputs(midi_states, described, index < prompt_lengths[:, None], mask, rotary)
+        return StageInputs(midi_states, described, is_prompt, mask, rotary)
 
     def _sum_codebooks(
         self,
