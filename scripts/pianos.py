@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +124,29 @@ class SoundFontPiano:
 
     def __call__(self, notes: np.ndarray, seconds: float) -> np.ndarray:
         """As `SampledPiano`. Notes that began before 0 are rendered from their onset, then cut."""
-        from symusic import ControlChange, Note, ProgramChange, Score, Tempo, Track  # noqa: F401
-
         lead = max(-float(notes["onset"].min()), 0.0) if len(notes) else 0.0
+        wave = self._synthesise(notes, lead) * self.gain
+        out = np.zeros(int(round(seconds * SAMPLING_RATE)), dtype=np.float32)
+        part = wave[int(lead * SAMPLING_RATE) :][: len(out)]
+        out[: len(part)] = part
+        return out
+
+    @cached_property
+    def gain(self) -> float:
+        """What brings the font to the level of sampled pianos, from a scale over the middle of the keyboard."""
+        keys = np.arange(36, 85, 4)
+        notes = np.zeros(len(keys), [("onset", float), ("duration", float), ("pitch", int), ("velocity", int)])
+        notes["onset"], notes["duration"], notes["pitch"], notes["velocity"] = 0.5 * np.arange(len(keys)), 0.4, keys, 80
+        wave = self._synthesise(notes, 0.0)
+        rms = float(np.sqrt(np.square(wave, dtype=np.float64).sum() / (0.5 * len(keys) * SAMPLING_RATE)))
+        if not rms:
+            raise RenderError(f"{self.path}: program {self.program} is silent")
+        return performance_level(notes) / rms
+
+    def _synthesise(self, notes: np.ndarray, lead: float) -> np.ndarray:
+        """The notes `lead` s later, until they have ended, as the font has them: `(samples,)`."""
+        from symusic import Note, Score, Tempo, Track
+
         score = Score(4800)
         score.tempos.append(Tempo(0, 120))
         track = Track(program=self.program)
@@ -138,15 +158,11 @@ class SoundFontPiano:
             midi, wav = Path(folder) / "in.mid", Path(folder) / "out.wav"
             score.dump_midi(str(midi))
             command = ["fluidsynth", "-ni", "-q", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(SAMPLING_RATE)]
-            command += ["-o", "synth.polyphony=512", "-O", "s16", "-F", str(wav), str(self.path), str(midi)]
+            command += ["-o", "synth.polyphony=512", "-O", "float", "-F", str(wav), str(self.path), str(midi)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or not wav.is_file():
                 raise RenderError(f"{self.path}: fluidsynth failed: {done.stderr.strip()[:200]}")
-            wave = soundfile.read(wav, dtype="float32", always_2d=True)[0].mean(1)
-        out = np.zeros(int(round(seconds * SAMPLING_RATE)), dtype=np.float32)
-        part = wave[int(lead * SAMPLING_RATE) :][: len(out)]
-        out[: len(part)] = part
-        return out
+            return soundfile.read(wav, dtype="float32", always_2d=True)[0].mean(1)
 
 
 @lru_cache(maxsize=8)

@@ -2,13 +2,15 @@
 """Pianos, rooms and excerpts: the right sample, pitch, level and release; the same sound wherever an excerpt starts."""
 
 import csv
+import os
+import sys
 import tarfile
 
 import numpy as np
 import pytest
 
 from scripts import pianos
-from scripts.pianos import RenderError, SampledPiano, load_piano, performance_level, velocity_gain
+from scripts.pianos import RenderError, SampledPiano, SoundFontPiano, load_piano, performance_level, velocity_gain
 from scripts.rendered_audio import RenderedExcerpts, list_midi, render
 from scripts.rooms import ROOMS, TARGET_RMS_DBFS, Room
 from tokenization import NOTE_DTYPE, MidiError
@@ -155,6 +157,52 @@ def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
     monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
     with pytest.raises(RenderError, match="need the fluidsynth program"):
         load_piano(str(tmp_path / "font.sf2:3"))
+
+
+FLUIDSYNTH = """#!{python}
+import sys
+import numpy as np, soundfile
+from symusic import Score
+
+score = Score(sys.argv[-1], ttype="second")
+wave = np.zeros(32_000 * 9, dtype=np.float32)
+for note in score.tracks[0].notes:
+    time = np.arange(round(note.duration * 32_000)) / 32_000
+    first = round(note.time * 32_000)
+    tone = np.sin(2 * np.pi * 440 * 2 ** ((note.pitch - 69) / 12) * time) * (note.velocity / 127) ** 2
+    wave[first : first + len(tone)] += 0.01 * (1 + score.tracks[0].program) * tone
+soundfile.write(sys.argv[sys.argv.index("-F") + 1], wave, 32_000, subtype="FLOAT", format="WAV")
+"""
+
+
+@pytest.fixture
+def font(tmp_path, monkeypatch):
+    """A SoundFont file, and a `fluidsynth` that plays sines, far softer than sampled pianos."""
+    program = tmp_path / "bin" / "fluidsynth"
+    program.parent.mkdir()
+    program.write_text(FLUIDSYNTH.format(python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    (tmp_path / "Font.sf2").write_bytes(b"RIFF")
+    return tmp_path / "Font.sf2"
+
+
+def test_a_soundfont_plays_at_the_level_of_sampled_pianos(font):
+    played = notes((0.5, 0.4, 69, 64), (1.0, 0.4, 60, 64), (1.5, 0.4, 48, 64))
+    first, third = SoundFontPiano(font), load_piano(f"{font}:3")
+    assert (first.name, third.name) == ("font", "font_3")
+    wave = first(played, 2.0)
+    assert wave.shape == (64_000,) and wave.dtype == np.float32 and not wave[:15_900].any()
+    assert frequency(wave[16_000:28_000]) == 440 and frequency(wave[48_000:60_000]) == 131
+    assert np.allclose(third(played, 2.0), wave, atol=1e-3)  # the program is four times as loud
+    expected = 20 * np.log10(performance_level(played))
+    assert abs(level_db(wave[16_000:62_000]) - expected) < 3
+
+
+def test_a_soundfont_begins_with_what_already_sounds(font):
+    played = notes((-0.5, 1.5, 69, 64))
+    cut, whole = SoundFontPiano(font)(played, 1.0), SoundFontPiano(font)(notes((0.0, 1.5, 69, 64)), 1.5)
+    assert np.allclose(cut, whole[16_000:], atol=1e-4)
 
 
 # --- rooms
