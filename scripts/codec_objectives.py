@@ -25,6 +25,7 @@ from scripts.codec_quantizer import quantize_train
 
 STRUCK_THRESHOLD, STRUCK_SLOPE = 1.5, 4.7  # where a key is as likely struck as not, and logits per latent there
 STRUCK_WEIGHT = 2.0  # how much more a struck key counts
+WARMING_UP = 25  # frames at the start of a crop that do not count: an LSTM has not heard what sounds there
 EDGE_FRAMES = 6  # at both ends of a crop the listener hears silence beyond it
 
 
@@ -105,6 +106,41 @@ class EncoderObjective(Objective):
         return losses, None
 
 
+class HearingObjective(Objective):
+    """A trained encoder goes on to hear which keys are struck, as in `EncoderObjective`, and its other axes stay as
+    they are (`keep`): codebooks and decoder need not change, nor what was learned on codes with keys as played.
+
+    Only the layers behind the second strided convolution learn, at a thousandth of the audio's cost and less.
+    """
+
+    def __init__(self, codec, bf16: bool):
+        super().__init__(codec, bf16)
+        if not codec.config.num_key_axes:
+            raise ValueError("hearing needs a codec whose latent has axes of keys (num_key_axes)")
+        layers = codec.encoder.layers
+        strided = [i for i, layer in enumerate(layers) if hasattr(layer, "conv") and layer.conv.stride[0] > 1]
+        self.front, self.rest = layers[: strided[1] + 1], layers[strided[1] + 1 :]
+        codec.requires_grad_(False)
+        self.taught = copy.deepcopy(self.rest)
+        self.rest.requires_grad_(True)
+
+    def forward(self, batch):
+        kept = self.codec.config.hidden_size - self.codec.config.num_key_axes
+        with torch.no_grad():
+            hidden = self._run(self.front, batch["input_values"][:, None])
+            wanted = self._run(self.taught, hidden)[:, :kept]
+        latent = self._run(self.rest, hidden)
+        counted = slice(min(WARMING_UP, latent.shape[2] // 4), None)
+        keep = (latent[:, :kept] - wanted)[..., counted].square().mean() / (wanted.var() + 1e-9)
+        heard = latent[:, kept:, counted].transpose(1, 2)
+        return {"keep": keep} | struck_losses(heard, batch["onsets"][:, counted], batch.get("has_notes")), None
+
+    def logits(self, wave: torch.Tensor) -> torch.Tensor:
+        """How likely each key is struck, `(B, T, 88)`, of waves `(B, samples)`."""
+        kept = self.codec.config.hidden_size - self.codec.config.num_key_axes
+        return STRUCK_SLOPE * (self.encode(wave)[:, kept:].transpose(1, 2) - STRUCK_THRESHOLD)
+
+
 class DecoderObjective(Objective):
     """The decoder learns to speak the codes: for `sing_steps` only its oscillators' gates, through exact synthesis (an
     eighth of the work), then all of it.
@@ -161,8 +197,6 @@ class KickObjective(Objective):
     and to tell the layers behind what they told them before (`keep`); nothing else of the codec changes. See
     `scripts.codec_oscillators`."""
 
-    WARMING_UP = 25  # frames at the start of a crop that do not count: the LSTM has not heard what sounds
-
     def __init__(self, codec):
         super().__init__(codec, False)
         lstm = codec.decoder.layers[1].lstm
@@ -189,7 +223,7 @@ class KickObjective(Objective):
         frames = batch["onsets"].shape[1]
         with torch.no_grad():
             hidden = self.codec.decoder.layers[0](self.quantised(batch)).transpose(1, 2)
-            skipped = max(self.WARMING_UP - (hidden.shape[1] - frames), 0)
+            skipped = max(WARMING_UP - (hidden.shape[1] - frames), 0)
             wanted = front_layers(self.taught, hidden)[:, -frames:][:, skipped:] @ self.passed.T
             struck = struck_partials(batch["onsets"])[:, skipped:]
         told = front_layers(self.lstm, hidden)[:, -frames:][:, skipped:]

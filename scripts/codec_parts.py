@@ -18,6 +18,7 @@ from scripts.codec_listener import Listener
 from scripts.codec_objectives import (
     DecoderObjective,
     EncoderObjective,
+    HearingObjective,
     KickObjective,
     ListenerObjective,
     WholeObjective,
@@ -63,6 +64,8 @@ def objective_of(
         return WholeObjective(model, recipe.bf16, heard)
     if part == "kicks":
         return KickObjective(model)
+    if part == "hearing":
+        return HearingObjective(model, recipe.bf16)
     axes = load_features(features, recipe.memory) if features else None
     if part == "encoder":
         if not go_on:

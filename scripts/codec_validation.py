@@ -27,7 +27,8 @@ def validate(objective, listener: Listener | None, batch: dict[str, torch.Tensor
     Args:
         objective: its losses on `batch` are `val_NAME`. If it makes sound, so are `val_log_mel_db`
             (`scripts.metrics`) and, with `listener`, `val_f1` and `val_f1_truth`, the onset F1 of what it hears in the
-            output and in the crops themselves. A listener that is trained itself is measured by `val_f1` too.
+            output and in the crops themselves. A listener that is trained itself is measured by `val_f1` too, and so
+            is an encoder that learns to hear.
     """
     losses, output = objective(batch)
     figures = {f"val_{name}": float(value) for name, value in losses.items()}
@@ -35,6 +36,8 @@ def validate(objective, listener: Listener | None, batch: dict[str, torch.Tensor
     known = batch.get("has_notes", torch.ones(len(wave), dtype=torch.bool, device=wave.device))
     if isinstance(objective.model, Listener) and known.any():
         figures["val_f1"] = onset_f1(objective.model(wave[known])[0], onsets[known])
+    if hasattr(objective, "logits") and known.any():
+        figures["val_f1"] = onset_f1(objective.logits(wave[known]), onsets[known])
     if output is None:
         return figures
     if listener is not None and known.any():

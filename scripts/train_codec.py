@@ -3,7 +3,8 @@
 
     python -m scripts.train_codec features  --config RECIPE [audio] --output-dir RUNS/features
     python -m scripts.train_codec encoder   --config RECIPE [audio] --features RUNS/features --output-dir RUNS/encoder
-    python -m scripts.train_codec codebooks --config RECIPE [audio] --codec RUNS/encoder/codec --output-dir RUNS/codes
+    python -m scripts.train_codec hearing   --config RECIPE [audio] --codec RUNS/encoder/codec --output-dir RUNS/hearing
+    python -m scripts.train_codec codebooks --config RECIPE [audio] --codec RUNS/hearing/codec --output-dir RUNS/codes
     python -m scripts.train_codec encode    --config RECIPE --audio POOL.npy --codec RUNS/codes --output-dir RUNS/codes
     python -m scripts.train_codec listener  --config RECIPE [audio] --output-dir RUNS/listener
     python -m scripts.train_codec decoder   --config RECIPE [audio] --features RUNS/features --codec RUNS/codes \\
@@ -19,8 +20,9 @@
     --audio POOL.npy ...                          rendered before by scripts.render_pool
     --audio FOLDER_OR_FILE ...                    recordings: .wav, .flac (a .mid beside or none), parquet shards
 
-`features` fits the latent's axes; the encoder learns to produce them; `codebooks` fits the residual stack to what it
-does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns to hear
+`features` fits the latent's axes; the encoder learns to produce them; in `hearing` its last layers, which cost
+little, learn for longer to hear struck keys, at any time, for its other axes stay; `codebooks` fits the residual stack
+to what it does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns to hear
 struck keys, and makes every note that the decoder loses a loss of its own. `kicks` gives each struck key an attack of
 its own where its partials already sound (`scripts.codec_oscillators`). `whole` fine-tunes all of any 32 kHz
 EnCodec, as the paper does.
@@ -42,7 +44,7 @@ from scripts.prepare_dataset import codec_hash
 from scripts.recorded_audio import RecordedExcerpts
 from scripts.rendered_audio import RenderedExcerpts
 
-PARTS = ("features", "encoder", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
+PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
 VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of training
 
 
@@ -72,7 +74,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     begins = args.part == "encoder" or (args.part == "decoder" and not args.go_on)
     if begins and args.features is None:
         parser.error(f"{args.part} needs --features")
-    if args.part in ("codebooks", "encode", "decoder", "kicks", "whole") and args.codec is None:
+    if args.part in ("hearing", "codebooks", "encode", "decoder", "kicks", "whole") and args.codec is None:
         parser.error(f"{args.part} needs --codec")
     if args.part == "encode" and not all(path.endswith(".npy") for path in args.audio or ["none"]):
         parser.error("encode takes pools of scripts.render_pool: --audio POOL.npy")

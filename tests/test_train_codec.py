@@ -67,7 +67,14 @@ def test_part_after_part(pool, tmp_path):
 
     assert run("features") == 0
     assert run("encoder", "--features", tmp_path / "features") == 0
-    assert run("codebooks", "--codec", tmp_path / "encoder" / "codec") == 0
+    assert run("hearing", "--codec", tmp_path / "encoder" / "codec") == 0
+    begun, heard = (load_file(tmp_path / part / "codec" / "model.safetensors") for part in ("encoder", "hearing"))
+    moved = {name for name in begun if not torch.equal(begun[name], heard[name])}
+    assert moved and {int(name.split(".")[2]) > 6 for name in moved if name.startswith("encoder.layers.")} == {True}
+    assert all(name.startswith("encoder.layers.") for name in moved)
+    first, *_, last = map(json.loads, (tmp_path / "hearing" / "log.jsonl").read_text().splitlines())
+    assert first["keep"] < 1e-9 and {"struck", "strength"} <= set(first) and "val_f1" in last
+    assert run("codebooks", "--codec", tmp_path / "hearing" / "codec") == 0
     codec = tmp_path / "codebooks"
     assert run("encode", "--codec", codec) == 0
     heard, played = (np.load(codes_path(pool, codec_hash(codec), played)) for played in (False, True))

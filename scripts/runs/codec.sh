@@ -36,8 +36,10 @@ fi
 if [ "$part" != decoder ]; then
   [ -f "$out/features/features.safetensors" ] || train features codec_starter --output-dir "$out/features"
   many=${trained:-} train encoder codec_starter "${batch[@]}" --features "$out/features" --output-dir "$out/encoder"
+  many=${trained:-} train hearing codec_starter_hearing "${batch[@]}" --codec "$out/encoder/codec" \
+    --output-dir "$out/hearing"
   [ -f "$out/codes/model.safetensors" ] ||
-    train codebooks codec_starter --codec "$out/encoder/codec" --output-dir "$out/codes"
+    train codebooks codec_starter --codec "$out/hearing/codec" --output-dir "$out/codes"
   [ "$gpu" ] || train encode codec_starter --codec "$out/codes" --output-dir "$out/codes"
 fi
 if [ "$part" != codes ]; then
