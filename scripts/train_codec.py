@@ -22,9 +22,9 @@
 
 `features` fits the latent's axes; the encoder learns to produce them; in `hearing` its last layers, which cost
 little, learn for longer to hear struck keys, at any time, for its other axes stay; `codebooks` fits the residual stack
-to what it does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns to hear
-struck keys, and makes every note that the decoder loses a loss of its own. `kicks` gives each struck key an attack of
-its own where its partials already sound (`scripts.codec_oscillators`). `whole` fine-tunes all of any 32 kHz
+to what it does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns
+to hear struck keys, and makes every note that the decoder loses a loss of its own. `kicks` gives each struck key an
+attack of its own where its partials already sound (`scripts.codec_oscillators`). `whole` fine-tunes all of any 32 kHz
 EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. Several processes: `accelerate launch -m
