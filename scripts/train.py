@@ -41,10 +41,10 @@ PARTS = {"ar": (MidiValleARConfig, MidiValleARModel), "nar": (MidiValleNARConfig
 
 
 def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
-    """A decoder with new weights, or with those of `recipe.init_from`.
+    """A decoder with new weights, or with those of `recipe.init_from`; what its changed fields add to it is new.
 
     Raises:
-        ValueError: the folder of `init_from` holds no such decoder.
+        ValueError: the folder of `init_from` holds no such decoder, or more than the changed fields leave.
     """
     torch.manual_seed(recipe.seed)
     config_class, model_class = PARTS[part]
@@ -58,7 +58,9 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
         return model
     trained = load_part(part, recipe.init_from)
     model = model_class(config_class.from_dict(trained.config.to_dict() | changes))
-    model.load_state_dict(trained.state_dict())
+    _, left = model.load_state_dict(trained.state_dict(), strict=False)
+    if left:
+        raise ValueError(f"{recipe.init_from}: with {part}: {changes} there is no place for {', '.join(left[:3])}")
     return model
 
 

@@ -289,6 +289,19 @@ def test_published_weights_go_on_by_their_own_objective(run, part, make_model, t
     assert run(part, tmp_path / "none") == 2 and "nowhere: holds no config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_a_decoder_goes_on_with_something_new(run, part, make_model, tmp_path, capsys):
+    """A summary of the prompt is added and learned; what it was taught is not thrown away by taking it out again."""
+    make_model().save_pretrained(tmp_path / "whole")
+    start = RECIPE + "init_from: {}\n" + part + ": {{prompt_summary_size: {}}}\n"
+    (tmp_path / "recipe.yaml").write_text(start.format(tmp_path / "whole", 8))
+    assert run(part, tmp_path / "more") == 0
+    learned = load_file(tmp_path / "more" / "model" / "model.safetensors")
+    assert all(value.any() for name, value in learned.items() if "prompt_summary" in name)
+    (tmp_path / "recipe.yaml").write_text(start.format(tmp_path / "more" / "model", 0))
+    assert run(part, tmp_path / "less") == 2 and "there is no place for" in capsys.readouterr().err
+
+
 def test_bf16_trains_too(tiny_data, tiny_pack, batch, tmp_path):
     run = make_run(
         "ar", tiny_data, tiny_pack / "codec", tmp_path / "run", batches=[batch], steps=10, bf16=True, log_steps=1
