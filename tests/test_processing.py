@@ -432,6 +432,23 @@ def test_impossible_ring_outs_and_limits(processor, ring_out):
         processor.window_inputs(performance((0, 30, 60)), 10.0, 26.5)
 
 
+def test_notes_are_given_late_to_a_model_that_strikes_early(processor, tmp_path):
+    """Those of the piece, 2 ticks and to their old ends, the shortest for a frame; not those of the prompt; kept in the
+    folder."""
+    piece, prompt = midi((0.25, 0.75, 60), (1.5, 0.01, 64)), {"prompt_midi": midi((1.0, 1.0, 48))}
+    arguments = {"midi": piece, "prompt_audio": noise(2.0), "sampling_rate": RATE} | prompt
+    before = processor(**arguments)
+    late = MidiValleProcessor(processor.feature_extractor, processor.tokenizer, onset_delay_seconds=2 / 192)
+    late.save_pretrained(tmp_path)
+    after = MidiValleProcessor.from_pretrained(tmp_path)(**arguments)
+    assert torch.equal(after["target_frames"], before["target_frames"])
+    rows = [inputs["input_ids"][-1, 1:-1] for inputs in (before, after)]
+    assert [onset_ticks(r).tolist() for r in rows] == [[192, 432, 672], [192, 434, 674]]
+    assert [(r[:, 2] - 3).tolist() for r in rows] == [[192, 144, 2], [192, 142, 4]]
+    with pytest.raises(ValueError, match="onset_delay_seconds 0.1 must be within 0.05 s"):
+        MidiValleProcessor(processor.feature_extractor, processor.tokenizer, onset_delay_seconds=0.1)
+
+
 def test_parts_by_themselves(processor):
     """`text` goes to the tokenizer and `audio` to the feature extractor, padded; options go where they belong."""
     texts, waves = ["Pitch_60", "Pitch_60 Velocity_63"], [noise(0.5), noise(1.0)]

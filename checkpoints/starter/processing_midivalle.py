@@ -24,6 +24,7 @@ logger = logging.get_logger(__name__)
 FRAME_RATE = 50
 MIN_PROMPT_S, MAX_PROMPT_S = 1.0, 15.0
 MAX_RING_OUT_S = 10.0
+MAX_ONSET_DELAY_S = 0.05
 SEQUENCE_S = 32.0  # prompt and window together: 16 bars of 2 s, 1600 codec frames
 LOOK_AHEAD_S = 0.5  # notes behind a window's end that it is told of: its last frames are not the last of the music
 SILENCE = 1e-3  # a prompt whose peak is lower (-60 dBFS) tells nothing about a piano
@@ -93,6 +94,9 @@ class MidiValleProcessor(ProcessorMixin):
             Longest window, the longest target that the model was trained on; with the prompt at most 32 s.
         context_seconds (`float`, defaults to 4.0):
             How much of its music before a window is conditioned on: a multiple of 0.5 s; it is part of the window.
+        onset_delay_seconds (`float`, defaults to 0.0):
+            By how much earlier than its MIDI the model is heard to strike: the notes that are to be rendered, not those
+            of prompts, are given to it so much later. At most 0.05 s either way.
         chat_template (`str`, *optional*): As of any processor; MIDI has no use for it.
     """
 
@@ -107,6 +111,7 @@ class MidiValleProcessor(ProcessorMixin):
         max_prompt_seconds=8.0,
         max_window_seconds=20.0,
         context_seconds=4.0,
+        onset_delay_seconds=0.0,
         chat_template=None,
     ):
         longest = min(MAX_PROMPT_S, SEQUENCE_S - max_window_seconds)
@@ -120,8 +125,10 @@ class MidiValleProcessor(ProcessorMixin):
                 f"context_seconds {context_seconds} must be a multiple of {GRID_S} s and leave room for new frames in "
                 f"max_window_seconds {max_window_seconds}"
             )
+        if abs(onset_delay_seconds) > MAX_ONSET_DELAY_S:
+            raise ValueError(f"onset_delay_seconds {onset_delay_seconds} must be within {MAX_ONSET_DELAY_S} s")
         self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
-        self.context_seconds = context_seconds
+        self.context_seconds, self.onset_delay_seconds = context_seconds, onset_delay_seconds
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -367,8 +374,17 @@ class MidiValleProcessor(ProcessorMixin):
                 f"{self.max_window_seconds} s: plan the `windows` of a performance"
             )
         before = [] if prompt is None else [(prompt.notes, 0.0, prompt.seconds)]
-        segment = (performance.notes, first, end + LOOK_AHEAD_S)
+        segment = (self._delayed(performance.notes), first, end + LOOK_AHEAD_S)
         return self.tokenizer.encode_notes([*before, segment], return_report=True)
+
+    def _delayed(self, notes: np.ndarray) -> np.ndarray:
+        """Notes that are struck `onset_delay_seconds` later and end when they ended, or live as briefly as may be."""
+        if not self.onset_delay_seconds:
+            return notes
+        notes = notes.copy()
+        notes["onset"] += self.onset_delay_seconds
+        notes["duration"] = np.maximum(notes["duration"] - self.onset_delay_seconds, 1 / FRAME_RATE)
+        return notes
 
     def _rows(self, performance, start: float, end: float, prompt: Prompt | None) -> np.ndarray:
         rows, report = self.encode_window(performance, start, end, prompt)
