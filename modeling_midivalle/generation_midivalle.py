@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
+from .equalizer_midivalle import filter_taps, long_term_difference
 from .modeling_midivalle_frame_notes import read_notes
 from .modeling_midivalle_layers import check_midi_ids
 from .sampling_midivalle import (
@@ -87,6 +88,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         context_frames: torch.LongTensor | None = None,
         window_counts: torch.LongTensor | None = None,
         seed: int | list[int] | None = None,
+        equalize: bool | None = None,
         **sampling,
     ) -> Iterator[torch.Tensor]:
         r"""
@@ -111,6 +113,8 @@ class MidiValleGenerationMixin(GenerationMixin):
                 one each if not given.
             seed (`int` or `list[int]`, *optional*): of each piece. Window number w draws from (seed, w) alone: the
                 same audio alone or in any batch.
+            equalize (`bool`, *optional*): filter the audio to the long-term spectrum of `input_values`; the codes are
+                the same. `config.equalize` if not given; a prompt that is given as codes has none.
             sampling: `do_sample`, `temperature`, `top_k`, `top_p`, `nar_temperature` and `compat` of
                 [`generate_codes`].
         Yields:
@@ -120,9 +124,18 @@ class MidiValleGenerationMixin(GenerationMixin):
             raise ValueError("a stream is of one piece; generate takes several")
         inputs = {"input_values": input_values, "padding_mask": padding_mask}
         inputs |= {"prompt_codes": prompt_codes, "prompt_lengths": prompt_lengths, "target_frames": target_frames}
-        inputs |= {"context_frames": context_frames, "window_counts": window_counts, "seed": seed}
+        inputs |= {"context_frames": context_frames, "window_counts": window_counts, "seed": seed, "equalize": equalize}
         for _, _, audio in self._stream(input_ids, attention_mask, **inputs, **sampling):
             yield audio
+
+    @torch.no_grad()
+    def prompt_filter(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> torch.Tensor:
+        """
+        Taps of the filter from the codec's version of a prompt, `prompt_codes` `(1, K, P)`, to its recording `recorded`
+        `(samples,)`, as [`CodecStream`] takes them.
+        """
+        rate, made = self.codec.config.sampling_rate, self.codec.decode_codes(prompt_codes)[0, 0]
+        return filter_taps(long_term_difference(recorded[: len(made)].to(made), made, rate), rate)
 
     @torch.no_grad()
     def _stream(
@@ -137,6 +150,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         context_frames: torch.LongTensor | None = None,
         window_counts: torch.LongTensor | None = None,
         seed: int | list[int] | None = None,
+        equalize: bool | None = None,
         **sampling,
     ) -> Iterator[tuple[int, torch.LongTensor, torch.Tensor]]:
         """Window after window, of all pieces side by side: (piece, new codes `(1, K, T)`, new audio `(1, 1, l)`)."""
@@ -154,7 +168,12 @@ class MidiValleGenerationMixin(GenerationMixin):
             known = prompt_lengths[piece_of] + context_frames.to(input_ids.device)
             target_frames = self._check_target(input_ids, attention_mask, known, target_frames)
         seeds, keep = draw_seeds(seed, len(counts)), int(context_frames.max())
-        streams, history = [CodecStream(self.codec) for _ in counts], [prompt_codes[:1, :, :0] for _ in counts]
+        taps = [None for _ in counts]
+        if input_values is not None and (self.config.equalize if equalize is None else equalize):
+            prompts = zip(input_values, prompt_codes.split(1), prompt_lengths.tolist(), strict=True)
+            taps = [self.prompt_filter(wave[0], codes[..., :frames]) for wave, codes, frames in prompts]
+        streams = [CodecStream(self.codec, of_piece) for of_piece in taps]
+        history = [prompt_codes[:1, :, :0] for _ in counts]
         for w in range(max(counts)):
             pieces = [b for b, count in enumerate(counts) if w < count]
             rows = [sum(counts[:b]) + w for b in pieces]

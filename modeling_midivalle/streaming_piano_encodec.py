@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
+from .equalizer_midivalle import StreamFilter
+
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
 
 
@@ -43,6 +45,10 @@ class CodecStream:
     The decoder of a [`PianoEncodecModel`] over one piece. The LSTM, which remembers all frames before, keeps its state;
     the convolutions before and behind it see a few frames on both sides, so audio comes `delay` frames after its codes.
 
+    Args:
+        codec (`PianoEncodecModel`): in eval mode.
+        taps (`torch.Tensor` of shape `(N,)`, *optional*): of a filter that all the audio goes through.
+
     Example:
 
     ```python
@@ -50,12 +56,13 @@ class CodecStream:
     >>> audio = torch.cat([stream.push(codes[..., :100]), stream.push(codes[..., 100:], is_last=True)], -1)
     ```"""
 
-    def __init__(self, codec):
+    def __init__(self, codec, taps: torch.Tensor | None = None):
         layers = list(codec.decoder.layers)
         recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
         self.before = SlidingLayers(layers[:recurrent], codec.config.kernel_size - 1, 1)
         self.behind = SlidingLayers(layers[recurrent + 1 :], CONTEXT_BEHIND_LSTM, codec.config.hop_length)
+        self.filter = None if taps is None else StreamFilter(taps)
 
     @property
     def delay(self) -> int:
@@ -79,7 +86,9 @@ class CodecStream:
         frames = hidden.permute(2, 0, 1)
         remembered, self.state = self.lstm(frames, self.state)
         wave = self.behind.push((remembered + frames).permute(1, 2, 0), is_last)
-        return nothing if wave is None else wave.float()
+        if wave is None:
+            return nothing
+        return wave.float() if self.filter is None else self.filter(wave.float())
 
 
 __all__ = ["CodecStream"]

@@ -29,6 +29,7 @@ class Job:
         performance (`Performance`), windows (`list[tuple[float, float]]`), prompt (`Prompt`, *optional*): Of a
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
+        taps (`torch.Tensor` of shape `(N,)`, *optional*): Of the filter to its spectrum, see `prompt_taps`.
         seed (`int`): Of the piece.
         carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
         layout (`list[dict]`, *optional*): Of `scripts.scheduling.layouts`; each window alone if not given.
@@ -45,6 +46,7 @@ class Job:
     prompt: object
     prompt_codes: torch.LongTensor
     seed: int
+    taps: torch.Tensor | None = None
     sinks: list = field(default_factory=list)
     carries: bool = True
     layout: list[dict] | None = None
@@ -69,7 +71,7 @@ class Job:
 
     def start(self, codec, decoding: Decoding) -> None:
         """Open the outputs, and decode the windows that an interrupted render has left."""
-        self.stream, self.decoding, self.began = CodecStream(codec), decoding, time.perf_counter()
+        self.stream, self.decoding, self.began = CodecStream(codec, self.taps), decoding, time.perf_counter()
         if self.opened:
             self.opened(self)
         for attempt, codes in self.journal.windows if self.journal else []:
@@ -265,8 +267,8 @@ class Collected(list):
 
 def render_wave(model, processor, performance, prompt, seed: int, ring_out: float, sampling: dict) -> np.ndarray:
     """A performance after a prompt as one wave `(samples,)`."""
-    windows, sink = processor.windows(performance, ring_out), Collected()
-    job = Job(performance, windows, prompt, encode_prompt(model, prompt), seed, sinks=[sink])
+    windows, sink, codes = processor.windows(performance, ring_out), Collected(), encode_prompt(model, prompt)
+    job = Job(performance, windows, prompt, codes, seed, prompt_taps(model, prompt, codes), sinks=[sink])
     for _ in render_jobs(model, processor, {0: job}, schedule([len(windows)], 1), sampling):
         if job.error:
             raise job.error
@@ -278,3 +280,10 @@ def encode_prompt(model, prompt) -> torch.LongTensor:
     if prompt is None:
         return torch.zeros(1, model.config.ar_config.num_codebooks, 0, dtype=torch.long, device=model.device)
     return model.codec.encode_codes(torch.from_numpy(np.ascontiguousarray(prompt.wave))[None, None].to(model.device))
+
+
+def prompt_taps(model, prompt, prompt_codes: torch.LongTensor, equalize: bool | None = None) -> torch.Tensor | None:
+    """Taps of the filter to the spectrum of a `Prompt`; None without one, or where model or `equalize` say so."""
+    if prompt is None or not (model.config.equalize if equalize is None else equalize):
+        return None
+    return model.prompt_filter(torch.from_numpy(np.ascontiguousarray(prompt.wave)), prompt_codes)
