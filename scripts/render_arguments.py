@@ -9,7 +9,7 @@ from scripts.model_folder import DEFAULT_MODEL
 
 MIDI_ENDINGS = (".mid", ".midi")
 OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel quantize"
-OPTIONS += " temperature top_k top_p compat equalize"
+OPTIONS += " temperature top_k top_p compat as_recorded"
 
 
 class RenderError(ValueError):
@@ -54,9 +54,9 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         "--quantize", choices=("int8",), help="decoders with int8 weights: faster on a CPU, a little other"
     )
     model.add_argument(
-        "--equalize",
+        "--as-recorded",
         action=argparse.BooleanOptionalAction,
-        help="filter the sound to the long-term spectrum of the prompt's recording (default: the model's)",
+        help="give the sound the colour and the noise of the prompt's recording (default: the model's)",
     )
     music = parser.add_argument_group("music")
     music.add_argument("--start", type=float, metavar="S", help="begin here, s; becomes time 0 (default: 0)")

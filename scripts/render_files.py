@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from modeling_midivalle.recording_midivalle import Recording
 from processing import AudioWriter
 from processing.audio_midivalle import check_output
 from scripts.journal import Journal, journal_threads
@@ -30,7 +31,7 @@ from scripts.manifest import (
 from scripts.model_folder import choose_prompt, load_model, load_processor, model_folder
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
-from scripts.rendering import Job, encode_prompt, frames_of, prompt_taps, render_jobs, window_sizes
+from scripts.rendering import Job, encode_prompt, frames_of, recording_of, render_jobs, window_sizes
 from scripts.resources import batch_rows, choose_threads
 from scripts.scheduling import layouts, schedule, steps_again
 from scripts.transcription import Transcriber, TranscriptionError
@@ -257,12 +258,12 @@ def journal_path(task: Task) -> Path:
 
 
 def make_job(
-    setting: Setting, task: Task, prompt_codes: torch.Tensor, taps: torch.Tensor | None, layout: list[dict] | None
+    setting: Setting, task: Task, prompt_codes: torch.Tensor, recording: Recording | None, layout: list[dict] | None
 ) -> Job:
     """The job of a task; when its turn comes it finds what an interrupted render has left."""
     args, model = setting.args, setting.model
     recipe = setting.recipe | {"midi": task.sha256, "windows": task.windows, "layout": layout}
-    job = Job(task.performance, task.windows, setting.prompt, prompt_codes, args.seed, taps, layout=layout)
+    job = Job(task.performance, task.windows, setting.prompt, prompt_codes, args.seed, recording, layout=layout)
     job.is_exact, job.carries = args.compat is None, not args.parallel
     if setting.recorded:
         job.planned = setting.recorded["attempts"]
@@ -297,9 +298,9 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     """Render files, of which those that are there only have their places in the batches."""
     args, begin, ready = setting.args, time.perf_counter(), []
     codes = encode_prompt(setting.model, setting.prompt)
-    taps = prompt_taps(setting.model, setting.prompt, codes, args.equalize)
+    recording = recording_of(setting.model, setting.prompt, codes, args.as_recorded)
     steps, found = plan(setting, tasks)
-    jobs = {i: make_job(setting, task, codes, taps, found[i]) for i, task in enumerate(tasks) if not task.is_done}
+    jobs = {i: make_job(setting, task, codes, recording, found[i]) for i, task in enumerate(tasks) if not task.is_done}
     owners = {id(job): tasks[i] for i, job in jobs.items()}
     only = jobs.get(0)
     stream = open_stream(setting, tasks[0], only) if args.stream else None

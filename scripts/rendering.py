@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from modeling_midivalle import CodecStream
+from modeling_midivalle.recording_midivalle import Recording
 from modeling_midivalle.sampling_midivalle import last_frames, pad_codes, window_seed
 from scripts.decoding import Decoding
 from scripts.journal import Journal
@@ -29,7 +30,7 @@ class Job:
         performance (`Performance`), windows (`list[tuple[float, float]]`), prompt (`Prompt`, *optional*): Of a
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
-        taps (`torch.Tensor` of shape `(N,)`, *optional*): Of the filter to its spectrum, see `prompt_taps`.
+        recording (`Recording`, *optional*): What its recording adds, see `recording_of`.
         seed (`int`): Of the piece.
         carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
         layout (`list[dict]`, *optional*): Of `scripts.scheduling.layouts`; each window alone if not given.
@@ -46,7 +47,7 @@ class Job:
     prompt: object
     prompt_codes: torch.LongTensor
     seed: int
-    taps: torch.Tensor | None = None
+    recording: Recording | None = None
     sinks: list = field(default_factory=list)
     carries: bool = True
     layout: list[dict] | None = None
@@ -71,7 +72,7 @@ class Job:
 
     def start(self, codec, decoding: Decoding) -> None:
         """Open the outputs, and decode the windows that an interrupted render has left."""
-        self.stream, self.decoding, self.began = CodecStream(codec, self.taps), decoding, time.perf_counter()
+        self.stream, self.decoding, self.began = CodecStream(codec, self.recording), decoding, time.perf_counter()
         if self.opened:
             self.opened(self)
         for attempt, codes in self.journal.windows if self.journal else []:
@@ -268,7 +269,7 @@ class Collected(list):
 def render_wave(model, processor, performance, prompt, seed: int, ring_out: float, sampling: dict) -> np.ndarray:
     """A performance after a prompt as one wave `(samples,)`."""
     windows, sink, codes = processor.windows(performance, ring_out), Collected(), encode_prompt(model, prompt)
-    job = Job(performance, windows, prompt, codes, seed, prompt_taps(model, prompt, codes), sinks=[sink])
+    job = Job(performance, windows, prompt, codes, seed, recording_of(model, prompt, codes), sinks=[sink])
     for _ in render_jobs(model, processor, {0: job}, schedule([len(windows)], 1), sampling):
         if job.error:
             raise job.error
@@ -282,8 +283,8 @@ def encode_prompt(model, prompt) -> torch.LongTensor:
     return model.codec.encode_codes(torch.from_numpy(np.ascontiguousarray(prompt.wave))[None, None].to(model.device))
 
 
-def prompt_taps(model, prompt, prompt_codes: torch.LongTensor, equalize: bool | None = None) -> torch.Tensor | None:
-    """Taps of the filter to the spectrum of a `Prompt`; None without one, or where model or `equalize` say so."""
-    if prompt is None or not (model.config.equalize if equalize is None else equalize):
+def recording_of(model, prompt, prompt_codes: torch.LongTensor, as_recorded: bool | None = None) -> Recording | None:
+    """What the recording of a `Prompt` adds to its codes; None without one, or where model or `as_recorded` say so."""
+    if prompt is None or not (model.config.as_recorded if as_recorded is None else as_recorded):
         return None
-    return model.prompt_filter(torch.from_numpy(np.ascontiguousarray(prompt.wave)), prompt_codes)
+    return model.measure_prompt(torch.from_numpy(np.ascontiguousarray(prompt.wave)), prompt_codes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from modeling_midivalle.equalizer_midivalle import StreamFilter
+from modeling_midivalle.recording_midivalle import RecordingStream
 from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
 
 VARIANTS = pytest.mark.parametrize("preset", ["tiny", "summary", "published"])
@@ -175,26 +175,28 @@ def test_batch_equals_alone(make_model, song, preset, sampling):
 
 
 @torch.no_grad()
-def test_the_audio_is_filtered_to_the_prompts_recording(make_model, song):
+def test_the_audio_is_as_the_prompt_was_recorded(make_model, song):
     """On demand or as the model is configured, each piece by its own prompt; codes stay, and a stream is the same."""
     model, given = make_model(), {k: v for k, v in song.items() if not k.startswith("prompt_")}
     waves = 0.1 * torch.randn(2, 1, 9 * 640, generator=torch.Generator().manual_seed(3))
     mask = torch.ones(2, 9 * 640, dtype=torch.long)
     waves[1, 0, 4 * 640 :], mask[1, 4 * 640 :] = 0.0, 0
     given |= {"input_values": waves, "padding_mask": mask, "return_dict_in_generate": True}
-    plain, filtered = model.generate(**given), model.generate(**given, equalize=True)
-    assert torch.equal(plain.audio_codes, filtered.audio_codes)
+    plain, recorded_too = model.generate(**given), model.generate(**given, as_recorded=True)
+    assert torch.equal(plain.audio_codes, recorded_too.audio_codes)
     for b, (frames, target) in enumerate(((9, 21), (4, 30))):
         recorded = waves[b, 0, : frames * 640]
-        taps = model.prompt_filter(recorded, model.codec.encode_codes(recorded[None, None]))
-        expected = StreamFilter(taps)(plain.audio_values[b : b + 1, :, : target * 640])
-        torch.testing.assert_close(filtered.audio_values[b : b + 1, :, : target * 640], expected, atol=1e-6, rtol=0)
+        recording = model.measure_prompt(recorded, model.codec.encode_codes(recorded[None, None]))
+        expected = RecordingStream(recording)(plain.audio_values[b : b + 1, :, : target * 640])
+        torch.testing.assert_close(recorded_too.audio_values[b : b + 1, :, : target * 640], expected, atol=1e-6, rtol=0)
         assert (expected - plain.audio_values[b : b + 1, :, : target * 640]).abs().max() > 1e-3
-    model.config.equalize = True
-    assert torch.equal(model.generate(**given).audio_values, filtered.audio_values)
-    assert torch.equal(model.generate(**given, equalize=False).audio_values, plain.audio_values)
+    model.config.as_recorded = True
+    assert torch.equal(model.generate(**given).audio_values, recorded_too.audio_values)
+    assert torch.equal(model.generate(**given, as_recorded=False).audio_values, plain.audio_values)
     alone = row(song, 0)
-    assert torch.equal(model.generate(**alone), model.generate(**alone, equalize=False))  # codes tell of no recording
+    assert torch.equal(
+        model.generate(**alone), model.generate(**alone, as_recorded=False)
+    )  # codes tell of no recording
     alone |= {"input_values": waves[:1], "prompt_codes": None}
     assert torch.equal(torch.cat(list(model.generate_stream(**alone)), -1), model.generate(**alone))
 

@@ -483,14 +483,14 @@ def test_int8_is_recorded_and_made_again(run, monkeypatch):
     assert code == 0 and calls == ["int8", "int8"], err
 
 
-def test_the_sound_is_equalized_on_demand(run):
-    """As the model's own rendering in one piece; the manifest keeps it."""
+def test_the_sound_is_as_recorded_on_demand(run):
+    """The manifest keeps it."""
     save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(8)])
     assert run("piece.mid", "plain.wav", "--ring-out", 0.2)[0] == 0
-    assert run("piece.mid", "equal.wav", "--ring-out", 0.2, "--equalize")[0] == 0
+    assert run("piece.mid", "equal.wav", "--ring-out", 0.2, "--as-recorded")[0] == 0
     plain, equal = (soundfile.read(name)[0] for name in ("plain.wav", "equal.wav"))
     assert plain.shape == equal.shape and np.abs(plain - equal).max() > 1e-3
-    assert json.loads(Path("equal.json").read_text())["recipe"]["settings"]["equalize"] is True
+    assert json.loads(Path("equal.json").read_text())["recipe"]["settings"]["as_recorded"] is True
     assert run("again.wav", "--from-manifest", "equal.json")[0] == 0
     assert Path("again.wav").read_bytes() == Path("equal.wav").read_bytes()
 

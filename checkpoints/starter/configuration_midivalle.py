@@ -247,8 +247,8 @@ class MidiValleConfig(PreTrainedConfig):
         nar_config (`MidiValleNARConfig` or `dict`): the parts.
         share_midi_embeddings (`bool`, defaults to `False`): AR and NAR use the same six MIDI tables (as published).
         has_codec (`bool`, defaults to `True`): `False` leaves the codec out: the model knows codes only.
-        equalize (`bool`, defaults to `False`): what is generated after a recorded prompt is filtered to the long-term
-            spectrum of its recording (`equalizer_midivalle.py`), unless `generate` is told otherwise.
+        as_recorded (`bool`, defaults to `False`): what is generated after a recorded prompt is given the colour and the
+            noise of its recording (`recording_midivalle.py`), unless `generate` is told otherwise.
 
     Example:
 
@@ -270,7 +270,7 @@ class MidiValleConfig(PreTrainedConfig):
     nar_config: MidiValleNARConfig | dict | None = None
     share_midi_embeddings: bool = False
     has_codec: bool = True
-    equalize: bool = False
+    as_recorded: bool = False
     initializer_range: float = 0.02
 
     @classmethod

@@ -12,9 +12,9 @@ from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
-from .equalizer_midivalle import filter_taps, long_term_difference
 from .modeling_midivalle_frame_notes import read_notes
 from .modeling_midivalle_layers import check_midi_ids
+from .recording_midivalle import Recording, measure_recording
 from .sampling_midivalle import (
     Sampler,
     align_right,
@@ -88,7 +88,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         context_frames: torch.LongTensor | None = None,
         window_counts: torch.LongTensor | None = None,
         seed: int | list[int] | None = None,
-        equalize: bool | None = None,
+        as_recorded: bool | None = None,
         **sampling,
     ) -> Iterator[torch.Tensor]:
         r"""
@@ -113,8 +113,8 @@ class MidiValleGenerationMixin(GenerationMixin):
                 one each if not given.
             seed (`int` or `list[int]`, *optional*): of each piece. Window number w draws from (seed, w) alone: the
                 same audio alone or in any batch.
-            equalize (`bool`, *optional*): filter the audio to the long-term spectrum of `input_values`; the codes are
-                the same. `config.equalize` if not given; a prompt that is given as codes has none.
+            as_recorded (`bool`, *optional*): give the audio the colour and the noise of the recording `input_values`;
+                the codes are the same. `config.as_recorded` if not given; a prompt that is given as codes has none.
             sampling: `do_sample`, `temperature`, `top_k`, `top_p`, `nar_temperature` and `compat` of
                 [`generate_codes`].
         Yields:
@@ -124,18 +124,21 @@ class MidiValleGenerationMixin(GenerationMixin):
             raise ValueError("a stream is of one piece; generate takes several")
         inputs = {"input_values": input_values, "padding_mask": padding_mask}
         inputs |= {"prompt_codes": prompt_codes, "prompt_lengths": prompt_lengths, "target_frames": target_frames}
-        inputs |= {"context_frames": context_frames, "window_counts": window_counts, "seed": seed, "equalize": equalize}
+        inputs |= {
+            "context_frames": context_frames,
+            "window_counts": window_counts,
+            "seed": seed,
+            "as_recorded": as_recorded,
+        }
         for _, _, audio in self._stream(input_ids, attention_mask, **inputs, **sampling):
             yield audio
 
     @torch.no_grad()
-    def prompt_filter(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> torch.Tensor:
-        """
-        Taps of the filter from the codec's version of a prompt, `prompt_codes` `(1, K, P)`, to its recording `recorded`
-        `(samples,)`, as [`CodecStream`] takes them.
-        """
-        rate, made = self.codec.config.sampling_rate, self.codec.decode_codes(prompt_codes)[0, 0]
-        return filter_taps(long_term_difference(recorded[: len(made)].to(made), made, rate), rate)
+    def measure_prompt(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> Recording:
+        """What tells the recording of a prompt, `recorded` `(samples,)`, from the codec's version of it, `prompt_codes`
+        `(1, K, P)`; for [`CodecStream`]."""
+        made = self.codec.decode_codes(prompt_codes)[0, 0]
+        return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate)
 
     @torch.no_grad()
     def _stream(
@@ -150,7 +153,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         context_frames: torch.LongTensor | None = None,
         window_counts: torch.LongTensor | None = None,
         seed: int | list[int] | None = None,
-        equalize: bool | None = None,
+        as_recorded: bool | None = None,
         **sampling,
     ) -> Iterator[tuple[int, torch.LongTensor, torch.Tensor]]:
         """Window after window, of all pieces side by side: (piece, new codes `(1, K, T)`, new audio `(1, 1, l)`)."""
@@ -168,11 +171,12 @@ class MidiValleGenerationMixin(GenerationMixin):
             known = prompt_lengths[piece_of] + context_frames.to(input_ids.device)
             target_frames = self._check_target(input_ids, attention_mask, known, target_frames)
         seeds, keep = draw_seeds(seed, len(counts)), int(context_frames.max())
-        taps = [None for _ in counts]
-        if input_values is not None and (self.config.equalize if equalize is None else equalize):
+        recordings = [None for _ in counts]
+        if input_values is not None and (self.config.as_recorded if as_recorded is None else as_recorded):
             prompts = zip(input_values, prompt_codes.split(1), prompt_lengths.tolist(), strict=True)
-            taps = [self.prompt_filter(wave[0], codes[..., :frames]) for wave, codes, frames in prompts]
-        streams = [CodecStream(self.codec, of_piece) for of_piece in taps]
+            hop = self.config.hop_length
+            recordings = [self.measure_prompt(w[0, : hop * P], codes[..., :P]) for w, codes, P in prompts]
+        streams = [CodecStream(self.codec, recording) for recording in recordings]
         history = [prompt_codes[:1, :, :0] for _ in counts]
         for w in range(max(counts)):
             pieces = [b for b, count in enumerate(counts) if w < count]

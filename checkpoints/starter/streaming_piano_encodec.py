@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
-from .equalizer_midivalle import StreamFilter
+from .recording_midivalle import Recording, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
 
@@ -47,7 +47,7 @@ class CodecStream:
 
     Args:
         codec (`PianoEncodecModel`): in eval mode.
-        taps (`torch.Tensor` of shape `(N,)`, *optional*): of a filter that all the audio goes through.
+        recording (`Recording`, *optional*): whose colour and noise all the audio is given.
 
     Example:
 
@@ -56,13 +56,13 @@ class CodecStream:
     >>> audio = torch.cat([stream.push(codes[..., :100]), stream.push(codes[..., 100:], is_last=True)], -1)
     ```"""
 
-    def __init__(self, codec, taps: torch.Tensor | None = None):
+    def __init__(self, codec, recording: Recording | None = None):
         layers = list(codec.decoder.layers)
         recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
         self.before = SlidingLayers(layers[:recurrent], codec.config.kernel_size - 1, 1)
         self.behind = SlidingLayers(layers[recurrent + 1 :], CONTEXT_BEHIND_LSTM, codec.config.hop_length)
-        self.filter = None if taps is None else StreamFilter(taps)
+        self.recording = None if recording is None else RecordingStream(recording)
 
     @property
     def delay(self) -> int:
@@ -88,7 +88,7 @@ class CodecStream:
         wave = self.behind.push((remembered + frames).permute(1, 2, 0), is_last)
         if wave is None:
             return nothing
-        return wave.float() if self.filter is None else self.filter(wave.float())
+        return wave.float() if self.recording is None else self.recording(wave.float())
 
 
 __all__ = ["CodecStream"]

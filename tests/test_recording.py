@@ -1,0 +1,127 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The prompt's recording: its colour is made up for, its noise played along, and neither holds sound back or leaves a
+seam."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import butter, lfilter
+
+from modeling_midivalle.recording_midivalle import (
+    BANDS,
+    LIMITS_DB,
+    SHARE,
+    TAPS,
+    RecordingStream,
+    StreamFilter,
+    filter_taps,
+    measure_recording,
+)
+
+RATE = 32_000
+
+
+def music(seconds=4.0, seed=0, level=0.1):
+    """Noise that decays again and again, `(samples,)`."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    noise = np.random.default_rng(seed).standard_normal(len(time)) * np.exp(-6 * (time % 0.5))
+    return torch.from_numpy(level * noise).float()
+
+
+def through_a_telephone(wave):
+    """Softer below 300 Hz and above 3.4 kHz."""
+    low, high = butter(1, 300, "high", fs=RATE), butter(1, 3400, "low", fs=RATE)
+    return torch.from_numpy(lfilter(*high, lfilter(*low, wave.numpy()))).float()
+
+
+def dull(wave):
+    """Next to nothing above 4 kHz, as of a piano."""
+    return torch.from_numpy(lfilter(*butter(6, 1500, "low", fs=RATE), wave.numpy())).float()
+
+
+def hiss(seconds, seed, level=1e-3):
+    """White noise above about 4 kHz."""
+    white = np.random.default_rng(seed).standard_normal(round(seconds * RATE))
+    return torch.from_numpy(level * lfilter(*butter(2, 4000, "high", fs=RATE), white)).float()
+
+
+def gains_of(taps):
+    """dB at the middles of 100 Hz steps up to 16 kHz."""
+    return 20 * torch.fft.rfft(taps.double(), RATE // 100).abs().log10()
+
+
+def levels(wave):
+    """dB of the bands of a wave `(samples,)`."""
+    from scripts.metrics import _long_term_spectrum
+
+    return _long_term_spectrum(wave.numpy(), RATE)
+
+
+def test_what_differs_is_made_up_for():
+    """Measured on one piece, applied to another, most of it; not its level."""
+    recording = measure_recording(0.2 * through_a_telephone(music()), music(), RATE)
+    assert recording.noise_taps is None
+    other = music(seed=1)
+    wanted = levels(through_a_telephone(other))
+    before, after = (levels(w) - wanted for w in (other, RecordingStream(recording)(other[None, None])[0, 0]))
+    heard = slice(0, -4)  # above, the telephone is softer still than LIMITS_DB
+    assert np.abs(before[heard]).max() > 8
+    assert np.abs(after[heard]).max() < 0.5 * np.abs(before[heard]).max()
+    assert np.sqrt((after[heard] ** 2).mean()) < (1 - SHARE + 0.1) * np.sqrt((before[heard] ** 2).mean())
+
+
+def test_nothing_sounds_before_a_strike():
+    """A minimum-phase response: of all with its gains the one whose energy comes first."""
+    taps = filter_taps(6 * torch.randn(BANDS, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), RATE)
+    energy = taps.double().square().cumsum(0) / taps.double().square().sum()
+    assert taps.shape == (TAPS,) and taps.dtype == torch.float32
+    assert energy[0] > 0.3 and energy[RATE // 1000] > 0.9  # a millisecond
+    assert float(gains_of(taps)[10:120].std()) > 1
+
+
+def test_gains_are_limited():
+    """A recording without anything below 2 kHz, and the other way round."""
+    high = torch.from_numpy(lfilter(*butter(8, 2000, "high", fs=RATE), music().numpy())).float()
+    low = torch.from_numpy(lfilter(*butter(8, 2000, "low", fs=RATE), music().numpy())).float()
+    for recorded, made in ((high, low), (low, high)):
+        gains = gains_of(measure_recording(recorded, made, RATE).taps)
+        assert gains.min() > LIMITS_DB[0] - 2 and gains.max() < LIMITS_DB[1] + 2
+        assert gains.max() - gains.min() > 15
+
+
+@pytest.mark.parametrize("seconds", [0.01, 2.0])
+def test_silence_and_equals_change_nothing(seconds):
+    """However short they are."""
+    wave = music(seconds)
+    for pair in ((wave, wave), (0 * wave, 0 * wave), (0.3 * wave, wave)):
+        recording = measure_recording(*pair, RATE)
+        torch.testing.assert_close(recording.taps, torch.eye(TAPS)[0], atol=1e-5, rtol=0)
+        assert recording.noise_taps is None or not RecordingStream(recording)(0 * wave[None, None]).abs().max() > 1e-9
+
+
+def test_hiss_is_played_along():
+    """As loud and of the same colour as recorded, under all of the music and its silence, always the same; music that
+    the codec makes of it is not louder than it."""
+    recorded = dull(music()) + hiss(4.0, 1)
+    recording = measure_recording(recorded, dull(music()), RATE)
+    silence = torch.zeros(1, 1, 2 * RATE)
+    noise = RecordingStream(recording)(silence)[0, 0]
+    found, wanted = (torch.from_numpy(np.abs(np.fft.rfft(w.numpy()[:RATE])) ** 2) for w in (noise, hiss(2.0, 2)))
+    for first, last in ((6000, 8000), (8000, 12_000), (12_000, 15_000)):
+        ratio = 10 * float((found[first:last].mean() / wanted[first:last].mean()).log10())
+        assert abs(ratio) < 1.5
+    assert found[200:2000].mean() < found[8000:12_000].mean()
+    assert torch.equal(RecordingStream(recording)(silence)[0, 0], noise)
+    assert measure_recording(music(), music() + hiss(4.0, 1), RATE).noise_taps is None
+
+
+def test_a_stream_is_as_a_whole():
+    recording = measure_recording(dull(music()) + hiss(4.0, 1), through_a_telephone(music()), RATE)
+    assert recording.noise_taps is not None
+    wave, stream, cuts = music(1.0)[None, None], RecordingStream(recording), [0, 0, 640, 1280, 20_480, 32_000]
+    parts = torch.cat([stream(wave[..., a:b]) for a, b in zip(cuts, cuts[1:])], -1)
+    torch.testing.assert_close(parts, RecordingStream(recording)(wave), atol=1e-6, rtol=0)
+    expected = np.convolve(wave[0, 0].double().numpy(), recording.taps.double().numpy())[:32_000]
+    torch.testing.assert_close(
+        StreamFilter(recording.taps)(wave)[0, 0].double(), torch.from_numpy(expected), atol=1e-5, rtol=0
+    )
