@@ -104,7 +104,14 @@ def check_folder(folder: Path, rounded: dict[str, torch.Tensor]) -> None:
 
 
 def assemble(
-    codec: str | Path, ar: str | Path, nar: str | Path, output: Path, dtype: torch.dtype, max_mib: float = MAX_MIB
+    codec: str | Path,
+    ar: str | Path,
+    nar: str | Path,
+    output: Path,
+    dtype: torch.dtype,
+    max_mib: float = MAX_MIB,
+    as_recorded: bool = False,
+    onset_delay_seconds: float = 0.0,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -113,6 +120,8 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
+        as_recorded: as in `MidiValleConfig`.
+        onset_delay_seconds: as in `MidiValleProcessor`.
     Returns:
         Parameters of each part by its name.
     Raises:
@@ -121,13 +130,15 @@ def assemble(
     folders = {"codec": codec, "ar": ar, "nar": nar}
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
     model = MidiValleForConditionalGeneration.from_sub_models(**parts)
+    model.config.as_recorded = as_recorded
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary, state_dict=dict(rounded), max_shard_size=MAX_SHARD_SIZE)
         extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=model.config.sampling_rate)
-        processor = MidiValleProcessor(extractor, MidiValleTokenizer(), max_prompt_seconds=6.0, max_window_seconds=16.0)
+        limits = {"max_prompt_seconds": 6.0, "max_window_seconds": 16.0, "onset_delay_seconds": onset_delay_seconds}
+        processor = MidiValleProcessor(extractor, MidiValleTokenizer(), **limits)
         processor.save_pretrained(temporary)
         check_folder(temporary, rounded)
         move_in(temporary, output, max_mib)
@@ -177,10 +188,17 @@ def main(argv: list[str] | None = None) -> int:
         help="precision in which AR and NAR are stored (default: %(default)s)",
     )
     parser.add_argument("--max-mib", type=float, default=MAX_MIB, help="largest folder, MiB (default: %(default)s)")
+    parser.add_argument("--as-recorded", action="store_true", help="the colour and noise of prompts are played along")
+    parser.add_argument(
+        "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
+    )
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     try:
-        sizes = assemble(args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib)
+        options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
+        sizes = assemble(
+            args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
+        )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -54,6 +54,15 @@ def stored(folder):
     return {k: v for f in folder.glob("*.safetensors") for k, v in load_file(f).items()}
 
 
+def test_the_folder_says_how_it_is_played(parts, tmp_path):
+    assert assemble(tmp_path) == 0
+    assert not AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
+    assert assemble(tmp_path, "--as-recorded", "--onset-delay", "0.01") == 0
+    assert AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
+    assert AutoProcessor.from_pretrained(tmp_path / "out").onset_delay_seconds == 0.01
+    assert assemble(tmp_path, "--onset-delay", "1") == 2
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_folder_loads_in_fp32_and_equals_the_rounded_parts(parts, dtype, tmp_path):
     assert assemble(tmp_path, "--dtype", dtype) == 0

@@ -27,5 +27,5 @@ for job in "${jobs[@]}"; do wait "$job"; done
 jobs=()
 
 $python -m scripts.assemble_model --codec "$out/final/codec" --ar "$out/ar/model" --nar "$out/nar/model" \
-  --output checkpoints/starter
+  --as-recorded --onset-delay 0.01 --output checkpoints/starter  # the delay is measured: minus its onset bias
 $python -m scripts.evaluate --model checkpoints/starter "${sound[@]}" --output-dir "$out/evaluation"
