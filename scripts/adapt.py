@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 
+from modeling_midivalle.recording_midivalle import RecordingStream
 from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import Prompt
 from scripts.decoder_objectives import DecoderLosses
@@ -29,7 +30,7 @@ from scripts.metrics import note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.publishing import export
-from scripts.rendering import render_wave
+from scripts.rendering import recording_of, render_wave
 from scripts.schedules import warmup_cosine
 from scripts.transcription import Transcriber, TranscriptionError
 from tokenization.midi_midivalle import Performance
@@ -137,11 +138,29 @@ def play(model, processor, recording: Recording, recipe: AdaptRecipe, end: float
     """What can be heard of the held part's beginning, up to 12 s after the prompt just before it: how far the mean
     spectrum is from the recording's, and with a transcriber how many notes are found."""
     model.eval()
-    seconds, prompt_s = min(12.0, (recording.seconds - end) // GRID_S * GRID_S), recipe.prompt_seconds[1]
+    seconds, prompt = min(12.0, (recording.seconds - end) // GRID_S * GRID_S), prompt_of(recording, recipe, end)
     piece = processor.load(Performance(recording.notes, "the held part", {}), start=end, end=end + seconds)
-    prompt = Prompt(recording.cut(end - prompt_s, prompt_s), recording.notes_from(end - prompt_s))
     wave = render_wave(model, processor, piece, prompt, recipe.seed, max(seconds - piece.end, 0.0), {})
     return heard(recording, wave, end, seconds, transcriber)
+
+
+def prompt_of(recording: Recording, recipe: AdaptRecipe, end: float) -> Prompt:
+    """The longest prompt of `recipe` just before `end`, s."""
+    seconds = recipe.prompt_seconds[1]
+    return Prompt(recording.cut(end - seconds, seconds), recording.notes_from(end - seconds))
+
+
+@torch.no_grad()
+def reconstruct(model, recording: Recording, recipe: AdaptRecipe, end: float, seconds: float) -> np.ndarray:
+    """What the codec gives back of the recording from `end` s on, with the colour and noise of the prompt's recording
+    if the model plays so."""
+    codes, prompt = recording.heard[None].to(model.device), prompt_of(recording, recipe, end)
+    first, middle, last = (round(s * FRAMES_PER_SECOND) for s in (end - prompt.seconds, end, end + seconds))
+    wave, found = (
+        model.codec.decode_codes(codes[..., middle:last]),
+        recording_of(model, prompt, codes[..., first:middle]),
+    )
+    return (wave if found is None else RecordingStream(found)(wave))[0, 0].cpu().numpy()
 
 
 def heard(recording: Recording, wave: np.ndarray, end: float, seconds: float, transcriber) -> dict[str, float]:
@@ -196,9 +215,7 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     after, codec = figures(), {}
     if listen:
         seconds = min(12.0, (recording.seconds - end) // GRID_S * GRID_S)
-        first, size = (round(s * FRAMES_PER_SECOND) for s in (end, seconds))
-        codes = recording.codes[None, :, first : first + size].to(model.device)
-        codec = heard(recording, model.codec.decode_codes(codes)[0, 0].cpu().numpy(), end, seconds, transcriber)
+        codec = heard(recording, reconstruct(model, recording, recipe, end, seconds), end, seconds, transcriber)
     return {"steps": steps, "before": before, "after": after, "codec": codec}
 
 

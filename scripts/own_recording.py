@@ -8,6 +8,7 @@ import torch
 
 from processing.audio_midivalle import SAMPLING_RATE, read_audio, to_mono_32k
 from processing.prompts_midivalle import check_offset
+from scripts.rendered_audio import onset_roll
 from tokenization.midi_midivalle import load_performance
 
 FRAMES_PER_SECOND, GRID_S = 50, 0.5
@@ -25,13 +26,14 @@ class Recording:
     Args:
         wave (`np.ndarray` of shape `(samples,)`): 32 kHz.
         notes (`np.ndarray` of `NOTE_DTYPE`): s from its start.
-        codes (`torch.LongTensor` of shape `(K, T)`).
+        heard, played (`torch.LongTensor` of shape `(K, T)`): Codes as the codec hears it, for prompts, and with its
+            keys as they were played, for targets: else the decoders would learn to leave out what is not heard.
         tokenizer: `MidiValleTokenizer`.
     """
 
-    def __init__(self, wave: np.ndarray, notes: np.ndarray, codes: torch.Tensor, tokenizer):
-        self.wave, self.notes, self.codes, self.tokenizer = wave, notes, codes, tokenizer
-        self.seconds = codes.shape[1] / FRAMES_PER_SECOND
+    def __init__(self, wave: np.ndarray, notes: np.ndarray, heard: torch.Tensor, played: torch.Tensor, tokenizer):
+        self.wave, self.notes, self.heard, self.played, self.tokenizer = wave, notes, heard, played, tokenizer
+        self.seconds = heard.shape[1] / FRAMES_PER_SECOND
 
     def cut(self, start: float, seconds: float) -> np.ndarray:
         """Wave `(samples,)` of a stretch, s."""
@@ -49,9 +51,9 @@ class Recording:
         for prompt, target in windows:
             segments = [(self.notes, prompt, prompt + prompt_s), (self.notes, target, target + target_s)]
             ids.append(torch.from_numpy(self.tokenizer.encode_notes(segments)))
-            spans = ((prompt, prompt_s), (target, target_s))
-            edges = [(round(start * FRAMES_PER_SECOND), round(size * FRAMES_PER_SECOND)) for start, size in spans]
-            codes.append(torch.cat([self.codes[:, first : first + size] for first, size in edges], 1))
+            parts = ((self.heard, prompt, prompt_s), (self.played, target, target_s))
+            edges = [(part, round(s * FRAMES_PER_SECOND), round(n * FRAMES_PER_SECOND)) for part, s, n in parts]
+            codes.append(torch.cat([part[:, first : first + size] for part, first, size in edges], 1))
         midi_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         lengths = torch.tensor([len(i) for i in ids])
         return {
@@ -98,17 +100,22 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
         raise RecordingError(
             f"{Path(midi).name}: {len(notes)} notes lie within the recording; {FEWEST_NOTES} are needed"
         )
-    return Recording(wave, notes, encode(model.codec, wave), tokenizer), remark
+    return Recording(wave, notes, encode(model.codec, wave), encode(model.codec, wave, notes), tokenizer), remark
 
 
 @torch.no_grad()
-def encode(codec, wave: np.ndarray) -> torch.LongTensor:
-    """Codes `(K, T)` of `wave` `(samples,)`, in chunks that begin inside running music."""
+def encode(codec, wave: np.ndarray, notes: np.ndarray | None = None) -> torch.LongTensor:
+    """Codes `(K, T)` of `wave` `(samples,)`, in chunks that begin inside running music; with `notes`, and a codec whose
+    codes tell keys, as they were played."""
     hop, device = SAMPLING_RATE // FRAMES_PER_SECOND, next(codec.parameters()).device
     size, lead, found = CODEC_CHUNK_S * SAMPLING_RATE, CODEC_LEAD_S * SAMPLING_RATE, []
-    wave = torch.from_numpy(wave[: len(wave) // hop * hop])
+    wave, roll = torch.from_numpy(wave[: len(wave) // hop * hop]), None
+    if notes is not None and codec.config.num_key_axes:
+        roll = torch.from_numpy(onset_roll(notes, len(wave) // hop).astype(np.float32) / 127)[None].to(device)
     for start in range(0, len(wave), size):
         first = max(start - lead, 0)
-        codes = codec.encode_codes(wave[first : start + size + hop * CODEC_TAIL_FRAMES][None, None].to(device))[0].cpu()
+        end = min(start + size + hop * CODEC_TAIL_FRAMES, len(wave))
+        struck = None if roll is None else roll[:, first // hop : end // hop]
+        codes = codec.encode_codes(wave[first:end][None, None].to(device), struck=struck)[0].cpu()
         found.append(codes[:, (start - first) // hop :][:, : size // hop])
     return torch.cat(found, 1)[:, : len(wave) // hop]

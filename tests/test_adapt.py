@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, EncodecFeatureExtractor
 
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor, write_audio
 from scripts import adapt
-from scripts.own_recording import encode
-from tokenization import MidiValleTokenizer
+from scripts.own_recording import Recording, encode
+from scripts.rendered_audio import onset_roll
+from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 RECIPE = """
 rank: 2
@@ -101,3 +103,22 @@ def test_chunks_have_the_codes_of_the_whole(make_model, seconds):
     whole = codec.encode_codes(torch.from_numpy(wave[: len(wave) // 640 * 640])[None, None])[0]
     assert codes.shape == whole.shape == (4, len(wave) // 640)
     assert (codes == whole).float().mean() > 0.99
+
+
+def test_targets_are_learned_as_they_were_played():
+    """With their keys, in every chunk; prompts are as they are heard, when the piece is played too."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=90, num_key_axes=88, num_lstm_layers=1))
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_(std=0.3)
+    wave = 0.1 * np.random.default_rng(1).standard_normal(35 * RATE).astype(np.float32)
+    notes = np.array([(t / 4, 0.2, 40 + t % 30, 80) for t in range(139)], NOTE_DTYPE)
+    heard, played = encode(codec.eval(), wave), encode(codec, wave, notes)
+    struck = torch.from_numpy(onset_roll(notes, heard.shape[1]).astype(np.float32) / 127)[None]
+    whole = codec.encode_codes(torch.from_numpy(wave)[None, None], struck=struck)[0]
+    assert (played == whole).float().mean() > 0.99
+    places = struck[0].any(1)
+    assert (heard != played)[:, places].any(0).all() and (heard == played)[:, ~places].float().mean() > 0.99
+    recording = Recording(wave, notes, heard, played, MidiValleTokenizer())
+    codes = recording.batch([(3.0, 32.0)], 1.0, 2.0)["audio_codes"][0]
+    assert torch.equal(codes, torch.cat([heard[:, 150:200], played[:, 1600:1700]], 1))
