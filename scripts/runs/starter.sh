@@ -14,7 +14,7 @@ scripts/runs/codec.sh "$pack" "$out" codes
 # The codes are fixed from here on: data and decoders need not wait for the codec's decoder.
 scripts/runs/codec.sh "$pack" "$out" decoder &
 jobs+=($!)
-for split in train:1536 validation:16; do
+for split in train:3072 validation:16; do
   $python -m scripts.prepare_dataset --codec "$out/codes" "${sound[@]}" --split "${split%:*}" --items "${split#*:}" \
     --shard-items 32 --output-dir "$out/data"
 done
