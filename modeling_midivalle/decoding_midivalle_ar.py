@@ -51,6 +51,7 @@ class FrameDecoder:
         self.known = midi[0].shape[1] + ids.shape[1]  # places of the cache that the prefill fills
         self.cache = Cache(layers=[PreallocatedLayer(self.known + frames) for _ in ar.model.layers])
         self.given = {"midi_ids": midi[0], "midi_attention_mask": midi[1], "prompt_lengths": prompt_lengths}
+        self.prompt_summary = None  # known from the prefill on
         self.mask = torch.cat([mask, mask.new_ones(len(mask), frames)], 1)
         self.logits = self._forward(ids).clone()
         if not self.is_plain:
@@ -61,10 +62,9 @@ class FrameDecoder:
         decoder, numbers = self.ar.model, torch.arange(self.frames, device=mask.device)
         index = mask.sum(1, keepdim=True) + numbers
         predicted = decoder.predicted_frames(index, self.given["prompt_lengths"])
-        midi_and_prompt = {name: value for name, value in self.given.items() if name != "prompt_summary"}
-        self.added = decoder.embeddings.describe_frames(index, predicted, **midi_and_prompt)
-        if "prompt_summary" in self.given:
-            self.added = self.added + self.given["prompt_summary"]
+        self.added = decoder.embeddings.describe_frames(index, predicted, **self.given)
+        if self.prompt_summary is not None:
+            self.added = self.added + self.prompt_summary
         self.rotary = None
         if decoder.config.position_embedding_type == "time_rotary":
             cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
@@ -156,10 +156,10 @@ class FrameDecoder:
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
+            prompt_summary=self.prompt_summary,
             **self.given,
         )
-        if output.prompt_summary is not None:
-            self.given["prompt_summary"] = output.prompt_summary
+        self.prompt_summary = output.prompt_summary
         return output.logits[:, -1]
 
     def _step(self, code: torch.LongTensor, frame: int | torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ NOISE_RANGE_DB = 60.0
 TAPS, DESIGN = 2048, 4096  # samples
 
 
-class Recording(NamedTuple):
+class RecordingChain(NamedTuple):
     """Taps of the filter that all goes through, `(TAPS,)`, and of that through which white noise of deviation one
     becomes the recording's, or None; both float32 and minimum-phase: nothing sounds before a strike."""
 
@@ -36,7 +36,7 @@ class Recording(NamedTuple):
     noise_taps: torch.Tensor | None
 
 
-def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate: int) -> Recording:
+def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate: int) -> RecordingChain:
     """
     What tells a recording from the codec's version of it.
 
@@ -67,12 +67,12 @@ def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate:
     gains = (padded.unfold(0, len(SMOOTH), 1) @ smooth / smooth.sum()).clamp(*LIMITS_DB)
     taps = filter_taps(gains, sampling_rate).to(recorded.device)
     if music == BANDS:
-        return Recording(taps, None)
+        return RecordingChain(taps, None)
     density = _decibels(power[0].mean(0) / bank.sum(0) / window.square().sum())
     below = _decibels(power[0].quantile(0.1, 0) / bank.sum(0) / window.square().sum())[:music]
     density[:music] = below.minimum(density[music])  # there music hides it
     density = density.clamp(min=float(density.max()) - NOISE_RANGE_DB)
-    return Recording(taps, filter_taps(density, sampling_rate).to(recorded.device))
+    return RecordingChain(taps, filter_taps(density, sampling_rate).to(recorded.device))
 
 
 def filter_taps(gains: torch.Tensor, sampling_rate: int) -> torch.Tensor:
@@ -87,9 +87,9 @@ def filter_taps(gains: torch.Tensor, sampling_rate: int) -> torch.Tensor:
 
 
 class RecordingStream:
-    """A [`Recording`] around a wave that comes piece by piece. The noise is the same every time."""
+    """A [`RecordingChain`] around a wave that comes piece by piece. The noise is the same every time."""
 
-    def __init__(self, recording: Recording):
+    def __init__(self, recording: RecordingChain):
         self.filter = StreamFilter(recording.taps)
         self.noise = None if recording.noise_taps is None else StreamFilter(recording.noise_taps)
         self.generator = torch.Generator().manual_seed(0)
@@ -132,4 +132,4 @@ def _decibels(power: torch.Tensor) -> torch.Tensor:
     return 10 * (power + 1e-30).log10()
 
 
-__all__ = ["Recording", "RecordingStream", "measure_recording"]
+__all__ = ["RecordingChain", "RecordingStream", "measure_recording"]

@@ -156,11 +156,10 @@ def reconstruct(model, recording: Recording, recipe: AdaptRecipe, end: float, se
     if the model plays so."""
     codes, prompt = recording.heard[None].to(model.device), prompt_of(recording, recipe, end)
     first, middle, last = (round(s * FRAMES_PER_SECOND) for s in (end - prompt.seconds, end, end + seconds))
-    wave, found = (
-        model.codec.decode_codes(codes[..., middle:last]),
-        recording_of(model, prompt, codes[..., first:middle]),
-    )
-    return (wave if found is None else RecordingStream(found)(wave))[0, 0].cpu().numpy()
+    wave = model.codec.decode_codes(codes[..., middle:last])
+    if (found := recording_of(model, prompt, codes[..., first:middle])) is not None:
+        wave = RecordingStream(found)(wave)
+    return wave[0, 0].cpu().numpy()
 
 
 def heard(recording: Recording, wave: np.ndarray, end: float, seconds: float, transcriber) -> dict[str, float]:

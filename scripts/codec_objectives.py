@@ -110,7 +110,7 @@ class HearingObjective(Objective):
     """A trained encoder goes on to hear which keys are struck, as in `EncoderObjective`, and its other axes stay as
     they are (`keep`): codebooks and decoder need not change, nor what was learned on codes with keys as played.
 
-    Only the layers behind the second strided convolution learn, at a thousandth of the audio's cost and less.
+    Only the layers behind the second strided convolution learn; in front of them is most of the work, and no gradient.
     """
 
     def __init__(self, codec, bf16: bool):

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from modeling_midivalle.recording_midivalle import Recording
+from modeling_midivalle.recording_midivalle import RecordingChain
 from processing import AudioWriter
 from processing.audio_midivalle import check_output
 from scripts.journal import Journal, journal_threads
@@ -258,7 +258,11 @@ def journal_path(task: Task) -> Path:
 
 
 def make_job(
-    setting: Setting, task: Task, prompt_codes: torch.Tensor, recording: Recording | None, layout: list[dict] | None
+    setting: Setting,
+    task: Task,
+    prompt_codes: torch.Tensor,
+    recording: RecordingChain | None,
+    layout: list[dict] | None,
 ) -> Job:
     """The job of a task; when its turn comes it finds what an interrupted render has left."""
     args, model = setting.args, setting.model

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from modeling_midivalle import CodecStream
-from modeling_midivalle.recording_midivalle import Recording
+from modeling_midivalle.recording_midivalle import RecordingChain
 from modeling_midivalle.sampling_midivalle import last_frames, pad_codes, window_seed
 from scripts.decoding import Decoding
 from scripts.journal import Journal
@@ -30,7 +30,7 @@ class Job:
         performance (`Performance`), windows (`list[tuple[float, float]]`), prompt (`Prompt`, *optional*): Of a
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
-        recording (`Recording`, *optional*): What its recording adds, see `recording_of`.
+        recording (`RecordingChain`, *optional*): What its recording adds, see `recording_of`.
         seed (`int`): Of the piece.
         carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
         layout (`list[dict]`, *optional*): Of `scripts.scheduling.layouts`; each window alone if not given.
@@ -47,7 +47,7 @@ class Job:
     prompt: object
     prompt_codes: torch.LongTensor
     seed: int
-    recording: Recording | None = None
+    recording: RecordingChain | None = None
     sinks: list = field(default_factory=list)
     carries: bool = True
     layout: list[dict] | None = None
@@ -283,7 +283,9 @@ def encode_prompt(model, prompt) -> torch.LongTensor:
     return model.codec.encode_codes(torch.from_numpy(np.ascontiguousarray(prompt.wave))[None, None].to(model.device))
 
 
-def recording_of(model, prompt, prompt_codes: torch.LongTensor, as_recorded: bool | None = None) -> Recording | None:
+def recording_of(
+    model, prompt, prompt_codes: torch.LongTensor, as_recorded: bool | None = None
+) -> RecordingChain | None:
     """What the recording of a `Prompt` adds to its codes; None without one, or where model or `as_recorded` say so."""
     if prompt is None or not (model.config.as_recorded if as_recorded is None else as_recorded):
         return None

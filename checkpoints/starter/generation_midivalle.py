@@ -14,7 +14,7 @@ from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_T
 from .decoding_midivalle_ar import FrameDecoder
 from .modeling_midivalle_frame_notes import read_notes
 from .modeling_midivalle_layers import check_midi_ids
-from .recording_midivalle import Recording, measure_recording
+from .recording_midivalle import RecordingChain, measure_recording
 from .sampling_midivalle import (
     Sampler,
     align_right,
@@ -124,17 +124,13 @@ class MidiValleGenerationMixin(GenerationMixin):
             raise ValueError("a stream is of one piece; generate takes several")
         inputs = {"input_values": input_values, "padding_mask": padding_mask}
         inputs |= {"prompt_codes": prompt_codes, "prompt_lengths": prompt_lengths, "target_frames": target_frames}
-        inputs |= {
-            "context_frames": context_frames,
-            "window_counts": window_counts,
-            "seed": seed,
-            "as_recorded": as_recorded,
-        }
+        inputs |= {"context_frames": context_frames, "window_counts": window_counts, "seed": seed}
+        inputs["as_recorded"] = as_recorded
         for _, _, audio in self._stream(input_ids, attention_mask, **inputs, **sampling):
             yield audio
 
     @torch.no_grad()
-    def measure_prompt(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> Recording:
+    def measure_prompt(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> RecordingChain:
         """What tells the recording of a prompt, `recorded` `(samples,)`, from the codec's version of it, `prompt_codes`
         `(1, K, P)`; for [`CodecStream`]."""
         made = self.codec.decode_codes(prompt_codes)[0, 0]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
-from .recording_midivalle import Recording, RecordingStream
+from .recording_midivalle import RecordingChain, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
 
@@ -47,7 +47,7 @@ class CodecStream:
 
     Args:
         codec (`PianoEncodecModel`): in eval mode.
-        recording (`Recording`, *optional*): whose colour and noise all the audio is given.
+        recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
 
     Example:
 
@@ -56,7 +56,7 @@ class CodecStream:
     >>> audio = torch.cat([stream.push(codes[..., :100]), stream.push(codes[..., 100:], is_last=True)], -1)
     ```"""
 
-    def __init__(self, codec, recording: Recording | None = None):
+    def __init__(self, codec, recording: RecordingChain | None = None):
         layers = list(codec.decoder.layers)
         recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
