@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
-from .modeling_midivalle_frame_notes import read_notes
+from .modeling_midivalle_frame_notes import read_notes, struck_keys
 from .modeling_midivalle_layers import check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
 from .sampling_midivalle import (
@@ -189,10 +189,22 @@ class MidiValleGenerationMixin(GenerationMixin):
                 seed=[window_seed(seeds[b], w) for b in pieces],
                 **sampling,
             )
-            for b, row, new in zip(pieces, rows, codes.split(1)):
+            known = prompt_lengths[pieces] + context_frames[rows].to(prompt_lengths.device)
+            struck = self.struck_keys(input_ids[rows], mask, known, codes.shape[-1])
+            for i, (b, row, new) in enumerate(zip(pieces, rows, codes.split(1))):
                 new = new if target_frames is None else new[..., : int(target_frames[row])]
                 history[b] = torch.cat([history[b], new], -1)[..., -keep:]
-                yield b, new, streams[b].push(new, is_last=w == counts[b] - 1)
+                keys = None if struck is None else struck[i : i + 1, : new.shape[-1]]
+                yield b, new, streams[b].push(new, is_last=w == counts[b] - 1, struck=keys)
+
+    def struck_keys(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor, frames: int
+    ) -> torch.Tensor | None:
+        """What the codec's decoder is told of the notes beside the codes: the keys that are struck, `(B, frames, 88)`,
+        from frame `first` `(B,)` of the windows `input_ids` on; None unless `config.keys_from_midi`."""
+        if not self.config.keys_from_midi:
+            return None
+        return struck_keys(input_ids, attention_mask, first.to(input_ids.device), frames)
 
     @torch.no_grad()
     def generate_codes(

@@ -13,6 +13,7 @@ from torch import nn
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_SECOND, UNITS_PER_TICK
 
+NUM_KEYS = 88  # of a piano
 DECAY_S = 0.5  # s, fall of the "how old is this tone" feature
 RELEASE_S = 0.1  # s, fall of the "how long ago was it released" feature
 LONG_AGO = -1e9  # 1/4800 s; for keys never struck
@@ -38,6 +39,23 @@ def read_notes(midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor) ->
     end = onset + (duration - 3) * UNITS_PER_TICK
     key = (pitch - 4).clamp(min=0)
     return Notes(key, onset.float(), (onset - age).float(), end.float(), (2 * (velocity - 4) + 1).float() / 127, valid)
+
+
+def struck_keys(
+    midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor, first: torch.LongTensor, frames: int
+) -> torch.Tensor:
+    """
+    Velocity over 127 where a key is struck in a frame, else 0, `(B, frames, 88)`, of the MIDI rows `(B, N, 6)`; the
+    result begins at frame `first` `(B,)` of their time axis. Held rows were struck before, and are not again.
+    """
+    notes = read_notes(midi_ids, midi_attention_mask)
+    place = notes.onset.long() // UNITS_PER_FRAME - first[:, None]
+    inside = notes.valid & (notes.strike >= notes.onset) & (place >= 0) & (place < frames)
+    flat = place.clamp(0, max(frames - 1, 0)) * NUM_KEYS + notes.key
+    struck = notes.velocity.new_zeros(len(midi_ids), frames * NUM_KEYS)
+    if frames:
+        struck.scatter_reduce_(1, flat, notes.velocity * inside, "amax")
+    return struck.view(len(midi_ids), frames, NUM_KEYS)
 
 
 class FrameNotes(nn.Module):

@@ -70,16 +70,19 @@ class CodecStream:
         return self.before.context + self.behind.context
 
     @torch.no_grad()
-    def push(self, audio_codes: torch.LongTensor, is_last: bool = False) -> torch.Tensor:
+    def push(
+        self, audio_codes: torch.LongTensor, is_last: bool = False, struck: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Args:
             audio_codes (`torch.LongTensor` of shape `(1, K, T)`): the next frames.
             is_last (`bool`): nothing follows: all the audio that is left is given.
+            struck (`torch.Tensor` of shape `(1, T, 88)`, *optional*): as in [`PianoEncodecModel.decode_codes`].
         Returns:
             `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
         """
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
-        latent = self.codec.quantizer.decode(audio_codes.transpose(0, 1))
+        latent = self.codec.latent_of(audio_codes, struck)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
             return nothing

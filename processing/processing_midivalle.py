@@ -226,6 +226,8 @@ class MidiValleProcessor(ProcessorMixin):
             midi = self.tokenizer.load_performance(midi, sustain)
             if midi.warning:
                 logger.warning(midi.warning)
+        if not len(midi.notes):
+            raise ProcessorError(f"{midi.name}: holds no notes; give a performance with some")
         if start is None and end is None:
             return midi
         start, end = start or 0.0, math.inf if end is None else end

@@ -112,6 +112,7 @@ def assemble(
     max_mib: float = MAX_MIB,
     as_recorded: bool = False,
     onset_delay_seconds: float = 0.0,
+    keys_from_midi: bool = False,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -120,7 +121,7 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        as_recorded: as in `MidiValleConfig`.
+        as_recorded, keys_from_midi: as in `MidiValleConfig`.
         onset_delay_seconds: as in `MidiValleProcessor`.
     Returns:
         Parameters of each part by its name.
@@ -129,8 +130,10 @@ def assemble(
     """
     folders = {"codec": codec, "ar": ar, "nar": nar}
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
+    if keys_from_midi and not getattr(parts["codec"].config, "num_key_axes", 0):
+        raise AssembleError(f"--codec {codec}: has no axes of keys, which --keys-from-midi needs")
     model = MidiValleForConditionalGeneration.from_sub_models(**parts)
-    model.config.as_recorded = as_recorded
+    model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -189,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--max-mib", type=float, default=MAX_MIB, help="largest folder, MiB (default: %(default)s)")
     parser.add_argument("--as-recorded", action="store_true", help="the colour and noise of prompts are played along")
+    parser.add_argument("--keys-from-midi", action="store_true", help="the MIDI tells the codec which keys are struck")
     parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
@@ -196,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     try:
         options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
+        options["keys_from_midi"] = args.keys_from_midi
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
         )

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scripts.codec_recipe import CodecRecipe
 from scripts.pianos import SAMPLING_RATE
-from scripts.rendered_audio import HOP, codes_path, onsets_path
+from scripts.rendered_audio import CODES, HOP, codes_path, onsets_path
 
 MIXING, LEVELS = 1, 2  # what a number is drawn for
 PEAK = 0.97
@@ -28,8 +28,10 @@ class StoredCrops(Dataset):
 
     A crop holds `input_values (samples,)` and `onsets (frames, 88)`, velocity over 127 where a key is struck, else 0;
     with the hash of a codec that has encoded every pool (see `codes_path`) also `audio_codes (K, lead + frames)`, from
-    `lead_seconds` before the crop on: of every other crop with its notes as played, if there are such codes. Crops
-    start on a frame.
+    `lead_seconds` before the crop on: of every other crop with its notes as played, if there are such codes. Where a
+    model has generated codes too (`scripts.generate_pool`), half of the crops have these, and all but those with codes
+    as heard are `told (1,)` their keys, for which `lead_onsets (lead, 88)` are those before the crop. Crops start on a
+    frame.
     """
 
     def __init__(self, paths, crop_seconds: float, seed: int = 0, codec_sha256: str | None = None, lead_seconds=0.0):
@@ -38,9 +40,10 @@ class StoredCrops(Dataset):
         self.lead = round(lead_seconds * SAMPLING_RATE) // HOP
         self.pools = [_pool(path) for path in paths]
         self.onsets = [_pool(onsets_path(path)) for path in paths]
-        kinds = [[codes_path(path, codec_sha256, played) for path in paths] for played in (False, True) if codec_sha256]
-        kinds = [names for names in kinds if all(name.is_file() for name in names)]
-        self.codes = [[_pool(name) for name in names] for names in kinds]
+        found = {kind: [codes_path(p, codec_sha256, kind) for p in paths] for kind in CODES if codec_sha256}
+        found = {kind: names for kind, names in found.items() if all(name.is_file() for name in names)}
+        self.codes = {kind: [_pool(name) for name in names] for kind, names in found.items()}
+        self.kinds = list(self.codes) + ["generated"] * ("generated" in self.codes)
         for path, pool in zip(paths, self.pools, strict=True):
             if pool.shape[1] // HOP < self.lead + self.frames:
                 raise ValueError(f"{path}: its excerpts are shorter than a crop of {crop_seconds} s and its lead")
@@ -57,8 +60,12 @@ class StoredCrops(Dataset):
         onsets = self.onsets[p][e, frame : frame + self.frames].astype(np.float32) / 127
         item = {"input_values": wave, "onsets": onsets}
         if self.codes:
-            codes = self.codes[int(rng.integers(len(self.codes)))][p]
+            kind = self.kinds[int(rng.integers(len(self.kinds)))]
+            codes = self.codes[kind][p]
             item["audio_codes"] = codes[e, :, frame - self.lead : frame + self.frames].astype(np.int64)
+            if "generated" in self.codes:
+                item["told"] = np.array(kind != "heard")
+                item["lead_onsets"] = self.onsets[p][e, frame - self.lead : frame].astype(np.float32) / 127
         return item
 
 

@@ -12,13 +12,13 @@ from scripts.codec_features import SpectralFeatures
 from scripts.codec_listener import Listener, onset_loss
 from scripts.codec_losses import SpectralLoss
 from scripts.codec_oscillators import (
-    KICK,
     PITCHES,
     front_layers,
     has_kicks,
+    kick_loss,
     kick_rows,
+    last_layers,
     sing,
-    struck_partials,
     synthesis_basis,
 )
 from scripts.codec_quantizer import quantize_train
@@ -65,14 +65,15 @@ class Objective(torch.nn.Module):
 
     @torch.no_grad()
     def quantised(self, batch) -> torch.Tensor:
-        """What the decoder gets (B, D, lead + T): of stored codes, or of the sound, every other row of it with its keys
-        as they were played."""
+        """What the decoder gets (B, D, lead + T): of stored codes, if they are `told` with their keys from the notes;
+        or of the sound, every other row of it with its keys as they were played."""
+        struck = [batch[name] for name in ("lead_onsets", "onsets") if name in batch]
         if (codes := batch.get("audio_codes")) is not None:
-            return self.codec.quantizer.decode(codes.transpose(0, 1))
+            latent = self.codec.quantizer.decode(codes.transpose(0, 1))
+            return with_keys(latent, torch.cat(struck, 1), batch["told"]) if "told" in batch else latent
         latent = self.encode(torch.cat([batch[name] for name in ("lead", "input_values") if name in batch], 1))
         if self.codec.config.num_key_axes:
-            struck = torch.cat([batch[name] for name in ("lead_onsets", "onsets") if name in batch], 1)
-            latent = half_played(latent, struck, batch.get("has_notes"))
+            latent = half_played(latent, torch.cat(struck, 1), batch.get("has_notes"))
         return quantize_train(self.codec.quantizer, latent)[0]
 
     def _run(self, layers, x: torch.Tensor) -> torch.Tensor:
@@ -146,8 +147,9 @@ class DecoderObjective(Objective):
     eighth of the work), then all of it.
 
     With a `lead`, or more codes than samples, the LSTM hears the first ones, so that it remembers what sounds, and
-    nothing is made of them. A `listener` adds two losses: how many of the struck keys it hears in the output (`notes`),
-    and how differently it hears output and target (`heard`).
+    nothing is made of them. Where struck keys kick the oscillators, the layers in front go on to learn when (`kicks`).
+    A `listener` adds two losses: how many of the struck keys it hears in the output (`notes`), and how differently it
+    hears output and target (`heard`).
     """
 
     def __init__(self, codec, bf16: bool, sing_steps: int, listener: Listener | None = None):
@@ -166,23 +168,29 @@ class DecoderObjective(Objective):
         kept = [(p, rows) for name, p in lstm.named_parameters() if name.endswith(oscillating)]
         if lstm.num_layers == 2:
             kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
-        if lstm.num_layers > 2 and has_kicks(lstm):  # what tells when to kick stays as it was taught
-            codec.decoder.layers[0].requires_grad_(False)
-            for name, parameter in lstm.named_parameters():
-                if int(name[-1]) < lstm.num_layers - 2:
-                    parameter.requires_grad_(False)
+        self.kicks = lstm.num_layers > 2 and has_kicks(lstm)
         for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
             parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index, 0.0))
 
     def forward(self, batch):
         wave, latent = batch["input_values"], self.quantised(batch)
-        first, lstm, *rest = self.codec.decoder.layers
+        first, recurrent, *rest = self.codec.decoder.layers
         frames = wave.shape[1] // self.codec.config.hop_length
-        hidden = lstm(first(latent))[..., -frames:]
+        hidden = first(latent)
+        if self.kicks:
+            told = front_layers(recurrent.lstm, hidden.transpose(1, 2))
+            hidden = hidden + last_layers(recurrent.lstm, told).transpose(1, 2)
+        else:
+            hidden = recurrent(hidden)
+        hidden = hidden[..., -frames:]
         if self.step < self.sing_steps:
             return self.spectral(sing(hidden, self.basis, self.codec.config.hop_length), wave), None
         output = self._speak(rest, hidden)
         losses = self.spectral(output, wave)
+        if self.kicks:
+            losses["kicks"] = kick_loss(
+                recurrent.lstm, told[:, -frames:], batch["onsets"], self.codec.config.frame_rate
+            )
         if self.listener is not None:
             losses |= listening_losses(self.listener, output, wave, batch["onsets"], batch.get("has_notes"))
         return losses, output
@@ -212,7 +220,6 @@ class KickObjective(Objective):
         passed = torch.cat([torch.arange(2 * PITCHES, width) + gate * width for gate in range(4)])
         self.register_buffer("rows", kick_rows(lstm), persistent=False)
         self.register_buffer("passed", self.weight.detach()[passed], persistent=False)
-        self.register_buffer("rest", self.bias.detach()[self.rows].clone(), persistent=False)
         self.taught = copy.deepcopy(lstm).requires_grad_(False)
         for parameter in (self.weight, self.bias):
             mask = torch.zeros_like(parameter)
@@ -225,12 +232,10 @@ class KickObjective(Objective):
             hidden = self.codec.decoder.layers[0](self.quantised(batch)).transpose(1, 2)
             skipped = max(WARMING_UP - (hidden.shape[1] - frames), 0)
             wanted = front_layers(self.taught, hidden)[:, -frames:][:, skipped:] @ self.passed.T
-            struck = struck_partials(batch["onsets"])[:, skipped:]
         told = front_layers(self.lstm, hidden)[:, -frames:][:, skipped:]
         keep = (told @ self.passed.T - wanted).square().mean() / wanted.var()
-        kicks = (told @ self.weight[self.rows].T + self.bias[self.rows] - self.rest) / KICK
-        weight = 1 + STRUCK_WEIGHT * (struck > 0)
-        return {"keep": keep, "kicks": (weight * (kicks - struck).square()).mean()}, None
+        kicks = kick_loss(self.lstm, told, batch["onsets"][:, skipped:], self.codec.config.frame_rate)
+        return {"keep": keep, "kicks": kicks}, None
 
 
 class WholeObjective(Objective):
@@ -289,7 +294,11 @@ def half_played(latent: torch.Tensor, struck: torch.Tensor, has_notes: torch.Ten
     (B, T, 88)`: so the codes of what the encoder hears and those of what is known, which decoders learn to predict, are
     both at home in the codec."""
     known = torch.arange(len(latent), device=latent.device) % 2 == 1
-    known = known if has_notes is None else known & has_notes
+    return with_keys(latent, struck, known if has_notes is None else known & has_notes)
+
+
+def with_keys(latent: torch.Tensor, struck: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """`latent` (B, D, T), the rows `known (B,)` with the keys `struck (B, T, 88)`."""
     return torch.where(known[:, None, None], write_keys(latent, struck), latent)
 
 

@@ -71,27 +71,40 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
     if features.memory:  # what passes the oscillators' layer is added up
         bias = lstm.get_parameter(f"bias_ih_l{front}")
         bias[width + n : 2 * width] = math.log(features.memory / (1 - features.memory))
-    theta = 2 * math.pi * pitch_frequencies() / codec.config.frame_rate
+    theta = _turns(codec.config.frame_rate)
     gate = torch.sigmoid(torch.tensor(OPEN)).item()
     # tanh(tanh(x)) is about x - 2/3 x^3; what it takes from a circle of this radius, as far off the origin, is given
     # back
     gain = 1 / ((1 - 1.5 * RADIUS**2) * gate**2)
     cell, bias = (lstm.get_parameter(f"{name}_l{front}")[2 * width : 3 * width] for name in ("weight_hh", "bias_ih"))
-    quarter = (theta / (math.pi / 2)).round() * (math.pi / 2)
-    theta = quarter + torch.where(theta < quarter, -1, 1) * (theta - quarter).abs().clamp_min(CLEARANCE)
     for k, angle in enumerate(theta.tolist()):
         c, s = gain * math.cos(angle), gain * math.sin(angle)
         cell[2 * k, 2 * k], cell[2 * k, 2 * k + 1] = c, -s
         cell[2 * k + 1, 2 * k], cell[2 * k + 1, 2 * k + 1] = s, c
-        # the centre is put off the origin, where the LSTM starts: so it turns at once
-        bias[2 * k] = RADIUS * math.sqrt(1 - 2 * math.cos(angle) + 1)
+    bias[: 2 * PITCHES : 2] = resting_bias(codec.config.frame_rate)
     centre, radius = _measure(lstm, front, n, width)
     _gate_by_bands(lstm, features, codec, scale, centre, radius, width, n)
+
+
+def resting_bias(frame_rate: int) -> torch.Tensor:
+    """(PITCHES,) what pushes the first of each pair in each frame where no key is struck: the centre of the circle is
+    put off the origin, where the LSTM starts, so it turns at once."""
+    return (RADIUS * (2 - 2 * _turns(frame_rate).cos()).sqrt()).float()
 
 
 def kick_rows(lstm) -> torch.Tensor:
     """(PITCHES,) rows of the weights of the layer of oscillators that push the first of each pair."""
     return 2 * lstm.hidden_size + torch.arange(0, 2 * PITCHES, 2, device=lstm.weight_ih_l0.device)
+
+
+def kick_loss(lstm, told: torch.Tensor, onsets: torch.Tensor, frame_rate: int) -> torch.Tensor:
+    """How far the oscillators' kicks are from those of the struck keys `onsets (B, T, 88)`, squared, kicks themselves
+    three times; `told (B, T, width)` is what the layers in front of them give."""
+    rows, layer = kick_rows(lstm), lstm.num_layers - 2
+    weight, bias = (lstm.get_parameter(f"{name}_l{layer}")[rows] for name in ("weight_ih", "bias_ih"))
+    kicks = (told @ weight.T + bias - resting_bias(frame_rate).to(bias)) / KICK
+    struck = struck_partials(onsets)
+    return ((1 + 2.0 * (struck > 0)) * (kicks - struck).square()).mean()
 
 
 def has_kicks(lstm) -> bool:
@@ -101,14 +114,19 @@ def has_kicks(lstm) -> bool:
 
 def front_layers(lstm, hidden: torch.Tensor) -> torch.Tensor:
     """Output (B, T, width) of the layers in front of the oscillators for the input (B, T, width) of the first."""
-    count = lstm.num_layers - 2
-    weights = [
-        lstm.get_parameter(f"{name}_l{layer}")
-        for layer in range(count)
-        for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-    ]
-    start = hidden.new_zeros(count, len(hidden), lstm.hidden_size)
-    return torch._VF.lstm(hidden, (start, start), weights, True, count, 0.0, lstm.training, False, True)[0]
+    return _layers(lstm, hidden, range(lstm.num_layers - 2))
+
+
+def last_layers(lstm, told: torch.Tensor) -> torch.Tensor:
+    """Output (B, T, width) of the oscillators and their gates for that of `front_layers`."""
+    return _layers(lstm, told, range(lstm.num_layers - 2, lstm.num_layers))
+
+
+def _layers(lstm, hidden: torch.Tensor, layers: range) -> torch.Tensor:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    weights = [lstm.get_parameter(f"{name}_l{layer}") for layer in layers for name in names]
+    start = hidden.new_zeros(len(layers), len(hidden), lstm.hidden_size)
+    return torch._VF.lstm(hidden, (start, start), weights, True, len(layers), 0.0, lstm.training, False, True)[0]
 
 
 def struck_partials(onsets: torch.Tensor) -> torch.Tensor:
@@ -185,6 +203,13 @@ def start_synthesis(codec) -> None:
     weight[0, 0, last.kernel_size[0] // 2] = 1 / math.tanh(PEAK)
     last.weight = weight
     last.bias.zero_()
+
+
+def _turns(frame_rate: int) -> torch.Tensor:
+    """(PITCHES,) by which angle each oscillator turns from frame to frame, fp64."""
+    theta = 2 * math.pi * pitch_frequencies() / frame_rate
+    quarter = (theta / (math.pi / 2)).round() * (math.pi / 2)
+    return quarter + torch.where(theta < quarter, -1, 1) * (theta - quarter).abs().clamp_min(CLEARANCE)
 
 
 def _is_transposed(layer) -> bool:

@@ -113,17 +113,17 @@ def encode_pools(folder: str, pools: list[str]) -> None:
     """Codes of whole pools, beside them, as heard and, if the codec has key axes, as played: training the decoder then
     needs no encoder."""
     codec, sha256 = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32), codec_hash(folder)
-    kinds = (False, True) if codec.config.num_key_axes else (False,)
+    kinds = ("heard", "played") if codec.config.num_key_axes else ("heard",)
     for pool in pools:
-        targets = [codes_path(pool, sha256, played) for played in kinds]
+        targets = [codes_path(pool, sha256, kind) for kind in kinds]
         if all(target.is_file() for target in targets):
             continue
         waves, onsets = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r")
         codes = [[] for _ in kinds]
         for start in tqdm(range(0, len(waves), 8), desc=targets[0].name):
             latent = codec.encoder(torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None])
-            for played, found in zip(kinds, codes, strict=True):
-                if played:
+            for kind, found in zip(kinds, codes, strict=True):
+                if kind == "played":
                     latent = write_keys(latent, torch.from_numpy(onsets[start : start + 8].astype(np.float32) / 127))
                 found.append(codec.quantizer.encode(latent).transpose(0, 1).numpy().astype(np.int16))
         for target, found in zip(targets, codes, strict=True):

@@ -31,7 +31,7 @@ from scripts.manifest import (
 from scripts.model_folder import choose_prompt, load_model, load_processor, model_folder
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
-from scripts.rendering import Job, encode_prompt, frames_of, recording_of, render_jobs, window_sizes
+from scripts.rendering import Job, encode_prompt, frames_of, keys_of, recording_of, render_jobs, window_sizes
 from scripts.resources import batch_rows, choose_threads
 from scripts.scheduling import layouts, schedule, steps_again
 from scripts.transcription import Transcriber, TranscriptionError
@@ -267,7 +267,8 @@ def make_job(
     """The job of a task; when its turn comes it finds what an interrupted render has left."""
     args, model = setting.args, setting.model
     recipe = setting.recipe | {"midi": task.sha256, "windows": task.windows, "layout": layout}
-    job = Job(task.performance, task.windows, setting.prompt, prompt_codes, args.seed, recording, layout=layout)
+    keys = keys_of(model, setting.processor, task.performance, task.windows, setting.prompt)
+    job = Job(task.performance, task.windows, setting.prompt, prompt_codes, args.seed, recording, keys, layout=layout)
     job.is_exact, job.carries = args.compat is None, not args.parallel
     if setting.recorded:
         job.planned = setting.recorded["attempts"]

@@ -18,6 +18,7 @@ from scripts.rooms import Room, without_clipping
 from tokenization.midi_midivalle import MidiError, Performance, load_performance
 
 HOP = 640
+CODES = ("heard", "played", "generated")  # kinds of codes of a pool, see `codes_path`
 LOWEST_PITCH, PITCHES = 21, 88
 
 
@@ -129,9 +130,10 @@ def onsets_path(pool: str | Path) -> Path:
     return Path(pool).with_suffix(".onsets.npy")
 
 
-def codes_path(pool: str | Path, codec_sha256: str, played: bool = False) -> Path:
-    """Where the codes (excerpts, K, frames) of a pool by one codec lie: as heard, or with its notes as `played`."""
-    return Path(pool).with_suffix(f".{codec_sha256[:12]}{'.played' * played}.npy")
+def codes_path(pool: str | Path, codec_sha256: str, kind: str = "heard") -> Path:
+    """Where the codes (excerpts, K, frames) of a pool by one codec lie: as `heard`, with its notes as `played`, or
+    `generated` from its notes."""
+    return Path(pool).with_suffix(f".{codec_sha256[:12]}{'' if kind == 'heard' else '.' + kind}.npy")
 
 
 def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:

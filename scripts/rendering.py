@@ -31,6 +31,7 @@ class Job:
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
         recording (`RecordingChain`, *optional*): What its recording adds, see `recording_of`.
+        keys (callable, *optional*): `keys(window, frames)`: what is struck in its new frames, see `keys_of`.
         seed (`int`): Of the piece.
         carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
         layout (`list[dict]`, *optional*): Of `scripts.scheduling.layouts`; each window alone if not given.
@@ -48,6 +49,7 @@ class Job:
     prompt_codes: torch.LongTensor
     seed: int
     recording: RecordingChain | None = None
+    keys: Callable | None = None
     sinks: list = field(default_factory=list)
     carries: bool = True
     layout: list[dict] | None = None
@@ -88,11 +90,15 @@ class Job:
     def _add(self, attempt: int, codes: torch.LongTensor) -> None:
         self.attempts.append(attempt)
         self.codes.append(codes)
-        is_last = self.done == len(self.windows)
-        self.decoding(lambda: self._decode(codes, is_last))
+        is_last, struck = self.done == len(self.windows), self.struck(self.done - 1, codes)
+        self.decoding(lambda: self._decode(codes, is_last, struck))
 
-    def _decode(self, codes: torch.LongTensor, is_last: bool) -> None:
-        wave = self.stream.push(codes, is_last)[0, 0].cpu().numpy()
+    def struck(self, window: int, codes: torch.LongTensor) -> torch.Tensor | None:
+        """The keys that are struck in `codes` `(1, K, T)` of a window, `(1, T, 88)`; None: what the codes say."""
+        return self.keys(window, codes.shape[-1]) if self.keys else None
+
+    def _decode(self, codes: torch.LongTensor, is_last: bool, struck: torch.Tensor | None) -> None:
+        wave = self.stream.push(codes, is_last, struck)[0, 0].cpu().numpy()
         if is_last and self.is_exact:
             rate = self.stream.codec.config.sampling_rate
             wave = wave[: round(self.windows[-1][1] * rate) - self.samples]  # the last frame may reach beyond the end
@@ -269,7 +275,8 @@ class Collected(list):
 def render_wave(model, processor, performance, prompt, seed: int, ring_out: float, sampling: dict) -> np.ndarray:
     """A performance after a prompt as one wave `(samples,)`."""
     windows, sink, codes = processor.windows(performance, ring_out), Collected(), encode_prompt(model, prompt)
-    job = Job(performance, windows, prompt, codes, seed, recording_of(model, prompt, codes), sinks=[sink])
+    recording, keys = recording_of(model, prompt, codes), keys_of(model, processor, performance, windows, prompt)
+    job = Job(performance, windows, prompt, codes, seed, recording, keys, sinks=[sink])
     for _ in render_jobs(model, processor, {0: job}, schedule([len(windows)], 1), sampling):
         if job.error:
             raise job.error
@@ -281,6 +288,20 @@ def encode_prompt(model, prompt) -> torch.LongTensor:
     if prompt is None:
         return torch.zeros(1, model.config.ar_config.num_codebooks, 0, dtype=torch.long, device=model.device)
     return model.codec.encode_codes(torch.from_numpy(np.ascontiguousarray(prompt.wave))[None, None].to(model.device))
+
+
+def keys_of(model, processor, performance, windows: list[tuple[float, float]], prompt) -> Callable | None:
+    """`keys(window, frames)`, the keys that are struck in the new frames of window number `window`, `(1, frames, 88)`,
+    for models with `keys_from_midi`; None for others."""
+    if not model.config.keys_from_midi:
+        return None
+
+    def keys(window: int, frames: int) -> torch.Tensor:
+        inputs = processor.window_inputs(performance, *windows[window], prompt).to(model.device)
+        first = inputs["prompt_lengths"] + inputs["context_frames"]
+        return model.struck_keys(inputs["input_ids"], inputs["attention_mask"], first, frames)
+
+    return keys
 
 
 def recording_of(

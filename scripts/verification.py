@@ -43,10 +43,14 @@ class Verifier:
         """Report on one window with `codes` `(1, K, T)`: its onset F1 (None without notes) and what is wrong."""
         rate = self.codec.config.sampling_rate
         start, end = job.windows[window]
-        before = torch.cat([job.prompt_codes[..., :0], *job.codes[:window]], -1)[..., -round(CONTEXT_S * 50) :]
-        wave = self.codec.decode_codes(torch.cat([before, codes], -1))[0, 0].cpu().numpy()
+        earliest = max(w for w in range(window + 1) if w == 0 or job.windows[w][0] <= start - CONTEXT_S)
+        heard = {w: job.codes[w] for w in range(earliest, window)} | {window: codes}
+        size = sum(part.shape[-1] for part in heard.values())
+        size = min(size, codes.shape[-1] + round(CONTEXT_S * 50))  # the frames before are the context
+        struck = torch.cat([job.struck(w, part) for w, part in heard.items()], 1)[:, -size:] if job.keys else None
+        wave = self.codec.decode_codes(torch.cat(list(heard.values()), -1)[..., -size:], struck)[0, 0].cpu().numpy()
         notes = self.transcriber(wave, rate)
-        notes["onset"] += start - before.shape[-1] / 50
+        notes["onset"] += start - (size - codes.shape[-1]) / 50
         first = start - EDGE_S if window else -np.inf
         last = end - EDGE_S if window + 1 < len(job.windows) else np.inf
         return {"start": start, "end": end} | compare(job.performance.notes, notes, first, last)

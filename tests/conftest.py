@@ -88,13 +88,18 @@ def make_nar():
 
 @pytest.fixture
 def make_model():
-    """`make_model("tiny" | "summary" | "published")` -> a tiny codec + AR + NAR in eval mode, with filled codebooks."""
+    """`make_model("tiny" | "summary" | "keys" | "published")` -> a tiny codec + AR + NAR in eval mode, with filled
+    codebooks; "keys": its codec is told by the MIDI which keys are struck."""
 
     def make(preset="tiny", seed=0):
         torch.manual_seed(seed)
         config = MidiValleConfig.from_preset("tiny")
         if preset == "summary":
             config.ar_config.prompt_summary_size = config.nar_config.prompt_summary_size = 8
+        if preset == "keys":
+            codec = {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88}
+            config = MidiValleConfig.from_preset("tiny", codec)
+            config.keys_from_midi = True
         if preset == "published":
             config = MidiValleConfig(
                 codec_config=config.codec_config.to_dict(),

@@ -61,6 +61,7 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
     assert AutoProcessor.from_pretrained(tmp_path / "out").onset_delay_seconds == 0.01
     assert assemble(tmp_path, "--onset-delay", "1") == 2
+    assert assemble(tmp_path, "--keys-from-midi") == 2  # this codec has no axes of keys
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

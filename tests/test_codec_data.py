@@ -71,10 +71,28 @@ def test_stored_crops(pool):
 
 def test_every_other_crop_has_its_notes_as_played(pool):
     """Where there are codes of both kinds, about half of the crops are of each."""
-    np.save(codes_path(pool, "0123456789abcdef", played=True), np.full((3, 4, 10), 999, np.int16))
+    np.save(codes_path(pool, "0123456789abcdef", "played"), np.full((3, 4, 10), 999, np.int16))
     source = StoredCrops([pool], 0.08, 1, "0123456789abcdef")
     played = [bool((source[i]["audio_codes"] == 999).all()) for i in range(40)]
     assert 10 < sum(played) < 30 and played == [bool((source[i]["audio_codes"] == 999).all()) for i in range(40)]
+
+
+def test_where_a_model_has_generated_codes_half_of_the_crops_have_them(pool):
+    """Those and the ones with notes as played are told their keys, of the lead too; those as heard are not."""
+    for kind, value in (("played", 999), ("generated", 888)):
+        np.save(codes_path(pool, "0123456789abcdef", kind), np.full((3, 4, 10), value, np.int16))
+    items = [StoredCrops([pool], 0.08, 1, "0123456789abcdef", 0.04)[i] for i in range(80)]
+    kinds = [int(item["audio_codes"][0, 0]) for item in items]
+    assert 25 < kinds.count(888) < 55 and 10 < kinds.count(999) < 30
+    assert [bool(item["told"]) for item in items] == [kind >= 888 for kind in kinds]
+    onsets = np.load(onsets_path(pool))
+    for item in items:
+        around = np.concatenate([item["lead_onsets"], item["onsets"]]) * np.float32(127)
+        assert any(np.allclose(around, onsets[e, f : f + 6]) for e in range(3) for f in range(5))
+    batch = next(CropBatches(StoredCrops([pool], 0.08, 1, "0123456789abcdef", 0.04), CodecRecipe(), 5)())
+    assert batch["told"].dtype == torch.bool and batch["told"].shape == (5,)
+    for kind in ("played", "generated"):
+        codes_path(pool, "0123456789abcdef", kind).unlink()
 
 
 def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():

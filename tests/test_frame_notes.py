@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from modeling_midivalle.modeling_midivalle_frame_notes import FrameNotes, read_notes
+from modeling_midivalle.modeling_midivalle_frame_notes import FrameNotes, read_notes, struck_keys
 
 
 def features(rows, first, width):
@@ -54,6 +54,30 @@ def test_held_note_sounds_but_is_not_struck():
     rows = torch.tensor([[39 + 4, 67, 3 + 96, 388 - 96, 4, 4]])  # at frame 0 it is 0.5 s old
     got = features(rows, 0, 3)[:, :, 39]
     torch.testing.assert_close(got[0], torch.tensor([0, 0, 1, math.exp(-1), 0]))
+
+
+def test_struck_keys():
+    """Note by note: by frame and key the velocity; held, padded and special rows, and other frames, strike nothing."""
+    rows = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1],
+            [4 + 39, 4 + 31, 100, 388 - 50, 4, 4],  # held: struck before
+            [4 + 39, 4 + 31, 100, 388, 4 + 10, 4],  # at 10 / 192 s, in frame 2
+            [4 + 51, 4 + 63, 100, 388, 4 + 10, 4],
+            [4 + 0, 4 + 10, 100, 388, 4 + 383, 5],  # at 767 / 192 s, in frame 199
+            [4 + 87, 4 + 20, 100, 388, 4, 6],  # in frame 200
+            [2, 2, 2, 2, 2, 2],
+        ]
+    )
+    mask = torch.ones(2, len(rows))
+    mask[1, 3] = 0
+    struck = struck_keys(rows.expand(2, -1, -1), mask, torch.tensor([0, 2]), 200)
+    assert struck.shape == (2, 200, 88)
+    expected = torch.zeros(2, 200, 88)
+    expected[0, 2, 39], expected[0, 2, 51], expected[0, 199, 0] = 63 / 127, 127 / 127, 21 / 127
+    expected[1, 0, 39], expected[1, 197, 0], expected[1, 198, 87] = 63 / 127, 21 / 127, 41 / 127
+    assert torch.equal(struck, expected)
+    assert struck_keys(rows[None], mask[:1], torch.tensor([0]), 0).shape == (1, 0, 88)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -201,6 +201,27 @@ def test_the_audio_is_as_the_prompt_was_recorded(make_model, song):
     assert torch.equal(torch.cat(list(model.generate_stream(**alone)), -1), model.generate(**alone))
 
 
+@torch.no_grad()
+def test_the_midi_tells_the_codec_which_keys_are_struck(make_model, song):
+    """The codes stay, the audio is that of their spectra and of the keys in the MIDI rows, each piece's own."""
+    model = make_model("keys")
+    told = model.generate(**song, return_dict_in_generate=True)
+    model.config.keys_from_midi = False
+    plain = model.generate(**song, return_dict_in_generate=True)
+    assert torch.equal(told.audio_codes, plain.audio_codes)
+    for b, frames in enumerate((21, 30)):
+        rows, given = row(song, b), int(song["prompt_lengths"][b])
+        struck = torch.zeros(1, frames, 88)
+        for pitch, velocity, _, ioi, position, bar in rows["input_ids"][0].tolist():
+            frame = ((bar - 4) * 384 + position - 4) * 50 // 192 - given
+            if pitch >= 4 and ioi >= 388 and 0 <= frame < frames:
+                struck[0, frame, pitch - 4] = max(struck[0, frame, pitch - 4], (2 * (velocity - 4) + 1) / 127)
+        assert struck.count_nonzero() > 2
+        expected = model.codec.decode_codes(told.audio_codes[b : b + 1, :, :frames], struck)
+        torch.testing.assert_close(told.audio_values[b : b + 1, :, : frames * 640], expected, atol=1e-5, rtol=0)
+        assert (expected - plain.audio_values[b : b + 1, :, : frames * 640]).abs().max() > 1e-4
+
+
 def test_left_padded_midi_equals_right_padded(make_model, song):
     model = make_model()
     right = model.generate_codes(**song, do_sample=False)

@@ -399,6 +399,7 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
         ({"promt_audio": noise(2), "padding": True}, ProcessorError, "promt_audio, padding: not an argument beside"),
         ({"midi": None, "text": "Pitch_60"}, ProcessorError, "need midi"),
         ({"midi": midi()}, MidiError, "no notes"),
+        ({"midi": performance()}, ProcessorError, "piece.mid: holds no notes"),
         ({"end": 45.0}, ProcessorError, "a ring-out of 44.0 s is not possible"),
         ({"start": 3.0}, ProcessorError, "no note sounds between 3.0 and inf"),
         ({"start": -1.0}, ProcessorError, "give 0 <= start < end"),

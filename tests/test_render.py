@@ -51,10 +51,15 @@ def noise(seconds, level=0.1):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model folder as it lies on the Hub, with a tiny random model and two prompts."""
+    """A model folder as it lies on the Hub, with a tiny random model, whose codec the MIDI tells which keys are struck,
+    and two prompts."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    model = MidiValleForConditionalGeneration(MidiValleConfig.from_preset("tiny"))
+    config = MidiValleConfig.from_preset(
+        "tiny", {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88}
+    )
+    config.keys_from_midi = True
+    model = MidiValleForConditionalGeneration(config)
     for layer in model.codec.quantizer.layers:
         layer.codebook.embed.normal_(std=0.3)
     model.save_pretrained(folder)
@@ -161,7 +166,7 @@ def test_render_is_what_the_model_streams(folder, run):
     whole = model.generate(**inputs, seed=7, temperature=1.0, top_k=5)[0, 0]
     wave = read_audio("out.wav")[0][:, 0]
     assert len(wave) == round(render_end("piece.mid") * RATE)
-    assert np.abs(wave - whole.numpy()[: len(wave)]).max() <= 1.01 / 32768  # 16 bits
+    assert np.abs(wave - whole.numpy()[: len(wave)]).max() <= 1.51 / 32768  # 16 bits
 
 
 def test_lists_prompts(run):

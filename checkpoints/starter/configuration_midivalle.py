@@ -249,6 +249,8 @@ class MidiValleConfig(PreTrainedConfig):
         has_codec (`bool`, defaults to `True`): `False` leaves the codec out: the model knows codes only.
         as_recorded (`bool`, defaults to `False`): what is generated after a recorded prompt is given the colour and the
             noise of its recording (`recording_midivalle.py`), unless `generate` is told otherwise.
+        keys_from_midi (`bool`, defaults to `False`): the codec's decoder is told which keys are struck, and how hard,
+            by the MIDI, not by the codes that were predicted from it; for a codec with `num_key_axes`.
 
     Example:
 
@@ -271,6 +273,7 @@ class MidiValleConfig(PreTrainedConfig):
     share_midi_embeddings: bool = False
     has_codec: bool = True
     as_recorded: bool = False
+    keys_from_midi: bool = False
     initializer_range: float = 0.02
 
     @classmethod
@@ -314,6 +317,8 @@ class MidiValleConfig(PreTrainedConfig):
                 )
         if codec.hop_length * self.frame_rate != codec.sampling_rate:
             raise ValueError(f"the codec must have {self.frame_rate} frames per second, see sampling_rate and ratios")
+        if self.keys_from_midi and not codec.num_key_axes:
+            raise ValueError("keys_from_midi needs a codec whose latent has axes of keys (num_key_axes)")
         sizes = [(c.midi_vocab_sizes, c.midi_embedding_sizes) for c in (ar, nar)]
         if sizes[0][0] != sizes[1][0] or (self.share_midi_embeddings and sizes[0] != sizes[1]):
             raise ValueError(

@@ -1,12 +1,35 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Piano-Encodec: transformers' EnCodec with codes as (B, K, T), the axes of this project."""
 
+import math
+
 import torch
+from torch.nn import functional as F
 from transformers import EncodecModel
+from transformers.models.encodec.modeling_encodec import EncodecConvTranspose1d
 
 from .configuration_piano_encodec import PianoEncodecConfig
 
 STRUCK = (1.8, 1.8)  # a key struck at velocity v is STRUCK[0] + STRUCK[1] * v / 127 in its axis of the latent, else 0
+
+
+class PianoEncodecUpsampling(EncodecConvTranspose1d):
+    """
+    EnCodec's transposed convolution; without gradients on a CPU it is a matrix product whose columns are added up where
+    they overlap. oneDNN, to which torch gives it, is no faster then, and prepares itself for up to 3 s whenever the
+    length is a new one.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or self.norm_type == "time_group_norm":
+            return super().forward(hidden_states)
+        (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
+        columns = self.conv.weight.flatten(1).T @ hidden_states
+        length = (hidden_states.shape[-1] - 1) * stride + kernel_size
+        output = F.fold(columns, (1, length), (1, kernel_size), stride=(1, stride))[:, :, 0] + self.conv.bias[:, None]
+        padding = kernel_size - stride
+        right = math.ceil(padding * self.trim_right_ratio) if self.causal else padding // 2
+        return output[..., padding - right : length - right]
 
 
 class PianoEncodecModel(EncodecModel):
@@ -16,6 +39,12 @@ class PianoEncodecModel(EncodecModel):
     """
 
     config: PianoEncodecConfig
+
+    def __init__(self, config: PianoEncodecConfig):
+        super().__init__(config)
+        for layer in self.decoder.layers:
+            if isinstance(layer, EncodecConvTranspose1d):
+                layer.__class__ = PianoEncodecUpsampling  # the same parameters by the same names
 
     @torch.no_grad()
     def encode_codes(
@@ -50,9 +79,7 @@ class PianoEncodecModel(EncodecModel):
             raise ValueError("input_values has a row without a sample")
         dtype = next(self.encoder.parameters()).dtype
         codes = input_values.new_zeros((B, self.config.num_quantizers, -(-L // hop)), dtype=torch.long)
-        if struck is not None and struck.shape != (B, codes.shape[2], self.config.num_key_axes):
-            wanted = (B, codes.shape[2], self.config.num_key_axes)
-            raise ValueError(f"struck must be {wanted}, keys last, got {tuple(struck.shape)}")
+        self._check_struck(struck, B, codes.shape[2])
         for length in sorted(set(lengths)):
             rows = [b for b in range(B) if lengths[b] == length]
             latent = self.encoder(input_values[rows, :, :length].to(dtype))
@@ -63,16 +90,18 @@ class PianoEncodecModel(EncodecModel):
         return codes
 
     @torch.no_grad()
-    def decode_codes(self, audio_codes: torch.LongTensor) -> torch.Tensor:
+    def decode_codes(self, audio_codes: torch.LongTensor, struck: torch.Tensor | None = None) -> torch.Tensor:
         """
         Codes to audio.
 
         Args:
             audio_codes (`torch.LongTensor` of shape `(B, K, T)`): in `[0, codebook_size)`, K at most `num_quantizers`.
+            struck (`torch.Tensor` of shape `(B, T, 88)`, *optional*): as in `encode_codes`: these keys are struck,
+                whatever the codes say.
         Returns:
             `torch.Tensor` of shape `(B, 1, hop_length * T)`, float32.
         Raises:
-            ValueError: wrong axes or a code out of range.
+            ValueError: wrong axes, a code out of range, or `struck` does not fit.
         """
         if audio_codes.ndim != 3 or audio_codes.shape[1] > self.config.num_quantizers:
             raise ValueError(
@@ -83,8 +112,19 @@ class PianoEncodecModel(EncodecModel):
             raise ValueError(f"audio_codes must lie in [0, {size})")
         if not audio_codes.shape[-1]:
             return torch.zeros(len(audio_codes), 1, 0, device=audio_codes.device)
-        latent = self.quantizer.decode(audio_codes.transpose(0, 1))
+        latent = self.latent_of(audio_codes, struck)
         return self.decoder(latent.to(next(self.decoder.parameters()).dtype)).float()
+
+    def latent_of(self, audio_codes: torch.LongTensor, struck: torch.Tensor | None = None) -> torch.Tensor:
+        """What the decoder is given `(B, D, T)` of `audio_codes` and `struck` as in `decode_codes`."""
+        self._check_struck(struck, len(audio_codes), audio_codes.shape[-1])
+        latent = self.quantizer.decode(audio_codes.transpose(0, 1))
+        return latent if struck is None else write_keys(latent, struck)
+
+    def _check_struck(self, struck: torch.Tensor | None, rows: int, frames: int) -> None:
+        wanted = (rows, frames, self.config.num_key_axes)
+        if struck is not None and struck.shape != wanted:
+            raise ValueError(f"struck must be {wanted}, keys last, got {tuple(struck.shape)}")
 
 
 def write_keys(latent: torch.Tensor, struck: torch.Tensor) -> torch.Tensor:

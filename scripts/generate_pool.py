@@ -1,0 +1,175 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Audio beside what a model makes of its notes, for the last step of the codec's decoder.
+
+    python -m scripts.generate_pool --model FOLDER --codec CODEC --midi-root PACK/midi --piano PIANO.tar ... \\
+        --items 800 --output runs/generated.npy
+
+The decoder has learned from codes of recordings. What it is given in the end are codes that AR and NAR have generated:
+means of many recordings, whose spectra are smoother, and beside them the notes themselves (`keys_from_midi`). From
+pairs of such codes and the recording that they stand for it learns what to make of them.
+
+Item i is a target of the train split after a prompt of the same recording, drawn from (seed, i). Written are what
+`scripts.render_pool` writes, the keys at the times at which the model is given them, and `POOL.CODEC.generated.npy`,
+int16 (items, K, frames); `scripts.train_codec encode` adds the codes as heard and as played. A run that was interrupted
+goes on where it stopped when it is started again.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from modeling_midivalle import PianoEncodecModel
+from modeling_midivalle.sampling_midivalle import pad_codes
+from processing import Prompt
+from scripts.model_folder import load_model, load_processor
+from scripts.pianos import SAMPLING_RATE
+from scripts.prepare_dataset import codec_hash
+from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
+from scripts.rendered_audio import HOP, PITCHES, codes_path, onsets_path
+from scripts.rendering import encode_prompt
+from scripts.rooms import ROOMS
+from tokenization import Performance
+
+
+class Drawn(Dataset):
+    """Item i: the notes and the audio of a target, and its prompt; None for a target without notes."""
+
+    def __init__(self, recordings: RenderedRecordings, data: DataArguments, processor):
+        self.recordings, self.data, self.processor = recordings, data, processor
+
+    def __getitem__(self, index: int):
+        prompt, target, _ = self.recordings.draw(index, self.data)
+        first, size = round(LEAD_S * SAMPLING_RATE), round(self.data.target_seconds * SAMPLING_RATE)
+        inside = target.notes["onset"] < self.data.target_seconds
+        if not inside.any():
+            return None
+        piece = self.processor.load(
+            Performance(target.notes, target.source, {}), start=0.0, end=self.data.target_seconds
+        )
+        wave = np.round(np.clip(target.wave[first : first + size], -1, 1) * 32767).astype(np.int16)
+        return piece, Prompt(prompt.wave, prompt.notes), wave
+
+
+@torch.no_grad()
+def generate(model, processor, items: list, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (B, K, T) of items that are not None, and the keys (B, T, 88), uint8, that the model was given."""
+    pieces, prompts, _ = map(list, zip(*items, strict=True))
+    inputs = processor.window_inputs(pieces, [0.0] * len(items), [seconds] * len(items), prompts).to(model.device)
+    prompt_codes, lengths = pad_codes([encode_prompt(model, prompt) for prompt in prompts])
+    given = inputs["input_ids"], inputs["attention_mask"]
+    with torch.autocast(model.device.type, torch.bfloat16):  # what rounding changes is no more than a draw would
+        codes = model.generate_codes(*given, prompt_codes, lengths, inputs["target_frames"])
+    model.config.keys_from_midi = True  # they will be, when the decoder has learned from them
+    struck = model.struck_keys(*given, lengths, codes.shape[-1])
+    return codes.cpu().numpy().astype(np.int16), (struck * 127).round().byte().cpu().numpy()
+
+
+class Pool:
+    """The files of a pool in the making, and how many items are done; `settings` must be those that it began with."""
+
+    def __init__(self, output: Path, sha256: str, items: int, frames: int, books: int, settings: dict):
+        self.files = {
+            output: ((items, frames * HOP), np.int16),
+            onsets_path(output): ((items, frames, PITCHES), np.uint8),
+        }
+        self.files[codes_path(output, sha256, "generated")] = ((items, books, frames), np.int16)
+        self.state, self.settings = output.with_suffix(".state.json"), settings
+        mode, self.done = "w+", 0
+        if self.state.is_file():
+            state = json.loads(self.state.read_text())
+            if state["settings"] != settings:
+                raise ValueError(f"{self.state}: another pool was begun here; delete it, or give another --output")
+            mode, self.done = "r+", state["done"]
+        opened = np.lib.format.open_memmap
+        self.arrays = [opened(_temporary(f), mode=mode, shape=s, dtype=t) for f, (s, t) in self.files.items()]
+
+    def add(self, waves: np.ndarray, onsets: np.ndarray, codes: np.ndarray, done: int) -> None:
+        """The next items; they are on disk when `state` says so."""
+        for array, values in zip(self.arrays, (waves, onsets, codes), strict=True):
+            array[self.done : done] = values
+            array.flush()
+        self.done = done
+        _temporary(self.state).write_text(json.dumps({"settings": self.settings, "done": done}))
+        os.replace(_temporary(self.state), self.state)
+
+    def finish(self) -> None:
+        """Give the files their names."""
+        for file in reversed(self.files):  # the audio last: with it, all are there
+            os.replace(_temporary(file), file)
+        self.state.unlink()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def make_pool(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    folder, output = Path(args.model), Path(args.output)
+    if output.exists():
+        raise ValueError(f"{output}: exists already; delete it, or give another --output")
+    model = load_model(folder, args.device)
+    if not model.config.codec_config.num_key_axes:
+        raise ValueError(f"{folder}: its codec has no axes of keys (num_key_axes), so nothing can be told to it")
+    books = PianoEncodecModel.from_pretrained(args.codec).quantizer.state_dict()
+    if any(not torch.equal(value.cpu(), books.get(name)) for name, value in model.codec.quantizer.state_dict().items()):
+        raise ValueError(f"--codec {args.codec}: has other codebooks than the codec of {folder}")
+    processor = load_processor(folder)
+    rooms = args.room or list(ROOMS)
+    recordings = RenderedRecordings(args.midi_root, "train", args.piano, rooms, args.seed)
+    seconds = processor.max_window_seconds - processor.context_seconds - 0.5  # as long as windows of a piece
+    data = DataArguments("train", processor.max_prompt_seconds, seconds, args.seed, keep_audio=False)
+    names = [Path(piano).name for piano in args.piano]
+    settings = {"seed": args.seed, "items": args.items, "pianos": names, "rooms": rooms, "seconds": seconds}
+    sha256 = codec_hash(args.codec)
+    settings["codec"] = sha256
+    frames = round(seconds * 50)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    pool = Pool(output, sha256, args.items, frames, model.config.ar_config.num_codebooks, settings)
+    batches = [
+        list(range(i, min(i + args.batch_size, args.items))) for i in range(pool.done, args.items, args.batch_size)
+    ]
+    drawn = DataLoader(
+        Drawn(recordings, data, processor), batch_sampler=batches, num_workers=args.workers, collate_fn=list
+    )
+    with tqdm(total=args.items, initial=pool.done, unit="item") as bar:
+        for indices, items in zip(batches, drawn, strict=True):
+            found = [item for item in items if item is not None]
+            codes, onsets = generate(model, processor, found, seconds)
+            places = (np.cumsum([item is not None for item in items]) - 1) % len(found)  # the silent take another's
+            pool.add(np.stack([found[p][2] for p in places]), onsets[places], codes[places], indices[-1] + 1)
+            bar.update(len(indices))
+    pool.finish()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="model folder whose AR and NAR generate")
+    parser.add_argument("--codec", required=True, help="its codec's own folder, whose decoder is to learn")
+    parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
+    parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
+    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
+    parser.add_argument("--items", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=8, help="items generated at a time")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (default: a GPU if there is one)")
+    parser.add_argument("--output", required=True, help=".npy file")
+    try:
+        make_pool(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`python -m scripts.generate_pool`: codes of notes beside the recording that they stand for."""
+
+import numpy as np
+import pytest
+from transformers import EncodecFeatureExtractor
+
+from processing import MidiValleProcessor
+from scripts import generate_pool
+from scripts.codec_data import StoredCrops
+from scripts.prepare_dataset import codec_hash
+from scripts.rendered_audio import codes_path, onsets_path
+from tokenization import MidiValleTokenizer
+
+
+@pytest.fixture
+def make(make_model, tiny_pack, tmp_path, capsys):
+    """`make("--items", 3, ...)` -> exit code and what was said, with a tiny model whose codec has axes of keys; pieces
+    of 1 s after 1 s."""
+    make_model("keys").save_pretrained(tmp_path / "model")
+    extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000)
+    limits = {"max_prompt_seconds": 1.0, "max_window_seconds": 2.0, "context_seconds": 0.5, "onset_delay_seconds": 0.02}
+    MidiValleProcessor(extractor, MidiValleTokenizer(), **limits).save_pretrained(tmp_path / "model")
+    make_model("keys").codec.save_pretrained(tmp_path / "codec")
+
+    def run(*more):
+        arguments = ["--model", tmp_path / "model", "--codec", tmp_path / "codec", "--midi-root", tiny_pack / "midi"]
+        arguments += ["--piano", tiny_pack / "piano", "--room", "studio", "--workers", 0, "--batch-size", 2]
+        code = generate_pool.main([*map(str, arguments), "--output", str(tmp_path / "pool.npy"), *map(str, more)])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def files_of(folder):
+    return {path.name: np.load(path) for path in sorted(folder.glob("pool*.npy"))}
+
+
+def test_a_pool(make, tmp_path, monkeypatch):
+    """What a decoder learns from that is told its keys; interrupted and started again, the same."""
+    assert make("--items", 5)[0] == 0
+    whole, sha256 = files_of(tmp_path), codec_hash(tmp_path / "codec")
+    pool = tmp_path / "pool.npy"
+    codes, onsets = whole[codes_path(pool, sha256, "generated").name], whole[onsets_path(pool).name]
+    assert whole["pool.npy"].shape == (5, 32_000) and codes.shape == (5, 4, 50) and onsets.shape == (5, 50, 88)
+    assert np.abs(whole["pool.npy"]).max(1).min() > 300 and 0 <= codes.min() < codes.max() < 2048
+    assert len({row.tobytes() for row in codes}) == 5 and (onsets > 0).any((1, 2)).all()
+    np.save(codes_path(pool, sha256), np.zeros_like(codes))
+    kinds = [StoredCrops([pool], 0.3, 0, sha256, 0.2)[i] for i in range(20)]
+    assert (
+        {bool(item["told"]) for item in kinds} == {bool(item["audio_codes"].any()) for item in kinds} == {False, True}
+    )
+    assert make("--items", 5) == (2, f"error: {pool}: exists already; delete it, or give another --output\n")
+    for path in tmp_path.glob("pool*"):
+        path.unlink()
+
+    add = generate_pool.Pool.add
+
+    def stop(self, *arguments):
+        if self.done:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(generate_pool.Pool, "add", stop)
+        make("--items", 5)
+    assert not pool.exists()
+    assert "another pool was begun here" in make("--items", 4)[1]
+    drawn = []
+    monkeypatch.setattr(generate_pool.Pool, "add", lambda self, *a: drawn.append(self.done) or add(self, *a))
+    assert make("--items", 5)[0] == 0 and drawn == [2, 4]
+    again = files_of(tmp_path)
+    assert again.keys() == whole.keys() and all(np.array_equal(again[name], whole[name]) for name in whole)
+    assert not list(tmp_path.glob(".pool*")) and not list(tmp_path.glob("*.json"))
+
+
+def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path):
+    code, said = make("--codec", tiny_pack / "codec")
+    assert code == 2 and "has other codebooks than the codec of" in said
+    make_model("tiny").save_pretrained(tmp_path / "plain")
+    code, said = make("--model", tmp_path / "plain")
+    assert code == 2 and "its codec has no axes of keys" in said
