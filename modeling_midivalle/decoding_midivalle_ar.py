@@ -49,7 +49,10 @@ class FrameDecoder:
         self.ar, self.frames, self.is_plain = ar, frames, _is_observed(ar)
         self.uniform_steps = not self.is_plain and (ids.is_cuda if uniform_steps is None else uniform_steps)
         self.known = midi[0].shape[1] + ids.shape[1]  # places of the cache that the prefill fills
-        self.cache = Cache(layers=[PreallocatedLayer(self.known + frames) for _ in ar.model.layers])
+        # where weights are rounded to 8 bits, keys and values are to 16: late in a window they are as much to read
+        self.stored_dtype = torch.bfloat16 if ar.config.quantization and _has_bf16_attention(ids.device) else None
+        layers = [PreallocatedLayer(self.known + frames, self.stored_dtype) for _ in ar.model.layers]
+        self.cache = Cache(layers=layers)
         self.given = {"midi_ids": midi[0], "midi_attention_mask": midi[1], "prompt_lengths": prompt_lengths}
         self.prompt_summary = None  # known from the prefill on
         self.mask = torch.cat([mask, mask.new_ones(len(mask), frames)], 1)
@@ -74,7 +77,8 @@ class FrameDecoder:
         attended = torch.cat([self.given["midi_attention_mask"].bool(), self.mask.bool()], 1)
         self.penalty = None
         if self.uniform_steps or not attended.all():
-            self.penalty = self.added.new_zeros(attended.shape).masked_fill(~attended, -torch.inf)[:, None, None]
+            penalty = self.added.new_zeros(attended.shape, dtype=self.stored_dtype or self.added.dtype)
+            self.penalty = penalty.masked_fill(~attended, -torch.inf)[:, None, None]
         self.places = torch.arange(attended.shape[1], device=mask.device)
         self.head = for_rows(len(mask), self.ar.lm_head)[0]
         self.maps = [
@@ -182,8 +186,9 @@ class FrameDecoder:
             query, new = packed[:, :, 0].transpose(1, 2), packed[:, :, 1:].permute(2, 0, 3, 1, 4)
             _put(cached.buffer, 3, place, new)
             keys, values = cached.buffer[:, :, :, :end]
+            query = query.to(keys.dtype)
             attended = F.scaled_dot_product_attention(query, keys, values, penalty, scale=attention.scaling)
-            hidden_states = hidden_states + out_proj(attended.transpose(1, 2).flatten(2))
+            hidden_states = hidden_states + out_proj(attended.transpose(1, 2).flatten(2).to(packed.dtype))
             hidden_states = hidden_states + linear2(layer.activation(linear1(layer.norm2(hidden_states))))
         return self.head(decoder.norm(hidden_states))[:, 0]
 
@@ -207,6 +212,11 @@ def _can_be_laid_out(linear: nn.Module) -> bool:
 def _laid_out(linear: nn.Linear, rows: int) -> Callable:
     weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
     return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, weight, linear.bias, "none", [], "")
+
+
+def _has_bf16_attention(device: torch.device) -> bool:
+    """Whether `device` is a CPU on which attention in bf16 is as fast as what it reads."""
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def _is_observed(ar) -> bool:

@@ -174,10 +174,11 @@ def test_batch_equals_alone(make_model, song, preset, sampling):
     assert not both.audio_codes[0, :, 21:].any() and not both.audio_values[0, :, 21 * 640 :].any()
 
 
+@pytest.mark.parametrize("preset", ["tiny", "keys"])
 @torch.no_grad()
-def test_the_audio_is_as_the_prompt_was_recorded(make_model, song):
+def test_the_audio_is_as_the_prompt_was_recorded(make_model, song, preset):
     """On demand or as the model is configured, each piece by its own prompt; codes stay, and a stream is the same."""
-    model, given = make_model(), {k: v for k, v in song.items() if not k.startswith("prompt_")}
+    model, given = make_model(preset), {k: v for k, v in song.items() if not k.startswith("prompt_")}
     waves = 0.1 * torch.randn(2, 1, 9 * 640, generator=torch.Generator().manual_seed(3))
     mask = torch.ones(2, 9 * 640, dtype=torch.long)
     waves[1, 0, 4 * 640 :], mask[1, 4 * 640 :] = 0.0, 0
@@ -186,7 +187,10 @@ def test_the_audio_is_as_the_prompt_was_recorded(make_model, song):
     assert torch.equal(plain.audio_codes, recorded_too.audio_codes)
     for b, (frames, target) in enumerate(((9, 21), (4, 30))):
         recorded = waves[b, 0, : frames * 640]
-        recording = model.measure_prompt(recorded, model.codec.encode_codes(recorded[None, None]))
+        rows, first = (song[name][b : b + 1] for name in ("input_ids", "attention_mask")), torch.tensor([0])
+        struck = model.struck_keys(*rows, first, frames)
+        assert (struck is None) == (preset == "tiny")
+        recording = model.measure_prompt(recorded, model.codec.encode_codes(recorded[None, None]), struck)
         expected = RecordingStream(recording)(plain.audio_values[b : b + 1, :, : target * 640])
         torch.testing.assert_close(recorded_too.audio_values[b : b + 1, :, : target * 640], expected, atol=1e-6, rtol=0)
         assert (expected - plain.audio_values[b : b + 1, :, : target * 640]).abs().max() > 1e-3

@@ -13,22 +13,24 @@ WINDOW_STEP = (
 
 
 class PreallocatedLayer(DynamicLayer):
-    """A growing cache layer inside a buffer of `capacity` places: appending copies the new states only."""
+    """A growing cache layer inside a buffer of `capacity` places: appending copies the new states only. They are stored
+    as `stored_dtype`, if one is given, and given back as they came."""
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int, stored_dtype: torch.dtype | None = None):
         super().__init__()
-        self.capacity = capacity
+        self.capacity, self.stored_dtype = capacity, stored_dtype
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         seen = self.get_seq_length()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             B, heads, _, size = key_states.shape
-            self.buffer = key_states.new_zeros(2, B, heads, self.capacity, size)
+            dtype = self.stored_dtype or key_states.dtype
+            self.buffer = key_states.new_zeros(2, B, heads, self.capacity, size, dtype=dtype)
         end = seen + key_states.shape[2]
         self.buffer[0, :, :, seen:end], self.buffer[1, :, :, seen:end] = key_states, value_states
         self.keys, self.values = self.buffer[:, :, :, :end]
-        return self.keys, self.values
+        return self.keys.to(key_states.dtype), self.values.to(value_states.dtype)
 
 
 @dataclass

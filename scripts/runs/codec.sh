@@ -13,7 +13,7 @@ processes=${PROCESSES:-1}
 
 train() {  # train PART RECIPE OPTION...
   $python ${many:+-m torch.distributed.run --standalone --nproc-per-node "$processes"} -m scripts.train_codec "$1" \
-    --config "recipes/$2.yaml" "${audio[@]}" "${@:3}"
+    --config "$(recipe "$2")" "${audio[@]}" "${@:3}"
 }
 
 pool() {  # pool SPLIT HOURS FILE
@@ -26,8 +26,8 @@ if [ "$gpu" ]; then
   audio=(--midi-root "$pack/midi" "${pianos[@]}" --workers "$((workers > 0 ? workers : 1))")
   batch=(--batch-size auto)
 else
-  pool train 5 "$out/pool.npy"
-  pool validation 0.02 "$out/pool_validation.npy"
+  pool train "$(size 5 0.02)" "$out/pool.npy"
+  pool validation "$(size 0.02 0.004)" "$out/pool_validation.npy"
   audio=(--audio "$out/pool.npy" --validation "$out/pool_validation.npy" --workers 0)
   batch=()
 fi

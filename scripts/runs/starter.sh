@@ -14,18 +14,32 @@ scripts/runs/codec.sh "$pack" "$out" codes
 # The codes are fixed from here on: data and decoders need not wait for the codec's decoder.
 scripts/runs/codec.sh "$pack" "$out" decoder &
 jobs+=($!)
-for split in train:3072 validation:16; do
+for split in "train:$(size 3072 32)" "validation:$(size 16 8)"; do
   $python -m scripts.prepare_dataset --codec "$out/codes" "${sound[@]}" --split "${split%:*}" --items "${split#*:}" \
     --shard-items 32 --output-dir "$out/data"
 done
 for part in ar nar; do
-  $python -m scripts.train --config "recipes/starter_$part.yaml" --part $part --data "$out/data" \
+  $python -m scripts.train --config "$(recipe "starter_$part")" --part $part --data "$out/data" \
     --codec "$out/codes" --output-dir "$out/$part" &
   jobs+=($!)
 done
 for job in "${jobs[@]}"; do wait "$job"; done
 jobs=()
 
-$python -m scripts.assemble_model --codec "$out/final/codec" --ar "$out/ar/model" --nar "$out/nar/model" \
-  --as-recorded --onset-delay 0.01 --output checkpoints/starter  # the delay is measured: minus its onset bias
-$python -m scripts.evaluate --model checkpoints/starter "${sound[@]}" --output-dir "$out/evaluation"
+assemble() {  # assemble CODEC OUTPUT OPTION...
+  $python -m scripts.assemble_model --codec "$1" --ar "$out/ar/model" --nar "$out/nar/model" \
+    --as-recorded --onset-delay 0.01 --output "${@:2}"  # the delay is measured: minus its onset bias
+}
+
+# Now the codec's decoder learns from codes that AR and NAR have generated, and from their notes.
+pool="$out/generated.npy"
+[ -f "$out/model/config.json" ] || assemble "$out/final/codec" "$out/model"
+[ -f "$pool" ] || $python -m scripts.generate_pool --model "$out/model" --codec "$out/final/codec" "${sound[@]}" \
+  --items "$(size 800 8)" --seed 1 --output "$pool"
+told=(--config "$(recipe codec_starter_told)" --audio "$pool" --codec "$out/final/codec")
+$python -m scripts.train_codec encode "${told[@]}" --output-dir "$out/final"
+$python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/listener" --output-dir "$out/told"
+
+starter=$(size checkpoints/starter "$out/starter")
+assemble "$out/told/codec" "$starter" --keys-from-midi
+$python -m scripts.evaluate --model "$starter" "${sound[@]}" --excerpts "$(size 12 2)" --output-dir "$out/evaluation"
