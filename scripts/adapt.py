@@ -30,7 +30,7 @@ from scripts.metrics import note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.publishing import export
-from scripts.rendering import render_wave
+from scripts.rendering import recording_of, render_wave
 from scripts.schedules import warmup_cosine
 from scripts.transcription import Transcriber, TranscriptionError
 from tokenization.midi_midivalle import Performance
@@ -157,8 +157,7 @@ def reconstruct(model, recording: Recording, recipe: AdaptRecipe, end: float, se
     codes, prompt = recording.heard[None].to(model.device), prompt_of(recording, recipe, end)
     first, middle, last = (round(s * FRAMES_PER_SECOND) for s in (end - prompt.seconds, end, end + seconds))
     wave = model.codec.decode_codes(codes[..., middle:last])
-    if model.config.as_recorded:
-        found = model.measure_prompt(torch.from_numpy(prompt.wave), codes[..., first:middle])
+    if (found := recording_of(model, prompt, codes[..., first:middle])) is not None:
         wave = RecordingStream(found)(wave)
     return wave[0, 0].cpu().numpy()
 

@@ -303,7 +303,7 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     """Render files, of which those that are there only have their places in the batches."""
     args, begin, ready = setting.args, time.perf_counter(), []
     codes = encode_prompt(setting.model, setting.prompt)
-    recording = recording_of(setting.model, setting.processor, setting.prompt, codes, args.as_recorded)
+    recording = recording_of(setting.model, setting.prompt, codes, args.as_recorded)
     steps, found = plan(setting, tasks)
     jobs = {i: make_job(setting, task, codes, recording, found[i]) for i, task in enumerate(tasks) if not task.is_done}
     owners = {id(job): tasks[i] for i, job in jobs.items()}

@@ -275,7 +275,7 @@ class Collected(list):
 def render_wave(model, processor, performance, prompt, seed: int, ring_out: float, sampling: dict) -> np.ndarray:
     """A performance after a prompt as one wave `(samples,)`."""
     windows, sink, codes = processor.windows(performance, ring_out), Collected(), encode_prompt(model, prompt)
-    recording = recording_of(model, processor, prompt, codes)
+    recording = recording_of(model, prompt, codes)
     keys = keys_of(model, processor, performance, windows, prompt)
     job = Job(performance, windows, prompt, codes, seed, recording, keys, sinks=[sink])
     for _ in render_jobs(model, processor, {0: job}, schedule([len(windows)], 1), sampling):
@@ -306,12 +306,9 @@ def keys_of(model, processor, performance, windows: list[tuple[float, float]], p
 
 
 def recording_of(
-    model, processor, prompt, prompt_codes: torch.LongTensor, as_recorded: bool | None = None
+    model, prompt, prompt_codes: torch.LongTensor, as_recorded: bool | None = None
 ) -> RecordingChain | None:
     """What the recording of a `Prompt` adds to its codes; None without one, or where model or `as_recorded` say so."""
     if prompt is None or not (model.config.as_recorded if as_recorded is None else as_recorded):
         return None
-    rows = torch.from_numpy(processor.tokenizer.encode_notes([(prompt.notes, 0.0, prompt.seconds)])).long()[None]
-    begin, frames = torch.zeros(1, dtype=torch.long), prompt_codes.shape[-1]
-    struck = model.struck_keys(rows.to(model.device), torch.ones_like(rows[..., 0]).to(model.device), begin, frames)
-    return model.measure_prompt(torch.from_numpy(np.ascontiguousarray(prompt.wave)), prompt_codes, struck)
+    return model.measure_prompt(torch.from_numpy(np.ascontiguousarray(prompt.wave)), prompt_codes)

@@ -130,13 +130,10 @@ class MidiValleGenerationMixin(GenerationMixin):
             yield audio
 
     @torch.no_grad()
-    def measure_prompt(
-        self, recorded: torch.Tensor, prompt_codes: torch.LongTensor, struck: torch.Tensor | None = None
-    ) -> RecordingChain:
-        """What tells the recording of a prompt, `recorded` `(samples,)`, from the codec's version of it, made of
-        `prompt_codes` `(1, K, P)` and, if the codec is told them, of the keys that are `struck` `(1, P, 88)`; for
-        [`CodecStream`]."""
-        made = self.codec.decode_codes(prompt_codes, struck)[0, 0]
+    def measure_prompt(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> RecordingChain:
+        """What tells the recording of a prompt, `recorded` `(samples,)`, from the codec's version of it, `prompt_codes`
+        `(1, K, P)`; for [`CodecStream`]."""
+        made = self.codec.decode_codes(prompt_codes)[0, 0]
         return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate)
 
     @torch.no_grad()
@@ -172,12 +169,9 @@ class MidiValleGenerationMixin(GenerationMixin):
         seeds, keep = draw_seeds(seed, len(counts)), int(context_frames.max())
         recordings = [None for _ in counts]
         if input_values is not None and (self.config.as_recorded if as_recorded is None else as_recorded):
-            begin, hop = torch.zeros_like(prompt_lengths[:1]), self.config.hop_length
-            for b, P in enumerate(prompt_lengths.tolist()):
-                first = slice(sum(counts[:b]), sum(counts[:b]) + 1)  # any window holds the prompt's notes
-                struck = self.struck_keys(input_ids[first], attention_mask[first], begin, P)
-                recorded, codes = input_values[b, 0, : hop * P], prompt_codes[b : b + 1, :, :P]
-                recordings[b] = self.measure_prompt(recorded, codes, struck)
+            prompts = zip(input_values, prompt_codes.split(1), prompt_lengths.tolist(), strict=True)
+            hop = self.config.hop_length
+            recordings = [self.measure_prompt(w[0, : hop * P], codes[..., :P]) for w, codes, P in prompts]
         streams = [CodecStream(self.codec, recording) for recording in recordings]
         history = [prompt_codes[:1, :, :0] for _ in counts]
         for w in range(max(counts)):
