@@ -12,11 +12,12 @@ FLOOR = 3e-4  # added to magnitudes before the logarithm: -70 dB below a full-sc
 
 
 class SpectralLoss(nn.Module):
-    """Log-mel L1, spectral convergence and onsets over several windows; inputs (B, samples), full scale 1.0.
+    """Log-mel L1, spectral convergence, onsets and levels over several windows; inputs (B, samples), full scale 1.0.
 
     Long windows separate neighbouring low keys (27.5 Hz and 29.1 Hz need 0.6 s), short ones place onsets. A mean over
     all frames hardly notices a missing attack; so the rises of the short windows' bands are compared on their own,
-    relative to how much there is to rise.
+    relative to how much there is to rise. What is uncertain, all of these would rather have too soft: `level` compares
+    the mean power of each band.
     """
 
     def __init__(self, windows=(512, 2048, 8192), mels=(64, 160, 320)):
@@ -35,7 +36,7 @@ class SpectralLoss(nn.Module):
         return spectrum.abs().transpose(1, 2) * (2.0 / window.sum())
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        mel, convergence, onset = 0.0, 0.0, []
+        mel, convergence, onset, level = 0.0, 0.0, [], []
         for n in self.windows:
             a, b = self.magnitude(output, n), self.magnitude(target, n)
             bank = getattr(self, f"mel_{n}")
@@ -45,10 +46,13 @@ class SpectralLoss(nn.Module):
                 hops = round(RISE_S * SAMPLING_RATE / (n // 4))
                 rises, wanted = (_rise(torch.log(bands + AUDIBLE), hops) for bands in (x, y))
                 onset.append((rises - wanted).abs().mean() / (wanted.mean() + 0.01))
+            a_level, b_level = (torch.log(bands.square().mean(1) + FLOOR**2) / 2 for bands in (x, y))
+            level.append((a_level - b_level).abs().mean())
             error = (a - b).square().sum((1, 2)).sqrt()
             convergence = convergence + (error / (b.square().sum((1, 2)).sqrt() + 0.05)).mean()
         count = len(self.windows)
-        return {"mel": mel / count, "convergence": convergence / count, "onset": sum(onset) / len(onset)}
+        found = {"mel": mel / count, "convergence": convergence / count, "onset": sum(onset) / len(onset)}
+        return found | {"level": sum(level) / count}
 
 
 def _rise(bands: torch.Tensor, hops: int) -> torch.Tensor:

@@ -118,8 +118,8 @@ def make_pool(args: argparse.Namespace) -> None:
     model = load_model(folder, args.device)
     if not model.config.codec_config.num_key_axes:
         raise ValueError(f"{folder}: its codec has no axes of keys (num_key_axes), so nothing can be told to it")
-    books = PianoEncodecModel.from_pretrained(args.codec).quantizer.state_dict()
-    if any(not torch.equal(value.cpu(), books.get(name)) for name, value in model.codec.quantizer.state_dict().items()):
+    mine, given = (codec.quantizer.layers for codec in (model.codec, PianoEncodecModel.from_pretrained(args.codec)))
+    if not all(torch.equal(a.codebook.embed.cpu(), b.codebook.embed) for a, b in zip(mine, given, strict=True)):
         raise ValueError(f"--codec {args.codec}: has other codebooks than the codec of {folder}")
     processor = load_processor(folder)
     rooms = args.room or list(ROOMS)

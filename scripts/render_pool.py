@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.pianos import SAMPLING_RATE
+from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path
 from scripts.rooms import ROOMS
 
@@ -51,6 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     onsets = np.zeros((count, shape[1] // HOP, PITCHES), np.uint8)
     temporary = f"{args.output}.tmp"
     try:
+        _open(args)  # what is wrong with MIDI or rooms is said here, not by each process
+        for piano in args.piano:
+            load_piano(piano)
         pool = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int16, shape=shape)
         with multiprocessing.get_context("spawn").Pool(args.processes, _open, (args,)) as workers:
             found = workers.imap_unordered(_excerpt, range(count), chunksize=4)

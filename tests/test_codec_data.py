@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 
+from scripts import render_pool
 from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
 from scripts.codec_recipe import CodecRecipe
 from scripts.pianos import RenderError
@@ -180,6 +181,16 @@ def test_a_pool_and_rendering_on_the_fly_are_the_same_sound(tiny_pack, tmp_path)
     assert all(torch.equal(rendered[name], stored[name]) for name in rendered)
     with pytest.raises(ValueError, match="longer than the excerpts"):
         fixed_batch(source, 2, 1.5)
+
+
+def test_a_pool_that_cannot_be_rendered_is_refused_before_any_process_starts(tiny_pack, tmp_path, capsys):
+    for midi, piano, said in (
+        (tmp_path, "piano", "no MIDI file of split 'train'"),
+        (tiny_pack / "midi", "none", "none"),
+    ):
+        more = ["--midi-root", str(midi), "--piano", str(tiny_pack / piano), "--output", str(tmp_path / "pool.npy")]
+        assert render_pool.main(more) == 2
+        assert said in capsys.readouterr().err and not list(tmp_path.glob("*.npy*"))
 
 
 # --- recordings

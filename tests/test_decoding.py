@@ -6,6 +6,7 @@ import platform
 import pytest
 import torch
 
+from modeling_midivalle import decoding_midivalle_ar
 from modeling_midivalle.decoding_midivalle_ar import LOOK_EVERY, FrameDecoder, for_rows
 
 FRAMES = 25
@@ -90,6 +91,27 @@ def test_half_precision_steps(make_ar, window):
     torch.testing.assert_close(lean, plain)  # of the prefill
     codes, logits = decode(ar, window, "lean")
     assert codes.shape == (2, FRAMES) and logits.dtype == torch.bfloat16 and torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("steps", ["lean", "uniform"])
+def test_int8_steps_keep_keys_and_values_in_bf16(make_ar, window, monkeypatch, steps):
+    """Where the processor has instructions for it; the logits move by what bf16 rounds, and fp32 weights keep fp32."""
+    ar, stored = make_ar(seed=2), []
+    prepare = FrameDecoder._prepare_steps
+    monkeypatch.setattr(
+        FrameDecoder,
+        "_prepare_steps",
+        lambda self, mask: stored.append(self.cache.layers[0].buffer.dtype) or prepare(self, mask),
+    )
+    monkeypatch.setattr(decoding_midivalle_ar, "_has_bf16_attention", lambda device: True)
+    decode(ar, window, steps)
+    ar.quantize_("int8")
+    rounded = decode(ar, window, steps)[1]
+    monkeypatch.setattr(decoding_midivalle_ar, "_has_bf16_attention", lambda device: False)
+    exact = decode(ar, window, steps)[1]
+    assert stored == [torch.float32, torch.bfloat16, torch.float32]
+    moved = (rounded[1] - exact[1]).abs().max() / exact[1].abs().max()
+    assert 0 < float(moved) < 0.05
 
 
 def test_broken_logits_are_refused(make_ar, window):
