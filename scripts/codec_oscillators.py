@@ -32,6 +32,7 @@ PASS_SCALE = 0.15  # latents pass the LSTM within tanh's linear part
 HEADROOM = math.log(0.2 / KNEE) + 0.5  # log amplitude at which a gate is a third open
 PEAK = 0.3  # gated oscillation of a fully open gate is about tanh(PEAK): small, so that the ELUs are nearly linear
 KICK = 0.6  # push of a struck key's fundamental, in the oscillator's cell input; its radius is RADIUS
+KICK_WEIGHT = 2.0  # how much more a kick counts than none
 KICKED = ((0, 1.0), (12, 1.0), (19, 0.8), (24, 0.6))  # partials 1 to 4, semitones above the key, and share of KICK
 BAND_HZ = (80, 200, 400)  # width of the sub-bands that the channels behind the first three upsamplings stand for
 
@@ -104,7 +105,7 @@ def kick_loss(lstm, told: torch.Tensor, onsets: torch.Tensor, frame_rate: int) -
     weight, bias = (lstm.get_parameter(f"{name}_l{layer}")[rows] for name in ("weight_ih", "bias_ih"))
     kicks = (told @ weight.T + bias - resting_bias(frame_rate).to(bias)) / KICK
     struck = struck_partials(onsets)
-    return ((1 + 2.0 * (struck > 0)) * (kicks - struck).square()).mean()
+    return ((1 + KICK_WEIGHT * (struck > 0)) * (kicks - struck).square()).mean()
 
 
 def has_kicks(lstm) -> bool:

@@ -15,6 +15,7 @@ goes on where it stopped when it is started again.
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -26,8 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modeling_midivalle import PianoEncodecModel
+from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
+from scripts.manifest import write_json
 from scripts.model_folder import load_model, load_processor
 from scripts.pianos import SAMPLING_RATE
 from scripts.prepare_dataset import codec_hash
@@ -37,37 +40,37 @@ from scripts.rendering import encode_prompt
 from scripts.rooms import ROOMS
 from tokenization import Performance
 
+REDRAW = 1_000_000  # from an item's number to that of the next try
+
 
 class Drawn(Dataset):
-    """Item i: the notes and the audio of a target, and its prompt; None for a target without notes."""
+    """Item i: the notes of a target (`Performance`), its prompt (`Prompt`), and its audio, int16 (samples,) at 32 kHz.
+    Where no note begins in the target, another is drawn."""
 
     def __init__(self, recordings: RenderedRecordings, data: DataArguments, processor):
         self.recordings, self.data, self.processor = recordings, data, processor
 
     def __getitem__(self, index: int):
-        prompt, target, _ = self.recordings.draw(index, self.data)
-        first, size = round(LEAD_S * SAMPLING_RATE), round(self.data.target_seconds * SAMPLING_RATE)
-        inside = target.notes["onset"] < self.data.target_seconds
-        if not inside.any():
-            return None
-        piece = self.processor.load(
-            Performance(target.notes, target.source, {}), start=0.0, end=self.data.target_seconds
-        )
+        seconds = self.data.target_seconds
+        draws = (self.recordings.draw(i, self.data) for i in itertools.count(index, REDRAW))
+        prompt, target, _ = next(found for found in draws if (found[1].notes["onset"] < seconds).any())
+        first, size = round(LEAD_S * SAMPLING_RATE), round(seconds * SAMPLING_RATE)
+        piece = self.processor.load(Performance(target.notes, target.source, {}), start=0.0, end=seconds)
         wave = np.round(np.clip(target.wave[first : first + size], -1, 1) * 32767).astype(np.int16)
         return piece, Prompt(prompt.wave, prompt.notes), wave
 
 
 @torch.no_grad()
 def generate(model, processor, items: list, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (B, K, T) of items that are not None, and the keys (B, T, 88), uint8, that the model was given."""
+    """Codes of items of `seconds`, int16 (B, K, T), and the velocities of the keys that the model was given, uint8
+    (B, T, 88)."""
     pieces, prompts, _ = map(list, zip(*items, strict=True))
     inputs = processor.window_inputs(pieces, [0.0] * len(items), [seconds] * len(items), prompts).to(model.device)
     prompt_codes, lengths = pad_codes([encode_prompt(model, prompt) for prompt in prompts])
     given = inputs["input_ids"], inputs["attention_mask"]
     with torch.autocast(model.device.type, torch.bfloat16):  # what rounding changes is no more than a draw would
         codes = model.generate_codes(*given, prompt_codes, lengths, inputs["target_frames"])
-    model.config.keys_from_midi = True  # they will be, when the decoder has learned from them
-    struck = model.struck_keys(*given, lengths, codes.shape[-1])
+    struck = struck_keys(*given, lengths.to(model.device), codes.shape[-1])
     return codes.cpu().numpy().astype(np.int16), (struck * 127).round().byte().cpu().numpy()
 
 
@@ -96,8 +99,7 @@ class Pool:
             array[self.done : done] = values
             array.flush()
         self.done = done
-        _temporary(self.state).write_text(json.dumps({"settings": self.settings, "done": done}))
-        os.replace(_temporary(self.state), self.state)
+        write_json(self.state, {"settings": self.settings, "done": done})
 
     def finish(self) -> None:
         """Give the files their names."""
@@ -127,9 +129,9 @@ def make_pool(args: argparse.Namespace) -> None:
     seconds = processor.max_window_seconds - processor.context_seconds - 0.5  # as long as windows of a piece
     data = DataArguments("train", processor.max_prompt_seconds, seconds, args.seed, keep_audio=False)
     names = [Path(piano).name for piano in args.piano]
-    settings = {"seed": args.seed, "items": args.items, "pianos": names, "rooms": rooms, "seconds": seconds}
     sha256 = codec_hash(args.codec)
-    settings["codec"] = sha256
+    settings = {"seed": args.seed, "items": args.items, "pianos": names, "rooms": rooms, "seconds": seconds}
+    settings |= {"codec": sha256, "batch_size": args.batch_size}  # in bf16 the batch decides the last bits
     frames = round(seconds * 50)
     output.parent.mkdir(parents=True, exist_ok=True)
     pool = Pool(output, sha256, args.items, frames, model.config.ar_config.num_codebooks, settings)
@@ -141,10 +143,8 @@ def make_pool(args: argparse.Namespace) -> None:
     )
     with tqdm(total=args.items, initial=pool.done, unit="item") as bar:
         for indices, items in zip(batches, drawn, strict=True):
-            found = [item for item in items if item is not None]
-            codes, onsets = generate(model, processor, found, seconds)
-            places = (np.cumsum([item is not None for item in items]) - 1) % len(found)  # the silent take another's
-            pool.add(np.stack([found[p][2] for p in places]), onsets[places], codes[places], indices[-1] + 1)
+            codes, onsets = generate(model, processor, items, seconds)
+            pool.add(np.stack([wave for _, _, wave in items]), onsets, codes, indices[-1] + 1)
             bar.update(len(indices))
     pool.finish()
 

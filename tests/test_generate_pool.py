@@ -9,6 +9,7 @@ from processing import MidiValleProcessor
 from scripts import generate_pool
 from scripts.codec_data import StoredCrops
 from scripts.prepare_dataset import codec_hash
+from scripts.recordings import DataArguments, RenderedRecordings
 from scripts.rendered_audio import codes_path, onsets_path
 from tokenization import MidiValleTokenizer
 
@@ -72,6 +73,24 @@ def test_a_pool(make, tmp_path, monkeypatch):
     again = files_of(tmp_path)
     assert again.keys() == whole.keys() and all(np.array_equal(again[name], whole[name]) for name in whole)
     assert not list(tmp_path.glob(".pool*")) and not list(tmp_path.glob("*.json"))
+
+
+def test_a_target_without_notes_is_drawn_again(tiny_pack):
+    arguments = DataArguments("train", 1.0, 1.0, 0, keep_audio=False)
+    recordings = RenderedRecordings(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 0)
+    draw, drawn = recordings.draw, []
+
+    def silent_first(index, data):
+        drawn.append(index)
+        prompt, target, about = draw(index, data)
+        target.notes = target.notes[:0] if len(drawn) == 1 else target.notes
+        return prompt, target, about
+
+    recordings.draw = silent_first
+    extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000)
+    processor = MidiValleProcessor(extractor, MidiValleTokenizer())
+    piece, prompt, wave = generate_pool.Drawn(recordings, arguments, processor)[3]
+    assert drawn == [3, 3 + generate_pool.REDRAW] and len(piece.notes) and prompt.seconds == 1.0 and wave.any()
 
 
 def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path):
