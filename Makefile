@@ -55,8 +55,8 @@ demo: install  ## render a bundled performance on the default piano: demo.wav an
 	$(PY) -m scripts.render $(DEMO) demo.wav --force
 	$(PY) -m scripts.plots demo.wav $(DEMO) demo.png
 
-test: install  ## the default tests, without network
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q
+test: install  ## the default tests, without network, on two cores
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 test-slow: install  ## the tests that need minutes
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m slow

@@ -70,14 +70,14 @@ class Clock:
 def make_model(args: argparse.Namespace) -> MidiValleForConditionalGeneration:
     """The model of a folder, or one of a preset's size with random weights."""
     if args.model:
-        model = load_model(model_folder(args.model), args.device, args.quantize)
+        model = load_model(model_folder(args.model), args.device, args.quantize, args.dtype)
     else:
         torch.manual_seed(0)
         model = MidiValleForConditionalGeneration(MidiValleConfig.from_preset(args.preset)).eval().to(args.device)
+        for decoder in (model.ar, model.nar):
+            decoder.to(getattr(torch, args.dtype))
         if args.quantize:
             model.quantize_(args.quantize)
-    for decoder in (model.ar, model.nar):
-        decoder.to(getattr(torch, args.dtype))
     return model
 
 

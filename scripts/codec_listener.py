@@ -1,10 +1,12 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""A small network that hears which keys are struck, so that the codec's decoder can be told which notes it lost.
+"""A small network that hears which keys are struck and how hard, so that the codec's decoder can be told what it lost.
 
 Spectral distances hardly notice a quiet inner note: it is a small part of what sounds. A listener trained on rendered
-audio, whose notes are known, and then kept as it is, makes each lost onset a loss of its own. It is not the transcriber
-that `scripts.evaluate` reads notes with.
+audio, whose notes are known, and then kept as it is, makes each lost onset a loss of its own, and each note that
+sounds softer or harder than it was played. It is not the transcriber that `scripts.evaluate` reads notes with.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,9 +22,17 @@ KNEE = 1e-3  # amplitudes well below are linear (noise stays small), above logar
 NEAR_ONSET, STRUCK_WEIGHT = 0.4, 2.0  # label of the frames beside an onset; how much more a struck key counts
 
 
+class Heard(NamedTuple):
+    """What a listener hears: logits `(B, T, 88)` of the keys that are struck in each frame; `velocity (B, T, 88)`, over
+    127, with which, if they are; and its hidden layers, each `(B, channels, T, bins or keys)`."""
+
+    logits: torch.Tensor
+    velocity: torch.Tensor
+    hidden: list[torch.Tensor]
+
+
 class Listener(nn.Module):
-    """Wave (B, 640 T), full scale 1.0 -> logits (B, T, 88) of the keys that are struck in each frame, and the hidden
-    layers, each (B, channels, T, bins or keys).
+    """Wave (B, 640 T), full scale 1.0 -> [`Heard`].
 
     Every key is heard by the same weights, from the spectrum around it and around its partials, then beside its
     octaves. With `bf16` the convolutions run in bf16.
@@ -45,8 +55,8 @@ class Listener(nn.Module):
                 nn.Conv2d(channels, channels, (5, 1), padding=(2, 0)),
             ]
         )
-        self.last = nn.Conv2d(channels, 1, (3, 1), padding=(1, 0))
-        nn.init.constant_(self.last.bias, -4.0)  # few keys are struck in a frame
+        self.last = nn.Conv2d(channels, 2, (3, 1), padding=(1, 0))
+        self.last.bias.data = torch.tensor([-4.0, 0.5])  # few keys are struck in a frame; a velocity of 64
 
     def spectrum(self, wave: torch.Tensor) -> torch.Tensor:
         """(B, windows, T, bins): log(1 + amplitude / KNEE); frame t is centred on sample 640 t + 320."""
@@ -60,7 +70,7 @@ class Listener(nn.Module):
             parts.append(torch.log1p((power + 1e-9).sqrt() / KNEE))
         return torch.stack(parts, 1)
 
-    def forward(self, wave: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def forward(self, wave: torch.Tensor) -> Heard:
         x = self.spectrum(wave)
         x = F.pad(x, (-min(HARMONICS), 0))
         starts = [shift - min(HARMONICS) for shift in HARMONICS]
@@ -71,7 +81,7 @@ class Listener(nn.Module):
             for layer in self.layers:
                 x = F.relu(layer(x))
                 hidden.append(x)
-            return self.last(x)[:, 0].float(), hidden
+            return Heard(*self.last(x).float().unbind(1), hidden)
 
 
 def onset_loss(logits: torch.Tensor, struck: torch.Tensor) -> torch.Tensor:

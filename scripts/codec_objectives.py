@@ -30,15 +30,17 @@ EDGE_FRAMES = 6  # at both ends of a crop the listener hears silence beyond it
 
 
 class ListenerObjective(torch.nn.Module):
-    """The listener learns to hear which keys are struck; `level_db` and `noise_db` of its recipe say over what."""
+    """The listener learns to hear which keys are struck (`notes`), and how hard (`velocity`); `level_db` and `noise_db`
+    of its recipe say over what."""
 
     def __init__(self, listener: Listener):
         super().__init__()
         self.model = listener
 
     def forward(self, batch):
-        logits = self.model(batch["input_values"])[0]
-        return {"notes": noted_loss(logits, batch["onsets"], batch.get("has_notes"))}, None
+        heard, onsets = self.model(batch["input_values"]), batch["onsets"]
+        notes = noted_loss(heard.logits, onsets, batch.get("has_notes"))
+        return {"notes": notes, "velocity": velocity_loss(heard.velocity, onsets, onsets)}, None
 
 
 class Objective(torch.nn.Module):
@@ -148,8 +150,8 @@ class DecoderObjective(Objective):
 
     With a `lead`, or more codes than samples, the LSTM hears the first ones, so that it remembers what sounds, and
     nothing is made of them. Where struck keys kick the oscillators, the layers in front go on to learn when (`kicks`).
-    A `listener` adds two losses: how many of the struck keys it hears in the output (`notes`), and how differently it
-    hears output and target (`heard`).
+    A `listener` adds three losses: how many of the struck keys it hears in the output (`notes`), and how differently it
+    hears their velocities (`velocity`), and all the rest (`heard`), in output and target.
     """
 
     def __init__(self, codec, bf16: bool, sing_steps: int, listener: Listener | None = None):
@@ -275,18 +277,18 @@ def listening_losses(
     onsets: torch.Tensor,
     has_notes: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """`notes` and `heard` of waves (B, 640 T) and struck keys `onsets (B, T, 88)`; see `DecoderObjective`. Rows without
-    notes, where `has_notes (B,)` says so, have no part in `notes`."""
+    """`notes`, `velocity` and `heard` of waves (B, 640 T) and struck keys `onsets (B, T, 88)`; see `DecoderObjective`.
+    Rows without notes, where `has_notes (B,)` says so, have no part in `notes`."""
     with torch.no_grad():
-        _, wanted = listener(target)
-    logits, hidden = listener(output)
-    inside = slice(EDGE_FRAMES, -EDGE_FRAMES)
+        wanted = listener(target)
+    made, inside = listener(output), slice(EDGE_FRAMES, -EDGE_FRAMES)
     heard = 0.0
-    for a, b in zip(hidden, wanted, strict=True):
+    for a, b in zip(made.hidden, wanted.hidden, strict=True):
         a, b = a[:, :, inside], b[:, :, inside]
         heard = heard + F.l1_loss(a, b).float() / (b.mean().float() + 1e-3)
-    notes = noted_loss(logits[:, inside], onsets[:, inside], has_notes)
-    return {"notes": notes, "heard": heard / len(hidden)}
+    velocity = velocity_loss(made.velocity[:, inside], wanted.velocity[:, inside], onsets[:, inside])
+    notes = noted_loss(made.logits[:, inside], onsets[:, inside], has_notes)
+    return {"notes": notes, "velocity": velocity, "heard": heard / len(made.hidden)}
 
 
 def half_played(latent: torch.Tensor, struck: torch.Tensor, has_notes: torch.Tensor | None = None) -> torch.Tensor:
@@ -324,6 +326,12 @@ def noted_loss(logits: torch.Tensor, onsets: torch.Tensor, has_notes: torch.Tens
     if has_notes is None:
         return onset_loss(logits, onsets)
     return onset_loss(logits[has_notes], onsets[has_notes]) if has_notes.any() else logits.sum() * 0
+
+
+def velocity_loss(heard: torch.Tensor, wanted: torch.Tensor, onsets: torch.Tensor) -> torch.Tensor:
+    """Mean distance of velocities over 127, all `(B, T, 88)`, of the keys that are struck; 0 if there are none."""
+    struck = (onsets > 0).float()
+    return (struck * (heard - wanted).abs()).sum() / struck.sum().clamp_min(1)
 
 
 def is_narrow_and_strided(layer: torch.nn.Module) -> bool:

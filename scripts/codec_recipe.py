@@ -10,7 +10,7 @@ from scripts.rooms import ROOMS
 
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
 LOSS_WEIGHTS |= {"adversarial": 0.05, "features": 0.1, "notes": 10.0, "heard": 0.3, "struck": 60.0, "strength": 16.0}
-LOSS_WEIGHTS |= {"keep": 1.0, "kicks": 30.0, "level": 0.0}
+LOSS_WEIGHTS |= {"keep": 1.0, "kicks": 30.0, "level": 0.0, "velocity": 2.0}
 
 
 @dataclass

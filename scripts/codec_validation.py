@@ -35,14 +35,14 @@ def validate(objective, listener: Listener | None, batch: dict[str, torch.Tensor
     wave, onsets = batch["input_values"], batch["onsets"]
     known = batch.get("has_notes", torch.ones(len(wave), dtype=torch.bool, device=wave.device))
     if isinstance(objective.model, Listener) and known.any():
-        figures["val_f1"] = onset_f1(objective.model(wave[known])[0], onsets[known])
+        figures["val_f1"] = onset_f1(objective.model(wave[known]).logits, onsets[known])
     if hasattr(objective, "logits") and known.any():
         figures["val_f1"] = onset_f1(objective.logits(wave[known]), onsets[known])
     if output is None:
         return figures
     if listener is not None and known.any():
-        figures["val_f1_truth"] = onset_f1(listener(wave[known])[0], onsets[known])
-        figures["val_f1"] = onset_f1(listener(output[known])[0], onsets[known])
+        figures["val_f1_truth"] = onset_f1(listener(wave[known]).logits, onsets[known])
+        figures["val_f1"] = onset_f1(listener(output[known]).logits, onsets[known])
     folder.mkdir(parents=True, exist_ok=True)
     pairs = list(zip(wave.cpu().numpy(), output.float().cpu().numpy(), strict=True))
     figures["val_log_mel_db"] = float(np.mean([log_mel_distance(truth, made) for truth, made in pairs]))

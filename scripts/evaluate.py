@@ -3,7 +3,9 @@
 
     python -m scripts.evaluate --model checkpoints/starter --midi-root PACK/midi --piano PIANO.tar ... --output-dir OUT
 
-Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. Give one or several
+Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. Where the codec of
+the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them: what generated
+audio could be at most, while `codec` is what it can do with sound alone. Give one or several
 `--codec FOLDER` instead of `--model` to score codecs alone, all against one transcription of the truth; `--truth
 RESULTS.json` of an earlier run saves that one too, where audio and notes are the same. `--piano FONT.sf2` (through
 fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
@@ -50,6 +52,7 @@ from scripts.metrics import (
 )
 from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
+from scripts.rendered_audio import onset_roll
 from scripts.rendering import render_wave
 from scripts.rooms import ROOMS
 from scripts.transcription import Transcriber
@@ -90,6 +93,17 @@ def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> tuple[np.ndarray,
     end = time.perf_counter()
     speed = {"encode_x_real_time": seconds / (middle - begin), "decode_x_real_time": seconds / (end - middle)}
     return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)], codes[0].cpu().numpy(), speed
+
+
+@torch.no_grad()
+def reconstruct_told(model, processor: MidiValleProcessor, excerpt: Excerpt, codes: np.ndarray) -> np.ndarray:
+    """The same of a model with `keys_from_midi`, whose codec is told the notes, as when it generates: from the `codes`
+    `(K, T)`, with the keys that are struck instead of those that its encoder heard."""
+    notes = excerpt.target.notes.copy()
+    notes["onset"] += processor.onset_delay_seconds
+    struck = torch.from_numpy(onset_roll(notes, codes.shape[-1], LEAD_S).astype(np.float32) / 127)[None]
+    wave = model.codec.decode_codes(torch.from_numpy(codes)[None].to(model.device), struck.to(model.device))
+    return wave[0, 0].cpu().numpy()[excerpt.lead : excerpt.lead + len(excerpt.wave)]
 
 
 def distances(target: np.ndarray, wave: np.ndarray) -> dict[str, float]:
@@ -260,6 +274,8 @@ def main(argv: list[str] | None = None) -> int:
             waves[name], found, speed = reconstruct(codec, excerpt)
             codes[name].append(found)
             speeds[name].append(speed)
+        if model is not None and model.config.keys_from_midi:
+            waves["codec_told"] = reconstruct_told(model, processor, excerpt, codes["codec"][-1])
         if model is not None:
             waves["generated"] = synthesise(model, processor, excerpt, args.seconds, args.seed + index, sampling)
         for system, wave in waves.items():

@@ -100,9 +100,9 @@ def model_type(folder: Path) -> str | None:
         raise FolderError(f"{folder}: no model can be loaded (config.json: {error})") from error
 
 
-def load_model(folder: Path, device: str, quantize: str | None = None):
-    """The model of a folder in fp32, or with int8 decoders, by this repository's code; every weight must be there, and
-    finite."""
+def load_model(folder: Path, device: str, quantize: str | None = None, dtype: str = "float32"):
+    """The model of a folder, its decoders in `dtype` or with int8 weights, by this repository's code; every weight must
+    be there, and finite."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -118,7 +118,7 @@ def load_model(folder: Path, device: str, quantize: str | None = None):
         raise FolderError(f"{folder}: holds a {kind} model, not midivalle")
     try:
         model, report = MidiValleForConditionalGeneration.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            folder, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise FolderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error

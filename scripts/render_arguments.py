@@ -8,7 +8,7 @@ from pathlib import Path
 from scripts.model_folder import DEFAULT_MODEL
 
 MIDI_ENDINGS = (".mid", ".midi")
-OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel quantize"
+OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel quantize dtype"
 OPTIONS += " temperature top_k top_p compat as_recorded"
 
 
@@ -52,6 +52,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     model.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: measured when it starts)")
     model.add_argument(
         "--quantize", choices=("int8",), help="decoders with int8 weights: faster on a CPU, a little other"
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the decoders (%(default)s); bfloat16: faster on GPUs and CPUs that multiply it, a little other",
     )
     model.add_argument(
         "--as-recorded",

@@ -168,7 +168,7 @@ def make_setting(
     torch.set_num_threads(1)  # loading gains nothing by more
     with ThreadPoolExecutor(1) as pool:  # meanwhile
         sha256 = pool.submit(weights_sha256, folder)
-        model = load_model(folder, args.device, args.quantize)
+        model = load_model(folder, args.device, args.quantize, args.dtype)
     if recorded:
         if other := differences(recorded["recipe"]):
             say(other)

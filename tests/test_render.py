@@ -469,23 +469,24 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
     assert run("piece.mid", "other.wav", *options, "--seed", 1)[0] == 0 and len(calls) == 3
 
 
-def test_int8_is_recorded_and_made_again(run, monkeypatch):
+@pytest.mark.parametrize(("name", "value"), [("quantize", "int8"), ("dtype", "bfloat16")])
+def test_other_numbers_are_recorded_and_made_again(run, monkeypatch, name, value):
     save_midi("piece.mid", (0.0, 0.5, 60))
-    real, calls = MidiValleForConditionalGeneration.quantize_, []
+    real, seen = MidiValleForConditionalGeneration.generate_codes, []
 
-    def quantize_(self, dtype):
-        calls.append(dtype)
-        real(self, dtype)
+    def generate_codes(self, *args, **kwargs):
+        seen.append({"quantize": self.nar.config.quantization, "dtype": str(self.ar.dtype).removeprefix("torch.")})
+        assert self.codec.dtype == torch.float32
+        return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(MidiValleForConditionalGeneration, "quantize_", quantize_)
-    assert run("piece.mid", "exact.wav", "--ring-out", "0.2")[0] == 0
-    code, _, err = run("piece.mid", "int8.wav", "--ring-out", "0.2", "--quantize", "int8")
-    assert code == 0, err
-    exact, rounded = (json.loads(Path(name).read_text()) for name in ("exact.json", "int8.json"))
-    assert exact["recipe"]["settings"]["quantize"] is None and rounded["recipe"]["settings"]["quantize"] == "int8"
-    assert calls == ["int8"]
-    code, _, err = run("again.wav", "--from-manifest", "int8.json")
-    assert code == 0 and calls == ["int8", "int8"], err
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    usual = {"quantize": None, "dtype": "float32"}
+    assert run("piece.mid", "usual.wav", "--ring-out", "0.2")[0] == 0 and seen.pop() == usual and not seen
+    assert run("piece.mid", "other.wav", "--ring-out", "0.2", f"--{name}", value)[0] == 0
+    settings = [json.loads(Path(file).read_text())["recipe"]["settings"] for file in ("usual.json", "other.json")]
+    assert usual.items() <= settings[0].items() and (usual | {name: value}).items() <= settings[1].items()
+    assert run("again.wav", "--from-manifest", "other.json")[0] == 0 and seen == [usual | {name: value}] * 2
+    assert Path("again.wav").read_bytes() == Path("other.wav").read_bytes()
 
 
 def test_the_sound_is_as_recorded_on_demand(run):
