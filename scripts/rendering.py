@@ -22,6 +22,31 @@ ATTEMPT_STEP = 1_000_000  # attempt a at window w draws with the seed of window 
 RETRY = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}  # where nothing is drawn the first time
 
 
+@dataclass(frozen=True)
+class Keys:
+    """What is struck in the windows of a performance after a prompt; for a model whose codec is told."""
+
+    model: object
+    processor: object
+    performance: object
+    windows: list[tuple[float, float]]
+    prompt: object
+
+    def struck(self, window: int, frames: int) -> torch.Tensor:
+        """The keys that are struck in the new frames of a window, `(1, frames, 88)`."""
+        return self.model.struck_keys(*self._rows(window), frames)
+
+    def begin_silent(self) -> bool:
+        """Whether nothing sounds until a key is struck."""
+        return self.model.begins_silent(*self._rows(0))[0]
+
+    def _rows(self, window: int) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+        """MIDI rows of a window, their mask, and where its new frames begin."""
+        inputs = self.processor.window_inputs(self.performance, *self.windows[window], self.prompt)
+        inputs = inputs.to(self.model.device)
+        return inputs["input_ids"], inputs["attention_mask"], inputs["prompt_lengths"] + inputs["context_frames"]
+
+
 @dataclass(eq=False)
 class Job:
     """One performance on its way to its outputs.
@@ -31,7 +56,7 @@ class Job:
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
         recording (`RecordingChain`, *optional*): What its recording adds, see `recording_of`.
-        keys (callable, *optional*): `keys(window, frames)`: what is struck in its new frames, see `keys_of`.
+        keys (`Keys`, *optional*): What is struck, where the model's codec is told.
         seed (`int`): Of the piece.
         carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
         layout (`list[dict]`, *optional*): Of `scripts.scheduling.layouts`; each window alone if not given.
@@ -49,7 +74,7 @@ class Job:
     prompt_codes: torch.LongTensor
     seed: int
     recording: RecordingChain | None = None
-    keys: Callable | None = None
+    keys: Keys | None = None
     sinks: list = field(default_factory=list)
     carries: bool = True
     layout: list[dict] | None = None
@@ -74,7 +99,8 @@ class Job:
 
     def start(self, codec, decoding: Decoding) -> None:
         """Open the outputs, and decode the windows that an interrupted render has left."""
-        self.stream, self.decoding, self.began = CodecStream(codec, self.recording), decoding, time.perf_counter()
+        self.decoding, self.began = decoding, time.perf_counter()
+        self.stream = CodecStream(codec, self.recording, bool(self.keys) and self.keys.begin_silent())
         if self.opened:
             self.opened(self)
         for attempt, codes in self.journal.windows if self.journal else []:
@@ -95,7 +121,7 @@ class Job:
 
     def struck(self, window: int, codes: torch.LongTensor) -> torch.Tensor | None:
         """The keys that are struck in `codes` `(1, K, T)` of a window, `(1, T, 88)`; None: what the codes say."""
-        return self.keys(window, codes.shape[-1]) if self.keys else None
+        return self.keys.struck(window, codes.shape[-1]) if self.keys else None
 
     def _decode(self, codes: torch.LongTensor, is_last: bool, struck: torch.Tensor | None) -> None:
         wave = self.stream.push(codes, is_last, struck)[0, 0].cpu().numpy()
@@ -291,18 +317,9 @@ def encode_prompt(model, prompt) -> torch.LongTensor:
     return model.codec.encode_codes(torch.from_numpy(np.ascontiguousarray(prompt.wave))[None, None].to(model.device))
 
 
-def keys_of(model, processor, performance, windows: list[tuple[float, float]], prompt) -> Callable | None:
-    """`keys(window, frames)`, the keys that are struck in the new frames of window number `window`, `(1, frames, 88)`,
-    for models with `keys_from_midi`; None for others."""
-    if not model.config.keys_from_midi:
-        return None
-
-    def keys(window: int, frames: int) -> torch.Tensor:
-        inputs = processor.window_inputs(performance, *windows[window], prompt).to(model.device)
-        first = inputs["prompt_lengths"] + inputs["context_frames"]
-        return model.struck_keys(inputs["input_ids"], inputs["attention_mask"], first, frames)
-
-    return keys
+def keys_of(model, processor, performance, windows: list[tuple[float, float]], prompt) -> Keys | None:
+    """The keys of a performance for models with `keys_from_midi`; None for others."""
+    return Keys(model, processor, performance, windows, prompt) if model.config.keys_from_midi else None
 
 
 def recording_of(

@@ -218,8 +218,24 @@ def test_the_midi_tells_the_codec_which_keys_are_struck(make_model, song):
                 struck[0, frame, pitch - 4] = max(struck[0, frame, pitch - 4], (2 * (velocity - 4) + 1) / 127)
         assert struck.count_nonzero() > 2
         expected = model.codec.decode_codes(told.audio_codes[b : b + 1, :, :frames], struck)
+        first = int(struck[0].any(-1).nonzero()[0])  # silent until then, rising within the frame before
+        expected[..., : first * 640] *= (torch.arange(first * 640) / 640 - first + 1).clamp_min(0)
         torch.testing.assert_close(told.audio_values[b : b + 1, :, : frames * 640], expected, atol=1e-5, rtol=0)
         assert (expected - plain.audio_values[b : b + 1, :, : frames * 640]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_rest_at_the_beginning_is_silent(make_model, make_rows):
+    """Until the first strike, over windows without notes too; but not where a note sounds on from before."""
+    model, rows, held = make_model("keys"), make_rows(seconds=0.2), make_rows(seconds=0.2, notes=0, held=1)
+    rows[1:-1, 4] += 96  # ticks, 25 frames
+    first = (int(rows[1, 4]) - 4) * 50 // 192
+    for before, silent in (([[1] * 6, [2] * 6], 20 + first), (held.tolist(), 0)):
+        empty = torch.tensor(before + [[0] * 6] * (len(rows) - len(before)))
+        ids = torch.stack([empty, rows])
+        given = {"target_frames": torch.tensor([20, 40]), "window_counts": torch.tensor([2])}
+        levels = model.generate(ids, attention_mask=(ids[..., 0] > 0).long(), **given)[0, 0].view(-1, 640).abs().amax(1)
+        assert (levels[: max(silent - 1, 0)] == 0).all() and (levels[max(silent - 1, 0) :] > 0).all()
 
 
 def test_left_padded_midi_equals_right_padded(make_model, song):

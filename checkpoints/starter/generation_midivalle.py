@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
-from .modeling_midivalle_frame_notes import read_notes, struck_keys
+from .modeling_midivalle_frame_notes import read_notes, sounds_before, struck_keys
 from .modeling_midivalle_layers import check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
 from .sampling_midivalle import (
@@ -172,7 +172,9 @@ class MidiValleGenerationMixin(GenerationMixin):
             prompts = zip(input_values, prompt_codes.split(1), prompt_lengths.tolist(), strict=True)
             hop = self.config.hop_length
             recordings = [self.measure_prompt(w[0, : hop * P], codes[..., :P]) for w, codes, P in prompts]
-        streams = [CodecStream(self.codec, recording) for recording in recordings]
+        begins = [piece_of.index(b) for b in range(len(counts))]  # each piece's first window
+        silent = self.begins_silent(input_ids[begins], attention_mask[begins], prompt_lengths)
+        streams = [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent)]
         history = [prompt_codes[:1, :, :0] for _ in counts]
         for w in range(max(counts)):
             pieces = [b for b, count in enumerate(counts) if w < count]
@@ -205,6 +207,15 @@ class MidiValleGenerationMixin(GenerationMixin):
         if not self.config.keys_from_midi:
             return None
         return struck_keys(input_ids, attention_mask, first.to(input_ids.device), frames)
+
+    def begins_silent(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor
+    ) -> list[bool]:
+        """Whether nothing sounds at frame `first` `(B,)` of the windows `input_ids` until a key is struck, for
+        [`CodecStream`]; False unless `config.keys_from_midi`, for then the keys are not known."""
+        if not self.config.keys_from_midi:
+            return [False] * len(input_ids)
+        return (~sounds_before(input_ids, attention_mask, first.to(input_ids.device))).tolist()
 
     @torch.no_grad()
     def generate_codes(

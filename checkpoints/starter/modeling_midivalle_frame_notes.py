@@ -58,6 +58,15 @@ def struck_keys(
     return struck.view(len(midi_ids), frames, NUM_KEYS)
 
 
+def sounds_before(
+    midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor, first: torch.LongTensor
+) -> torch.BoolTensor:
+    """Whether a note sounds on from before frame `first` `(B,)`, `(B,)`: whether a held row stands there or later."""
+    notes = read_notes(midi_ids, midi_attention_mask)
+    is_held = notes.valid & (notes.strike < notes.onset)
+    return (is_held & (notes.onset.long() // UNITS_PER_FRAME >= first[:, None])).any(1)
+
+
 class FrameNotes(nn.Module):
     """
     Maps the keys' states around each frame to a vector: per key the strike (weight shared between its frame and the

@@ -48,6 +48,8 @@ class CodecStream:
     Args:
         codec (`PianoEncodecModel`): in eval mode.
         recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
+        begins_silent (`bool`, *optional*): until the first key is struck, nothing but that noise is heard: oscillators
+            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `struck`.
 
     Example:
 
@@ -56,13 +58,14 @@ class CodecStream:
     >>> audio = torch.cat([stream.push(codes[..., :100]), stream.push(codes[..., 100:], is_last=True)], -1)
     ```"""
 
-    def __init__(self, codec, recording: RecordingChain | None = None):
+    def __init__(self, codec, recording: RecordingChain | None = None, begins_silent: bool = False):
         layers = list(codec.decoder.layers)
         recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
         self.before = SlidingLayers(layers[:recurrent], codec.config.kernel_size - 1, 1)
         self.behind = SlidingLayers(layers[recurrent + 1 :], CONTEXT_BEHIND_LSTM, codec.config.hop_length)
         self.recording = None if recording is None else RecordingStream(recording)
+        self.is_silent, self.silent_frames, self.given = begins_silent, 0, 0  # so far; samples that were given
 
     @property
     def delay(self) -> int:
@@ -82,6 +85,8 @@ class CodecStream:
             `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
         """
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
+        if self.is_silent:
+            self._listen(audio_codes.shape[-1], struck)
         latent = self.codec.latent_of(audio_codes, struck)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
@@ -91,7 +96,25 @@ class CodecStream:
         wave = self.behind.push((remembered + frames).permute(1, 2, 0), is_last)
         if wave is None:
             return nothing
-        return wave.float() if self.recording is None else self.recording(wave.float())
+        wave = self._silenced(wave.float())
+        return wave if self.recording is None else self.recording(wave)
+
+    def _listen(self, frames: int, struck: torch.Tensor | None) -> None:
+        """Count frames up to the first of `struck` `(1, frames, 88)` in which a key is."""
+        if struck is None:
+            raise ValueError("a stream that begins silent has to be told which keys are struck")
+        when = struck[0].any(-1).nonzero()
+        self.is_silent = not len(when)
+        self.silent_frames += int(when[0]) if len(when) else frames
+
+    def _silenced(self, wave: torch.Tensor) -> torch.Tensor:
+        """The next samples `(1, 1, L)`, without those before the first strike; they rise within the frame before it."""
+        hop, begin = self.codec.config.hop_length, self.given
+        self.given += wave.shape[-1]
+        if begin >= self.silent_frames * hop:
+            return wave
+        place = torch.arange(begin, self.given, device=wave.device) / hop
+        return wave * (place - (self.silent_frames - 1)).clamp(0, 1)
 
 
 __all__ = ["CodecStream"]
