@@ -36,6 +36,7 @@ from scripts.transcription import Transcriber, TranscriptionError
 from tokenization.midi_midivalle import Performance
 
 LINEAR = r"(ar\.model|nar)\.layers\.\d+\.(self_attn\.(in_proj|out_proj)|linear1|linear2)"
+LISTENED_S = 36.0  # of the held part, at most: of 12 s the spectrum is as much the music's as the piano's
 
 
 class AdaptError(ValueError):
@@ -135,13 +136,18 @@ def learn(
 
 
 def play(model, processor, recording: Recording, recipe: AdaptRecipe, end: float, transcriber) -> dict[str, float]:
-    """What can be heard of the held part's beginning, up to 12 s after the prompt just before it: how far the mean
-    spectrum is from the recording's, and with a transcriber how many notes are found."""
+    """What can be heard of the held part, after the prompt just before it: how far the mean spectrum is from the
+    recording's, and with a transcriber how many notes are found."""
     model.eval()
-    seconds, prompt = min(12.0, (recording.seconds - end) // GRID_S * GRID_S), prompt_of(recording, recipe, end)
+    seconds, prompt = held_seconds(recording, end), prompt_of(recording, recipe, end)
     piece = processor.load(Performance(recording.notes, "the held part", {}), start=end, end=end + seconds)
     wave = render_wave(model, processor, piece, prompt, recipe.seed, max(seconds - piece.end, 0.0), {})
     return heard(recording, wave, end, seconds, transcriber)
+
+
+def held_seconds(recording: Recording, end: float) -> float:
+    """How much of what is held back from `end` s on is listened to, s."""
+    return min(LISTENED_S, (recording.seconds - end) // GRID_S * GRID_S)
 
 
 def prompt_of(recording: Recording, recipe: AdaptRecipe, end: float) -> Prompt:
@@ -213,7 +219,7 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     steps = learn(losses, trained, recording, recipe, end)
     after, codec = figures(), {}
     if listen:
-        seconds = min(12.0, (recording.seconds - end) // GRID_S * GRID_S)
+        seconds = held_seconds(recording, end)
         codec = heard(recording, reconstruct(model, recording, recipe, end, seconds), end, seconds, transcriber)
     return {"steps": steps, "before": before, "after": after, "codec": codec}
 
