@@ -4,8 +4,8 @@
     python -m scripts.evaluate --model checkpoints/starter --midi-root PACK/midi --piano PIANO.tar ... --output-dir OUT
 
 Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. Where the codec of
-the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them: what generated
-audio could be at most, while `codec` is what it can do with sound alone. Give one or several
+the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them, while `codec`
+is what it can do with sound alone. Give one or several
 `--codec FOLDER` instead of `--model` to score codecs alone, all against one transcription of the truth; `--truth
 RESULTS.json` of an earlier run saves that one too, where audio and notes are the same. `--piano FONT.sf2` (through
 fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
