@@ -15,12 +15,11 @@ import importlib.util
 import json
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 
 from modeling_midivalle.recording_midivalle import RecordingStream
 from processing.audio_midivalle import SAMPLING_RATE
@@ -30,6 +29,7 @@ from scripts.metrics import note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.publishing import export
+from scripts.recipe_file import read_recipe
 from scripts.rendering import recording_of, render_wave
 from scripts.schedules import warmup_cosine
 from scripts.transcription import Transcriber, TranscriptionError
@@ -67,10 +67,7 @@ class AdaptRecipe:
     @classmethod
     def from_yaml(cls, path: str | Path) -> "AdaptRecipe":
         """Read a recipe; an unknown key is an error that names it."""
-        values = yaml.safe_load(Path(path).read_text()) or {}
-        if unknown := set(values) - {f.name for f in fields(cls)}:
-            raise AdaptError(f"{path}: unknown keys {sorted(unknown)}")
-        return cls(**values)
+        return read_recipe(path, cls)
 
 
 def require_peft() -> None:

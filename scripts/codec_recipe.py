@@ -1,11 +1,10 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What a codec recipe file (YAML) may set, see `recipes/codec_*.yaml`."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import yaml
-
+from scripts.recipe_file import read_recipe
 from scripts.rooms import ROOMS
 
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
@@ -65,14 +64,7 @@ class CodecRecipe:
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides) -> "CodecRecipe":
         """Read a recipe; an unknown key is an error that names it. `overrides` that are not None win."""
-        try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"{path}: unknown keys {sorted(unknown)}")
-        return cls(**(values | {k: v for k, v in overrides.items() if v is not None}))
+        return read_recipe(path, cls, **overrides)
 
     def decisive(self) -> dict:
         """What a run that goes on must not change: all but when it is saved, looked at and written about."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 FORMAT = 2
+RECIPE = {"settings", "threads", "software", "layout", "weights_sha256"}
 CODE = ("tokenization", "processing", "modeling_midivalle")
 
 
@@ -77,7 +78,7 @@ def read_manifest(path: str | Path) -> dict:
     try:
         content = json.loads(Path(path).read_text())
         recipe, files = content["recipe"], content["files"]
-        if content["format"] != FORMAT or not {"settings", "threads", "software", "layout"} <= set(recipe):
+        if content["format"] != FORMAT or not RECIPE <= set(recipe) or "midi_file" not in content:
             raise KeyError("format")
         if not all(isinstance(sha, str) for sha in files.values()) or not isinstance(content["attempts"], list):
             raise TypeError("files or attempts")

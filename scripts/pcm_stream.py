@@ -37,15 +37,15 @@ class PcmStream:
     ):
         self.descriptor, self.on_gone = descriptor, on_gone
         self.gone, self.first_at = False, float("nan")
+        self.error: OSError | None = None  # why nothing can be written, if it is not that the reader has gone
         self.waiting = queue.Queue(WAITING)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
-        if not raw:
-            self.waiting.put(wav_header(sampling_rate, samples))
+        self.header = b"" if raw else wav_header(sampling_rate, samples)  # goes with the first audio
 
     def write(self, wave: np.ndarray) -> None:
         """Hand over `wave` `(samples,)`, full scale 1.0; louder samples are clipped."""
-        data = to_int16(wave).astype("<i2").tobytes()
+        data, self.header = self.header + to_int16(wave).astype("<i2").tobytes(), b""
         while data and not self.gone:
             try:
                 return self.waiting.put(data, timeout=WATCH_S)
@@ -54,6 +54,8 @@ class PcmStream:
 
     def close(self) -> None:
         """Wait until the consumer has all, or has gone."""
+        if self.header:
+            self.write(np.zeros(0, np.float32))
         while not self.gone:
             try:
                 self.waiting.put(None, timeout=WATCH_S)
@@ -70,7 +72,8 @@ class PcmStream:
                     rest = rest[os.write(self.descriptor, rest) :]
                 if len(data) > HEADER_SIZE and self.first_at != self.first_at:
                     self.first_at = time.perf_counter()
-        except OSError:  # a broken pipe
+        except OSError as error:
+            self.error = None if isinstance(error, BrokenPipeError) else error
             self.gone = True
             self.on_gone()
 

@@ -207,6 +207,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--midi-root needs at least one --piano")
     if any(s % 0.5 for s in (args.prompt_seconds, args.target_seconds, args.min_target_seconds or 0)):
         parser.error("--prompt-seconds, --target-seconds and --min-target-seconds must be multiples of 0.5")
+    shortest = args.target_seconds if args.min_target_seconds is None else args.min_target_seconds
+    if not 0 < shortest <= args.target_seconds or args.prompt_seconds < 0:
+        parser.error("0 < --min-target-seconds <= --target-seconds, and --prompt-seconds from 0 on")
     if min(args.items, args.shard_items, args.divisible_by, args.batch_size, args.processes) < 1:
         parser.error("--items, --shard-items, --divisible-by, --batch-size and --processes must be at least 1")
     if not 0 <= args.shard_index < args.num_shards:

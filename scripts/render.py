@@ -43,6 +43,9 @@ def main(argv: list[str] | None = None, imports: AbstractContextManager | None =
     except ValueError as error:  # RenderError, FolderError, or MidiError, AudioError, ProcessorError: not yet imported
         say(error)
         return 2
+    except OSError as error:  # a folder that is closed, a name that is too long, a disk that is full
+        say(f"{error.filename or 'the output'}: cannot be used ({error.strerror})")
+        return 2
     except KeyboardInterrupt:
         say("interrupted; what is finished is kept: start it again to go on")
         return 130

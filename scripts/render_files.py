@@ -250,6 +250,8 @@ def check_done(setting: Setting, task: Task) -> None:
         if not task.is_done:
             raise RenderError(f"{task.output.name}: exists already; add --force to replace it")
         say(f"{task.output.name}: is there already, made the same way")
+    elif manifest_path(task.output).exists():
+        raise RenderError(f"{manifest_path(task.output).name}: exists already; add --force to replace it")
 
 
 def journal_path(task: Task) -> Path:
@@ -326,10 +328,12 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
                 keep_going([task], bool(args.output_dir), lambda task, job=job: finish(setting, task, job))
         if stream:
             stream.close()
+            refuse_broken(stream)
             say(describe_stream(setting, stream, begin, ready, only))
     except KeyboardInterrupt:
         if stream is None or not stream.gone:
             raise
+        refuse_broken(stream)
         say("the reader of the stream has gone")
     finally:
         bar.close()
@@ -354,6 +358,12 @@ def open_stream(setting: Setting, task: Task, job: Job) -> PcmStream:
     stream = PcmStream(1, rate, samples, args.raw, on_gone)
     job.sinks.append(stream)
     return stream
+
+
+def refuse_broken(stream: PcmStream) -> None:
+    """`RenderError` if the stream could not be written for another reason than that its reader has gone."""
+    if stream.error:
+        raise RenderError(f"--stream: cannot be written ({stream.error.strerror})")
 
 
 def describe_stream(setting: Setting, stream: PcmStream, begin: float, ready: list[float], job: Job) -> str:

@@ -1,10 +1,10 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The settings of `scripts.train`, as recipe files have them."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import yaml
+from scripts.recipe_file import read_recipe
 
 CHOICES = {"optimizer": ("adamw", "scaled_adam"), "schedule": ("cosine", "eden"), "on_bad_loss": ("stop", "skip")}
 TRACKERS = ("tensorboard", "trackio")
@@ -67,14 +67,7 @@ class TrainRecipe:
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainRecipe":
         """Read a recipe; an unknown key is an error that names it."""
-        values = yaml.safe_load(Path(path).read_text()) or {}
-        unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown:
-            raise ValueError(f"{path}: unknown keys {sorted(unknown)}")
-        try:
-            return cls(**values)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: {error}") from error
+        return read_recipe(path, cls)
 
     def binding(self) -> dict:
         """The settings that a resumed run must share with its checkpoint."""

@@ -26,6 +26,7 @@ from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
 from scripts import model_folder, plots, render, render_files
 from scripts.pcm_stream import PcmStream
+from scripts.render_arguments import RenderError
 from scripts.transcription import TranscriptionError
 from scripts.verification import compare
 from tokenization import NOTE_DTYPE, MidiValleTokenizer, load_performance
@@ -467,6 +468,33 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
         run("piece.mid", "other.wav", *options)
     calls.clear()
     assert run("piece.mid", "other.wav", *options, "--seed", 1)[0] == 0 and len(calls) == 3
+
+
+def test_what_is_there_is_not_replaced_unasked(run):
+    """Not a file that only has a manifest's name either."""
+    save_midi("piece.mid", (0.0, 0.5, 60))
+    Path("out").mkdir()
+    Path("out/piece.json").write_text("mine")
+    code, _, err = run("piece.mid", "--output-dir", "out", "--ring-out", "0.2")
+    assert code == 2 and "piece.json: exists already" in err and Path("out/piece.json").read_text() == "mine"
+    assert not Path("out/piece.wav").exists()
+
+
+def test_a_name_that_is_too_long_is_one_sentence(run):
+    save_midi("piece.mid", (0.0, 0.5, 60))
+    code, _, err = run("piece.mid", "x" * 300 + ".wav")
+    assert code == 2 and "File name too long" in err and err.count("\n") == 1
+
+
+def test_a_stream_that_cannot_be_written_is_no_success():
+    read, write = os.pipe()
+    gone = threading.Event()
+    stream = PcmStream(read, 32_000, None, True, gone.set)  # a reader's descriptor: writing fails, but nobody has gone
+    stream.write(np.zeros(640, np.float32))
+    assert gone.wait(5) and stream.gone
+    with pytest.raises(RenderError, match="cannot be written"):
+        render_files.refuse_broken(stream)
+    os.close(read), os.close(write)
 
 
 @pytest.mark.parametrize(("name", "value"), [("quantize", "int8"), ("dtype", "bfloat16")])

@@ -325,6 +325,11 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE + "stepz: 3\n")
     assert run("ar", tmp_path / "out") == 2
     assert "unknown keys ['stepz']" in capsys.readouterr().err
+    for text, message in (("a: [", "is not YAML"), ("- a", "holds a list"), ("learning_rate: fast", "is not a number")):
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert run("ar", tmp_path / "out") == 2 and message in capsys.readouterr().err
+    (tmp_path / "recipe.yaml").write_text("learning_rate: 1e-3\n")  # a text in YAML
+    assert train.TrainRecipe.from_yaml(tmp_path / "recipe.yaml").learning_rate == 1e-3
     (tmp_path / "recipe.yaml").write_text(RECIPE + "frame_steps: 1\ncodebook_start: false\n")
     assert run("nar", tmp_path / "out") == 2
     assert "frame_steps need codebook_start" in capsys.readouterr().err
