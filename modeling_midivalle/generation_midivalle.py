@@ -172,7 +172,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             prompts = zip(input_values, prompt_codes.split(1), prompt_lengths.tolist(), strict=True)
             hop = self.config.hop_length
             recordings = [self.measure_prompt(w[0, : hop * P], codes[..., :P]) for w, codes, P in prompts]
-        begins = [piece_of.index(b) for b in range(len(counts))]  # each piece's first window
+        begins = [sum(counts[:b]) for b in range(len(counts))]  # each piece's first window
         silent = self.begins_silent(input_ids[begins], attention_mask[begins], prompt_lengths)
         streams = [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent)]
         history = [prompt_codes[:1, :, :0] for _ in counts]

@@ -25,10 +25,11 @@ class PcmStream:
         sampling_rate (`int`): Hz.
         samples (`int`, *optional*): How many there will be; None if unknown (the header then says the most it can).
         raw (`bool`): No header.
-        on_gone (callable): Called once, from the thread, when the consumer has gone.
+        on_gone (callable): Called once, from the thread, when nothing can be written any more.
 
     Attributes:
-        gone (`bool`): The consumer has gone; what is written now is dropped.
+        gone (`bool`): Nothing can be written any more; what comes now is dropped.
+        error (`OSError`, *optional*): Why, if it is not that the consumer has gone.
         first_at (`float`): `time.perf_counter()` when the first audio was with the consumer, nan before.
     """
 
@@ -37,7 +38,7 @@ class PcmStream:
     ):
         self.descriptor, self.on_gone = descriptor, on_gone
         self.gone, self.first_at = False, float("nan")
-        self.error: OSError | None = None  # why nothing can be written, if it is not that the reader has gone
+        self.error: OSError | None = None
         self.waiting = queue.Queue(WAITING)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
