@@ -246,7 +246,7 @@ class MidiValleGenerationMixin(GenerationMixin):
                 on the right.
             context_lengths (`torch.LongTensor` of shape `(B,)`, *optional*): frames of each row of it; C if not given.
             do_sample, temperature, top_k, top_p (*optional*): for codebook 0; from `generation_config` if not given.
-                Any of the last three is enough to sample.
+                A temperature, a top_k above 0 or a top_p below 1 is enough to sample.
             nar_temperature (`float`, *optional*): above 0, the other codebooks are sampled too.
             seed (`int` or `list[int]`, *optional*): same seed, same codes, alone or in any batch.
             compat (`str`, *optional*): `"published"` generates one row by the published program's rules: every code may
@@ -267,7 +267,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         else:
             defaults, target_frames = Sampler(do_sample=True), self._published_cap(compat, attention_mask)
         if do_sample is None:
-            do_sample = bool(defaults.do_sample) or any(value is not None for value in (temperature, top_k, top_p))
+            narrowed = bool(top_k) or (top_p is not None and top_p < 1)
+            do_sample = bool(defaults.do_sample) or temperature is not None or narrowed
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         given = {k: getattr(defaults, k) if v is None else v for k, v in given.items()}
         sampler = Sampler(do_sample, **{k: v for k, v in given.items() if v is not None})

@@ -401,6 +401,8 @@ class MidiValleProcessor(ProcessorMixin):
         """A file, bytes, array or tensor -> float wave `(samples,)` or `(samples, channels)` and its rate."""
         if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
             return read_audio(audio, name)
+        if isinstance(audio, dict) and {"array", "sampling_rate"} <= set(audio):  # as `datasets` gives it
+            audio, sampling_rate = audio["array"], audio["sampling_rate"]
         wave = np.asarray(audio)
         if sampling_rate is None:
             raise ProcessorError("prompt_audio is an array; give its sampling_rate in Hz too")

@@ -36,9 +36,9 @@ def measure_offset(wave: np.ndarray, notes: np.ndarray) -> tuple[float, float]:
     rise = _rise(wave[: round(FULL_S * SAMPLING_RATE)])  # (frames, 12)
     frames, longest = len(rise), round(LONGEST_LAG_S * SAMPLING_RATE / HOP)
     strikes = np.zeros((frames + 2 * longest, 12))  # so that strikes may be moved by the longest lag
-    place = np.round(notes["onset"] * SAMPLING_RATE / HOP).astype(int) + longest
-    inside = (place >= 0) & (place < len(strikes))
-    np.add.at(strikes, (place[inside], notes["pitch"][inside] % 12), notes["velocity"][inside] / 127.0)
+    place = np.round(notes["onset"] * SAMPLING_RATE / HOP).astype(int)
+    inside = (place >= 0) & (place < frames)  # strikes after the end would draw regular music towards a later part
+    np.add.at(strikes, (place[inside] + longest, notes["pitch"][inside] % 12), notes["velocity"][inside] / 127.0)
     size = 1 << (frames + len(strikes)).bit_length()
     spectrum = np.fft.rfft(rise, size, axis=0) * np.conj(np.fft.rfft(strikes, size, axis=0))
     correlation = np.fft.irfft(spectrum.sum(1), size)

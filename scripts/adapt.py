@@ -29,7 +29,7 @@ from scripts.metrics import note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.publishing import export
-from scripts.recipe_file import read_recipe
+from scripts.recipe_file import check_ranges, read_recipe
 from scripts.rendering import recording_of, render_wave
 from scripts.schedules import warmup_cosine
 from scripts.transcription import Transcriber, TranscriptionError
@@ -63,6 +63,12 @@ class AdaptRecipe:
     code_noise: float = 0.5
     frame_steps: int = 0
     seed: int = 0
+
+    def __post_init__(self):
+        least = dict.fromkeys(("learning_rate", "dropout", "warmup_steps", "max_minutes"), 0)
+        check_ranges(self, rank=1, steps=1, batch_size=1, prompt_seconds=0.5, target_seconds=0.5, **least)
+        if not 0 < self.held_share < 1:
+            raise ValueError(f"held_share must be between 0 and 1, got {self.held_share}")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "AdaptRecipe":

@@ -4,7 +4,7 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scripts.recipe_file import read_recipe
+from scripts.recipe_file import check_ranges, read_recipe
 from scripts.rooms import ROOMS
 
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
@@ -54,12 +54,14 @@ class CodecRecipe:
             raise ValueError(f"unknown loss weights {sorted(unknown)}: choose from {sorted(LOSS_WEIGHTS)}")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size > 0):
             raise ValueError(f"batch_size is a number of crops or auto, not {self.batch_size!r}")
+        counts = ("mixed_excerpts", "accumulation", "steps", "kmeans_vectors", "save_steps", "log_steps")
+        check_ranges(
+            self, **dict.fromkeys(counts, 1), crop_seconds=0.1, lead_seconds=0, learning_rate=0, warmup_steps=0
+        )
         if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
             crop = f"{self.crop_seconds} s after {self.lead_seconds} s"
             raise ValueError(f"crops of {crop} do not fit into excerpts of {self.excerpt_seconds} s")
         self.weights = LOSS_WEIGHTS | self.weights
-        self.betas, self.level_db = tuple(self.betas), tuple(self.level_db)
-        self.noise_db = tuple(self.noise_db) if self.noise_db else None
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides) -> "CodecRecipe":

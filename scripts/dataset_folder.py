@@ -50,7 +50,8 @@ BODY = """
 
 Pairs of prompt and target for MIDI-VALLE: two windows of one recording as notes, MIDI and codec codes. Rows are drawn
 independently of one another, so they need no shuffling before use. Made by `scripts.prepare_dataset`; train on it with
-`python -m scripts.train --data USER/NAME`.
+`python -m scripts.train --config recipes/starter_ar.yaml --part ar --data USER/NAME --codec CODEC --output-dir RUN`,
+CODEC being the folder of the codec below, or of a model that has it.
 
 | column | |
 | --- | --- |

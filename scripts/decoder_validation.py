@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_midivalle import PianoEncodecModel
+from scripts.codec_folder import load_codec
 from scripts.shards import FRAME_RATE
 
 
@@ -42,6 +42,6 @@ def codes_played(losses, batch: dict[str, torch.Tensor], seconds: float) -> dict
 def sounds(codes: dict[str, torch.Tensor], prompt_frames: int, codec: str | Path) -> dict[str, torch.Tensor]:
     """`codes` as audio `(L,)` on the CPU, at the codec's rate, without the prompt, which is decoded to lead in. The
     codec of folder `codec` is read anew: between validations it takes no memory."""
-    model = PianoEncodecModel.from_pretrained(codec, dtype=torch.float32)
+    model = load_codec(codec)
     begin = prompt_frames * model.config.hop_length
     return {name: model.decode_codes(value.cpu())[0, 0, begin:].clamp(-1, 1) for name, value in codes.items()}

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
 from processing import MidiValleProcessor, Prompt
+from scripts.codec_folder import load_codec
 from scripts.manifest import write_json
 from scripts.metrics import (
     chroma_distance,
@@ -243,7 +244,7 @@ def load(args: argparse.Namespace):
         model = MidiValleForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
         return model, MidiValleProcessor.from_pretrained(args.model), {"codec": model.codec}
     codecs = {
-        name: PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).to(args.device).eval()
+        name: load_codec(folder).to(args.device).eval()
         for name, folder in zip(codec_names(args.codec), args.codec, strict=True)
     }
     return None, None, codecs

@@ -26,14 +26,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from modeling_midivalle import PianoEncodecModel
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
+from scripts.codec_folder import codec_hash, load_codec
 from scripts.manifest import write_json
 from scripts.model_folder import load_model, load_processor
 from scripts.pianos import SAMPLING_RATE
-from scripts.prepare_dataset import codec_hash
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP, PITCHES, codes_path, onsets_path
 from scripts.rendering import encode_prompt
@@ -120,7 +119,7 @@ def make_pool(args: argparse.Namespace) -> None:
     model = load_model(folder, args.device)
     if not model.config.codec_config.num_key_axes:
         raise ValueError(f"{folder}: its codec has no axes of keys (num_key_axes), so nothing can be told to it")
-    mine, given = (codec.quantizer.layers for codec in (model.codec, PianoEncodecModel.from_pretrained(args.codec)))
+    mine, given = (codec.quantizer.layers for codec in (model.codec, load_codec(args.codec)))
     if not all(torch.equal(a.codebook.embed.cpu(), b.codebook.embed) for a, b in zip(mine, given, strict=True)):
         raise ValueError(f"--codec {args.codec}: has other codebooks than the codec of {folder}")
     processor = load_processor(folder)

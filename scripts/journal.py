@@ -30,8 +30,13 @@ class Journal:
     def append(self, attempt: int, codes: np.ndarray) -> None:
         """Keep the next window: attempt number and codes `(K, T)`."""
         data = np.append(attempt, codes).astype("<i2").tobytes()
-        with open(self.path, "ab" if self.windows else "wb") as file:
-            file.write(data if self.windows else self.head + data)
+        try:
+            with open(self.path, "ab" if self.windows else "wb") as file:
+                file.write(data if self.windows else self.head + data)
+        except OSError:  # a full disk: what is kept stays, but nothing is left of a file that holds nothing
+            if not self.windows:
+                self.remove()
+            raise
         self.windows.append((attempt, codes))
 
     def remove(self) -> None:

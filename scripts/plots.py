@@ -91,8 +91,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plots: {error}", file=sys.stderr)
         return 2
     figure = plot_render(wave, notes, f"{Path(args.midi).name}, rendered")
-    figure.savefig(args.output, dpi=100)
-    pyplot.close(figure)
+    try:
+        figure.savefig(args.output, dpi=100)
+    except (ValueError, OSError) as error:  # another ending than of a picture; a folder that is not there
+        print(f"plots: {args.output}: cannot be written ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
+        return 2
+    finally:
+        pyplot.close(figure)
     return 0
 
 

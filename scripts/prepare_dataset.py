@@ -27,7 +27,6 @@ or by the processes of `datasets`, `command` being a list of the words before `-
 """
 
 import argparse
-import hashlib
 import multiprocessing
 import os
 import queue
@@ -35,9 +34,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from tqdm import tqdm
 
+from scripts.codec_folder import codec_hash, load_codec
 from scripts.dataset_folder import finish, flac, midi_bytes, write_shard
 from scripts.paired_recordings import PairedRecordings
 from scripts.pianos import SAMPLING_RATE, RenderError
@@ -47,19 +46,6 @@ from scripts.rooms import ROOMS
 from scripts.shards import shard_names
 from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import MidiError
-
-
-def codec_hash(folder: str | Path) -> str:
-    """sha256 of what decides a codec's codes: encoder and codebooks. Its decoder may go on learning."""
-    path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        raise RenderError(f"{folder}: holds no model.safetensors, so it is not a codec folder")
-    digest = hashlib.sha256()
-    with safe_open(path, "numpy") as tensors:
-        for name in sorted(tensors.keys()):
-            if name.startswith("encoder.") or name.endswith("codebook.embed"):
-                digest.update(name.encode() + tensors.get_tensor(name).tobytes())
-    return digest.hexdigest()
 
 
 def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: int = 1) -> tuple[list, list]:
@@ -122,13 +108,11 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
     """Process `number`: takes shard numbers until there are none."""
     import torch
 
-    from modeling_midivalle import PianoEncodecModel
-
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # codes are to be those of the CPU as far as can be
     try:
         device = f"cuda:{number % torch.cuda.device_count()}" if args.device == "cuda" else args.device
-        codec = PianoEncodecModel.from_pretrained(args.codec, dtype=torch.float32).eval().to(device)
+        codec = load_codec(args.codec).eval().to(device)
         recordings = _recordings(args, data)
         about = {"codec_sha256": codec_hash(args.codec), "num_codebooks": codec.config.num_quantizers}
         about |= {"codebook_size": codec.config.codebook_size, "prompt_seconds": data.prompt_seconds}
@@ -177,7 +161,9 @@ def _shard_path(args: argparse.Namespace, shard: int) -> Path:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codec", required=True, help="folder of the codec that makes the codes")
+    parser.add_argument(
+        "--codec", required=True, help="folder of the codec that makes the codes, or of a model with it"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
     source.add_argument("--pairs", help="folder or csv of real recordings with their MIDI")
@@ -225,10 +211,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         codec_hash(args.codec)  # before any process is started
         excluded = _recordings(args, data).excluded
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     mine = range(args.shard_index, _shard_count(args), args.num_shards)
     error = _make([shard for shard in mine if not _shard_path(args, shard).is_file()], args, data)
     if error:

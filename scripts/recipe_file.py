@@ -3,8 +3,13 @@
 
 from dataclasses import fields
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import yaml
+
+KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "lines of name: value"}
+KINDS |= {list: "a list", tuple: "a list of two numbers", NoneType: "nothing"}
 
 
 def read_recipe(path: str | Path, cls: type, **overrides):
@@ -21,16 +26,45 @@ def read_recipe(path: str | Path, cls: type, **overrides):
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise ValueError(f"{path}: holds a {type(values).__name__}; give lines of the form name: value")
-    decimal = {f.name for f in fields(cls) if isinstance(f.default, float)}
-    for name in decimal & set(values):
-        if isinstance(values[name], str):  # YAML takes 1e-3 for a text: it wants 1.0e-3
-            try:
-                values[name] = float(values[name])
-            except ValueError:
-                raise ValueError(f"{path}: {name}: {values[name]!r} is not a number") from None
     if unknown := set(values) - {f.name for f in fields(cls)}:
         raise ValueError(f"{path}: unknown keys {sorted(map(str, unknown))}")
     try:
+        hints = get_type_hints(cls)
+        values = {name: _read_value(name, value, hints[name]) for name, value in values.items()}
         return cls(**(values | {k: v for k, v in overrides.items() if v is not None}))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _read_value(name: str, value, hint):
+    """`value` as a field of type `hint` wants it; ValueError if it is of another kind."""
+    kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+    kinds = [get_origin(kind) or kind for kind in kinds]
+    if float in kinds and isinstance(value, str):  # YAML takes 1e-3 for a text: it wants 1.0e-3
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if tuple in kinds and isinstance(value, list) and len(value) == 2:
+        value = tuple(_read_value(name, part, float) for part in value)
+    if type(value) not in kinds:
+        raise ValueError(f"{name}: {value!r} is not {' or '.join(KINDS[kind] for kind in kinds)}")
+    return value
+
+
+def check_ranges(recipe, **least: float) -> None:
+    """ValueError where a field is below its `least`, or a range of two numbers does not rise.
+
+    Args:
+        recipe: a dataclass.
+        least: by the name of a field; fields that are None, or a text, are let be.
+    """
+    for name, bound in least.items():
+        value = getattr(recipe, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(part, int | float) and not part >= bound for part in values):  # also what is not a number
+            raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if list(values) != sorted(values):
+            raise ValueError(f"{name} must be the lower and the higher of two numbers, got {list(value)}")

@@ -118,6 +118,26 @@ def check_arguments(args: argparse.Namespace):
         raise RenderError("--verify must not be negative, and --verify-threshold be 0 to 1")
 
 
+def outputs_of(args: argparse.Namespace, output: Path) -> list[Path]:
+    """All files that a render of `output` writes."""
+    return [output.with_suffix(end) for end in (output.suffix, ".json") + (".report.json",) * (args.verify is not None)]
+
+
+def with_manifest(args: argparse.Namespace, settings: dict) -> argparse.Namespace:
+    """The command line with the `settings` of a manifest; only its model may be somewhere else now.
+
+    Raises:
+        RenderError: an option that says otherwise.
+    """
+    parser = build_parser("")
+    given = {name for name in [*OPTIONS.split(), "batch_size"] if getattr(args, name) != parser.get_default(name)}
+    for name in sorted(given - {"model"}):
+        if name not in settings or settings[name] != getattr(args, name):
+            raise RenderError(f"--{name.replace('_', '-')} is what the manifest says: leave it out")
+    moved = {"model": args.model} if "model" in given else {}  # its weights are compared
+    return argparse.Namespace(**(vars(args) | settings | moved))
+
+
 def check_paths(args: argparse.Namespace):
     """Inputs, outputs and what may be combined."""
     for name in ("batch_size", "threads"):
@@ -145,7 +165,7 @@ def check_paths(args: argparse.Namespace):
         if not Path(args.paths[0]).exists():
             raise RenderError(f"{Path(args.paths[0]).name}: no such file")
     for output in args.paths[0 if args.from_manifest else 1 :]:
-        for path in (Path(output), Path(output).with_suffix(".json")):
+        for path in outputs_of(args, Path(output)):
             if path.exists() and not args.force:
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")
 

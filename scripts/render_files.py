@@ -30,7 +30,15 @@ from scripts.manifest import (
 )
 from scripts.model_folder import choose_prompt, load_model, load_processor, model_folder
 from scripts.pcm_stream import PcmStream
-from scripts.render_arguments import MIDI_ENDINGS, OPTIONS, RenderError, sampling_options, say
+from scripts.render_arguments import (
+    MIDI_ENDINGS,
+    OPTIONS,
+    RenderError,
+    outputs_of,
+    sampling_options,
+    say,
+    with_manifest,
+)
 from scripts.rendering import Job, encode_prompt, frames_of, keys_of, recording_of, render_jobs, window_sizes
 from scripts.resources import batch_rows, choose_threads
 from scripts.scheduling import layouts, schedule, steps_again
@@ -76,7 +84,7 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     `begin`: `time.perf_counter()` when the command began."""
     recorded = read_manifest(args.from_manifest) if args.from_manifest else None
     if recorded:
-        args = argparse.Namespace(**(vars(args) | recorded["recipe"]["settings"]))
+        args = with_manifest(args, recorded["recipe"]["settings"])
     every = find_tasks(args, recorded)
     several = bool(args.output_dir)
     tasks = keep_going(every, several, lambda task: load_performance(task.source))  # before a model is fetched
@@ -247,11 +255,11 @@ def check_done(setting: Setting, task: Task) -> None:
             task.is_done = same and recipe["midi"] == task.sha256
         except (ValueError, LookupError):
             pass
-        if not task.is_done:
-            raise RenderError(f"{task.output.name}: exists already; add --force to replace it")
-        say(f"{task.output.name}: is there already, made the same way")
-    elif manifest_path(task.output).exists():
-        raise RenderError(f"{manifest_path(task.output).name}: exists already; add --force to replace it")
+        if task.is_done:
+            say(f"{task.output.name}: is there already, made the same way")
+    for path in outputs_of(setting.args, task.output):
+        if path.exists() and not task.is_done:
+            raise RenderError(f"{path.name}: exists already; add --force to replace it")
 
 
 def journal_path(task: Task) -> Path:

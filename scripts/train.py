@@ -25,12 +25,11 @@ from modeling_midivalle import (
     MidiValleARModel,
     MidiValleNARConfig,
     MidiValleNARModel,
-    PianoEncodecModel,
 )
 from scripts.assemble_model import load_part
+from scripts.codec_folder import codec_hash, load_codec
 from scripts.data import DataError, TrainingStream, dataset_info, shard_files
 from scripts.decoder_objectives import start_from_codebooks
-from scripts.prepare_dataset import codec_hash
 from scripts.processes import FolderLock, StopSignals
 from scripts.publishing import push
 from scripts.train_recipe import TrainRecipe
@@ -66,7 +65,7 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
 
 def load_codebooks(folder: str | Path) -> torch.Tensor:
     """`(K, codebook_size, D)` of a codec folder."""
-    layers = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).quantizer.layers
+    layers = load_codec(folder).quantizer.layers
     return torch.stack([layer.codebook.embed for layer in layers])
 
 
@@ -104,7 +103,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", required=True, help="shards of a train and a validation split: folder, Hub dataset, URL"
     )
-    parser.add_argument("--codec", required=True, help="the codec that made the data; another one is refused")
+    parser.add_argument(
+        "--codec", required=True, help="the codec that made the data, or a model with it; another is refused"
+    )
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--stop-after", type=float, help="seconds of wall time after which to save and stop")
     parser.add_argument("--force", action="store_true", help="go on although recipe, data or versions have changed")

@@ -37,10 +37,10 @@ import sys
 from pathlib import Path
 
 from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
+from scripts.codec_folder import codec_hash
 from scripts.codec_parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
 from scripts.codec_recipe import CodecRecipe
 from scripts.codec_run import CPU_BATCH, Run
-from scripts.prepare_dataset import codec_hash
 from scripts.recorded_audio import RecordedExcerpts
 from scripts.rendered_audio import RenderedExcerpts
 

@@ -4,7 +4,7 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scripts.recipe_file import read_recipe
+from scripts.recipe_file import check_ranges, read_recipe
 
 CHOICES = {"optimizer": ("adamw", "scaled_adam"), "schedule": ("cosine", "eden"), "on_bad_loss": ("stop", "skip")}
 TRACKERS = ("tensorboard", "trackio")
@@ -60,9 +60,12 @@ class TrainRecipe:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         if unknown := set(self.report_to) - set(TRACKERS):
             raise ValueError(f"report_to: {sorted(unknown)} are not of {', '.join(TRACKERS)}")
-        for name in ("batch_size", "gradient_accumulation_steps", "save_steps", "save_total_limit", "log_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        counts = ("batch_size", "gradient_accumulation_steps", "steps", "save_steps", "save_total_limit", "log_steps")
+        shares = ("no_prompt_share", "short_share", "own_share", "average_decay", "final_learning_rate_share")
+        positive = ("prompt_seconds", "learning_rate", "frame_steps", "warmup_steps", "weight_decay", "code_noise")
+        check_ranges(self, **dict.fromkeys(counts, 1), **dict.fromkeys((*shares, *positive), 0))
+        if above := [name for name in shares if getattr(self, name) > 1]:
+            raise ValueError(f"{above[0]} must be at most 1, got {getattr(self, above[0])}")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainRecipe":

@@ -144,6 +144,9 @@ def render(
         ValueError: a request that is refused; one sentence.
     """
     began, (_, processor, model) = time.monotonic(), load()
+    for label, value in (("start", start), ("length", seconds), ("temperature", temperature), ("seed", seed)):
+        if not isinstance(value, int | float):  # an emptied field gives None
+            raise SpaceError(f"the {label} is missing; give a number")
     if not 0 <= seed <= MAX_SEED:
         raise SpaceError(f"choose a seed from 0 to {MAX_SEED}")
     if not 0 <= temperature <= 2:

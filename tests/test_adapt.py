@@ -88,6 +88,17 @@ def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, 
         assert run(5) == 2 and "lasts 5 s; give 60 to 600 s" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(RECIPE + "ranks: 2\n")
     assert run(5) == 2 and "unknown keys ['ranks']" in capsys.readouterr().err
+    for line, message in (
+        ("steps: -3", "steps must be at least 1, got -3"),
+        ("steps: many", "steps: 'many' is not a whole number"),
+        ("prompt_seconds: [6, 1]", "prompt_seconds must be the lower and the higher of two numbers"),
+        ("prompt_seconds: 3", "prompt_seconds: 3 is not a list of two numbers"),
+        ("held_share: 1.5", "held_share must be between 0 and 1"),
+    ):
+        name = line.partition(":")[0]
+        kept = [other for other in RECIPE.splitlines() if not other.startswith(f"{name}:")]
+        (tmp_path / "recipe.yaml").write_text("\n".join([*kept, line]))
+        assert run(5) == 2 and f"recipe.yaml: {message}" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     monkeypatch.setattr(adapt.importlib.util, "find_spec", lambda name: None)
     assert run(5) == 2 and "peft is not installed: run make install-peft" in capsys.readouterr().err

@@ -108,8 +108,10 @@ def patched(data, position, value, kind="<I"):
 FLAC = encoded(tone(2.0) * np.random.default_rng(0).uniform(0, 1, (64_000, 1)), container="FLAC")
 BAD = {
     "empty": (b"", "empty"),
-    "text": (b"not audio at all", "not audio"),
+    "text": (b"not audio at all", "is not WAV or FLAC; convert it"),
     "Ogg": (encoded(tone(), container="OGG", subtype="VORBIS"), "is an Ogg file; convert it to WAV or FLAC"),
+    "MP3": (b"\xff\xfb\x90\x00" + bytes(20), "is an MP3 file; convert it to WAV or FLAC"),
+    "AIFF": (b"FORM" + bytes(20), "is an AIFF file"),
     "MIDI": (b"MThd" + bytes(20), "is a MIDI file"),
     "header only": (b"RIFF" + bytes(8), "damaged WAV"),
     "ADPCM": (encoded(tone(), subtype="IMA_ADPCM"), "IMA_ADPCM is not supported"),

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import prepare_dataset
+from scripts.codec_folder import codec_hash, load_codec
 from scripts.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
 from scripts.paired_recordings import PairedRecordings
-from scripts.prepare_dataset import codec_hash
 from scripts.recordings import DataArguments, RenderedRecordings
 from tokenization import MidiError, MidiValleTokenizer, load_performance
 
@@ -118,10 +118,24 @@ def test_the_codec_hash_is_of_what_decides_the_codes(tiny_pack, tmp_path):
     assert hashes[0] == hashes[1] and len(set(hashes)) == 3
 
 
+def test_a_whole_model_is_as_good_as_its_codec(make_model, tmp_path):
+    """Its folder, in shards or not, has the hash and the weights of its codec saved alone."""
+    model = make_model()
+    model.codec.save_pretrained(tmp_path / "codec")
+    model.save_pretrained(tmp_path / "whole", max_shard_size="200KB")
+    assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 1
+    assert codec_hash(tmp_path / "whole") == codec_hash(tmp_path / "codec")
+    wave = torch.randn(1, 1, 6400, generator=torch.Generator().manual_seed(0))
+    codes = [load_codec(tmp_path / name).eval().encode_codes(wave) for name in ("whole", "codec")]
+    assert torch.equal(*codes)
+
+
 def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd):
     """A missing codec, and one whose configuration kills the process: exit code 2, no endless waiting."""
+    (tmp_path / "file").write_text("mine")
+    assert prepare_command(tmp_path / "file") == 2 and "File exists" in capfd.readouterr().err
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "none") == 2
-    assert "holds no model.safetensors" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert "none: holds no codec" in capfd.readouterr().err and not (tmp_path / "out").exists()
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
     (tmp_path / "codec" / "config.json").write_text('{"model_type": "piano_encodec", "upsampling_ratios": "no"}')
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "codec", "--processes", 1) == 2

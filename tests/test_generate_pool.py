@@ -8,7 +8,7 @@ from transformers import EncodecFeatureExtractor
 from processing import MidiValleProcessor
 from scripts import generate_pool
 from scripts.codec_data import StoredCrops
-from scripts.prepare_dataset import codec_hash
+from scripts.codec_folder import codec_hash
 from scripts.recordings import DataArguments, RenderedRecordings
 from scripts.rendered_audio import codes_path, onsets_path
 from tokenization import MidiValleTokenizer

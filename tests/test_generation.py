@@ -264,6 +264,22 @@ def test_seed_repeats_exactly(make_model, song):
     assert torch.equal(model.generate_codes(**song), free)  # without a seed, torch's own generator counts
 
 
+def test_a_limit_that_is_off_draws_nothing(make_model, song):
+    model = make_model()
+    greedy = model.generate_codes(**song)
+    assert torch.equal(model.generate_codes(**song, top_p=1.0, top_k=0), greedy)
+    assert not torch.equal(model.generate_codes(**song, top_p=0.99), greedy)
+    assert not torch.equal(model.generate_codes(**song, top_k=50), greedy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_is_halved_as_a_whole_still_plays(make_model, song, dtype):
+    model = make_model().to(dtype)
+    song = {k: v for k, v in song.items() if not k.startswith("prompt_")}
+    audio = model.generate(**song, input_values=0.1 * torch.randn(2, 1, 9 * 640))
+    assert audio.dtype == torch.float32 and audio.isfinite().all() and audio.std() > 0
+
+
 def test_generation_config_is_the_default_and_is_saved(make_model, song, tmp_path):
     model = make_model()
     model.generation_config.update(do_sample=True, temperature=0.5, top_k=7, top_p=0.8)

@@ -227,6 +227,24 @@ def test_offsets_of_prompts_are_measured_and_corrected(processor, late):
     assert said in prompt.remark if abs(late) > 0.02 else prompt.remark == ""
 
 
+@pytest.mark.parametrize("late", [0.0, 0.1, -0.05])
+def test_more_than_a_minute_of_regular_notes_is_not_off_by_a_bar(processor, late):
+    piece = performance(*[(0.2 * i, 0.15, (48, 60, 64, 67, 64, 60)[i % 6]) for i in range(375)])
+    wave, time = np.zeros(76 * RATE, np.float32), np.arange(round(0.3 * RATE)) / RATE
+    for note in piece.notes:
+        begin = round((note["onset"] + late + 0.1) * RATE)
+        tone = np.sin(2 * np.pi * 440 * 2 ** ((note["pitch"] - 69) / 12) * time) * np.exp(-time / 0.1)
+        wave[begin : begin + len(time)] += 0.1 * tone
+    prompt = processor.prepare_prompt(moved(piece, 0.1), wave, RATE)
+    assert prompt.offset == (pytest.approx(late, abs=0.02) if late else 0)
+
+
+def test_a_prompt_as_datasets_gives_it(processor):
+    piece, wave = played(6.0)
+    prompt = processor.prepare_prompt(piece, {"array": wave, "sampling_rate": RATE, "path": None})
+    assert np.array_equal(prompt.wave, processor.prepare_prompt(piece, wave, RATE).wave)
+
+
 def test_what_does_not_belong_together_is_told(processor, caplog):
     piece, wave = played(6.0)
     prompt = processor.prepare_prompt(moved(piece, -0.8), wave, RATE)
@@ -385,7 +403,7 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
         ({"prompt_audio": None}, ProcessorError, "only the MIDI is given, add the audio"),
         ({"prompt_midi": midi((2.5, 1, 60))}, ProcessorError, "no note begins in the 2.0 s"),
         ({"prompt_midi": b"text"}, MidiError, "not a MIDI file"),
-        ({"prompt_audio": b"text"}, AudioError, "prompt audio: is not audio"),
+        ({"prompt_audio": b"text"}, AudioError, "prompt audio: is not WAV or FLAC"),
         ({"prompt_audio": "missing.wav"}, AudioError, "missing.wav: cannot be read"),
         ({"sampling_rate": None}, ProcessorError, "give its sampling_rate"),
         ({"sampling_rate": 100}, AudioError, "100 Hz is outside"),

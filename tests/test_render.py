@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """`python -m scripts.render`: exact lengths, same seed same file, and one sentence for everything it cannot use."""
 
+import errno
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneratio
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
 from scripts import model_folder, plots, render, render_files
+from scripts.journal import Journal
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import RenderError
 from scripts.transcription import TranscriptionError
@@ -480,6 +482,30 @@ def test_what_is_there_is_not_replaced_unasked(run):
     assert not Path("out/piece.wav").exists()
 
 
+def test_a_report_that_is_there_is_not_replaced_unasked(run):
+    save_midi("piece.mid", (0.0, 0.5, 60))
+    Path("piece.report.json").write_text("mine")
+    code, _, err = run("piece.mid", "piece.wav", "--verify")
+    assert code == 2 and "piece.report.json: exists already" in err and Path("piece.report.json").read_text() == "mine"
+
+
+def test_a_disk_that_is_full_leaves_no_journal(run, monkeypatch):
+    save_midi("piece.mid", (0.0, 0.5, 60))
+
+    def full(path, key, num_codebooks, frames):
+        journal = Journal(path, key, num_codebooks, frames)
+        journal.head = Full(journal.head)
+        return journal
+
+    class Full(bytes):
+        def __add__(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(render_files, "Journal", full)
+    code, _, err = run("piece.mid", "piece.wav", "--ring-out", "0.2")
+    assert code == 2 and "No space left on device" in err and os.listdir() == ["piece.mid"]
+
+
 def test_a_name_that_is_too_long_is_one_sentence(run):
     save_midi("piece.mid", (0.0, 0.5, 60))
     code, _, err = run("piece.mid", "x" * 300 + ".wav")
@@ -544,6 +570,12 @@ def test_manifest(run, folder, monkeypatch):
     assert Path("again.wav").read_bytes() == Path("piece.wav").read_bytes()
     again = json.loads(Path("again.json").read_text())
     assert {k: v for k, v in again.items() if k != "output"} == {k: v for k, v in manifest.items() if k != "output"}
+    for option in (("--seed", 4), ("--temperature", 0.5), ("--batch-size", 2), ("--sustain", "ignore")):
+        code, _, err = run("other.wav", "--from-manifest", "piece.json", *option)
+        assert code == 2 and f"{option[0]} is what the manifest says" in err
+    shutil.copytree(folder, "moved")
+    assert run("moved.wav", "--from-manifest", "piece.json", "--model", "moved")[0] == 0
+    assert Path("moved.wav").read_bytes() == Path("piece.wav").read_bytes()
     manifest["output"]["samples_sha256"] = "0"
     Path("wrong.json").write_text(json.dumps(manifest))
     code, _, err = run("third.wav", "--from-manifest", "wrong.json")
@@ -788,11 +820,17 @@ def test_the_command_line_itself(folder, inputs):
     assert done.returncode == 0 and (inputs / "out.wav").exists(), done.stderr
 
 
-def test_plots(inputs, monkeypatch):
+def test_plots(inputs, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
     assert plots.main(["noise.wav", "good.mid", "plot.png"]) == 0
     assert Path("plot.png").read_bytes()[:4] == b"\x89PNG"
     assert plots.main(["noise.wav", "text.mid", "other.png"]) == 2 and not Path("other.png").exists()
+    assert plots.main(["noise.wav", "good.mid", "none/plot.png"]) == 2
+    assert plots.main(["noise.wav", "good.mid", "plot.wrong"]) == 2
+    assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()][1:] == [
+        "plots: none/plot.png: cannot be written",
+        "plots: plot.wrong: cannot be written",
+    ]
     tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     image = plots.log_spectrogram(tone)
     assert image.shape[0] == plots.ROWS and image.max() == 0 and image.min() >= -plots.RANGE_DB

@@ -55,6 +55,8 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         "unknown prompt": (piece, "../grand", 0, 1, 0),
         "at most 1 s": (piece, "grand", 0, 1.5, 0),
         "choose a start": (piece, "grand", float("nan"), 1, 0),
+        "the start is missing": (piece, "grand", None, 1, 0),
+        "the seed is missing": (piece, "grand", 0, 1, 0, None),
         "choose a seed": (piece, "grand", 0, 1, 0, -1),
         "choose a temperature": (piece, "grand", 0, 1, -1),
         "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
@@ -95,7 +97,7 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
     requests = {
         "your piano's MIDI is missing": (audio, None),
         "your piano's recording is missing": (None, midi),
-        "text.wav: is not audio": (str(tmp_path / "text.wav"), midi),
+        "text.wav: is not WAV or FLAC": (str(tmp_path / "text.wav"), midi),
         "silence.wav: is silence": (str(tmp_path / "silence.wav"), midi),
         "text.mid: not a MIDI file": (audio, str(tmp_path / "text.mid")),
     }

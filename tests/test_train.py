@@ -330,6 +330,10 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
         assert run("ar", tmp_path / "out") == 2 and message in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text("learning_rate: 1e-3\n")  # a text in YAML
     assert train.TrainRecipe.from_yaml(tmp_path / "recipe.yaml").learning_rate == 1e-3
+    for line in ("own_share: 1.5", "log_steps: 0", "betas: [0.9, high]", "bf16: 1", "optimizer: 3", "seed: 1.5"):
+        (tmp_path / "recipe.yaml").write_text(line)
+        assert run("ar", tmp_path / "out") == 2
+        assert f"recipe.yaml: {line.partition(':')[0]}" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(RECIPE + "frame_steps: 1\ncodebook_start: false\n")
     assert run("nar", tmp_path / "out") == 2
     assert "frame_steps need codebook_start" in capsys.readouterr().err

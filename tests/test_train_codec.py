@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
+from scripts.codec_folder import codec_hash
 from scripts.codec_listener import Listener, onset_f1
 from scripts.codec_objectives import (
     DecoderObjective,
@@ -32,7 +33,6 @@ from scripts.codec_oscillators import (
     kick_rows,
     struck_partials,
 )
-from scripts.prepare_dataset import codec_hash
 from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from tokenization import NOTE_DTYPE
 

@@ -19,6 +19,8 @@ SAMPLING_RATE = 32_000
 MAX_BYTES = MAX_SAMPLES = 200_000_000  # of a file; of all channels together
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8_000, 192_000, 8
 CONTAINERS = {b"RIFF": "WAV", b"RIFX": "WAV", b"RF64": "WAV", b"fLaC": "FLAC"}
+OTHERS = {b"OggS": "an Ogg", b"ID3": "an MP3", b"\xff\xfb": "an MP3", b"\xff\xf3": "an MP3", b"MThd": "a MIDI"}
+OTHERS |= {b"FORM": "an AIFF", b"caff": "a CAF"}
 SUBTYPES = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 BLOCK = 1 << 20  # frames decoded at a time
@@ -52,8 +54,8 @@ def read_audio(audio: str | os.PathLike | bytes, name: str | None = None) -> tup
     if not data:
         raise AudioError(f"{name}: the file is empty; give a WAV or FLAC file")
     if data[:4] not in CONTAINERS:
-        kind = {b"OggS": "an Ogg", b"ID3\x03": "an MP3", b"ID3\x04": "an MP3", b"MThd": "a MIDI"}.get(data[:4])
-        raise AudioError(f"{name}: {f'is {kind} file' if kind else 'is not audio'}; convert it to WAV or FLAC")
+        kind = next((kind for head, kind in OTHERS.items() if data.startswith(head)), None)
+        raise AudioError(f"{name}: {f'is {kind} file' if kind else 'is not WAV or FLAC'}; convert it to WAV or FLAC")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             wave = _decode(file, name)

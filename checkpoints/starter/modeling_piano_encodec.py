@@ -85,7 +85,7 @@ class PianoEncodecModel(EncodecModel):
             latent = self.encoder(input_values[rows, :, :length].to(dtype))
             if struck is not None:
                 latent = write_keys(latent, struck[rows, : latent.shape[-1]])
-            found = self.quantizer.encode(latent.float()).transpose(0, 1)
+            found = self.quantizer.encode(latent.to(self.quantizer.layers[0].codebook.embed.dtype)).transpose(0, 1)
             codes[rows, :, : found.shape[-1]] = found
         return codes
 
