@@ -88,7 +88,12 @@ class FrameDecoder:
 
     @torch.no_grad()
     def decode(
-        self, choose: Callable, uniform: torch.Tensor, vocab_size: int, eos_token_id: int | None = None
+        self,
+        choose: Callable,
+        uniform: torch.Tensor,
+        vocab_size: int,
+        eos_token_id: int | None = None,
+        keep_logits: bool = False,
     ) -> torch.LongTensor:
         """
         Args:
@@ -96,6 +101,7 @@ class FrameDecoder:
             uniform (`torch.Tensor` of shape `(B, frames)`): the numbers.
             vocab_size (`int`): ids below it can be chosen.
             eos_token_id (`int`, *optional*): ends one row before the frame at which it is chosen or the likeliest.
+            keep_logits (`bool`): what the codes were chosen from is in `kept` then, `(B, frames, vocab_size)`.
         Returns:
             `torch.LongTensor` of shape `(B, frames)`, or less where EOS ended it.
         Raises:
@@ -105,12 +111,15 @@ class FrameDecoder:
         self.codes = torch.zeros(B, self.frames, dtype=torch.long, device=device)
         self.sums = torch.zeros(B, self.frames, device=device)  # of logits: not finite where one of them is not
         self.stops = torch.zeros(B, self.frames, dtype=torch.bool, device=device)
+        self.kept = self.logits.new_zeros(B, self.frames, vocab_size) if keep_logits else None
 
         def advance(frame: int | torch.Tensor, is_last: bool = False) -> None:
             logits = self.logits[:, :vocab_size]
             code = choose(logits, _take(uniform, 1, frame)[:, 0])
             _put(self.codes, 1, frame, code[:, None])
             _put(self.sums, 1, frame, logits.sum(-1, keepdim=True, dtype=torch.float32))
+            if self.kept is not None:
+                _put(self.kept, 1, frame, logits[:, None])
             if eos_token_id is not None:
                 stop = (code == eos_token_id) | (logits.argmax(-1) == eos_token_id)
                 _put(self.stops, 1, frame, stop[:, None])

@@ -4,7 +4,7 @@ The MIDI sets the length, not EOS, except with `compat="published"`, where the p
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from transformers.generation import GenerationMixin
@@ -44,6 +44,22 @@ class MidiValleGenerateOutput(ModelOutput):
     audio_values: torch.Tensor | None = None
     audio_codes: torch.LongTensor | None = None
     target_frames: torch.LongTensor | None = None
+
+
+class GeneratedFrames(NamedTuple):
+    """
+    Args:
+        codes (`torch.LongTensor` of shape `(B, K, T)`): the chosen codes.
+        vectors (`torch.Tensor` of shape `(B, A, T)`, float16, *optional*): with `config.mean_vectors`, what the codec
+            decodes: the mean of the code vectors, without the axes of keys where the MIDI tells these.
+    """
+
+    codes: torch.LongTensor
+    vectors: torch.Tensor | None
+
+    def cut(self, row: int, begin: int, end: int) -> "GeneratedFrames":
+        """Frames `begin` to `end` of one row."""
+        return GeneratedFrames(*(None if x is None else x[row : row + 1, :, begin:end] for x in self))
 
 
 class MidiValleGenerationMixin(GenerationMixin):
@@ -181,7 +197,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             rows = [sum(counts[:b]) + w for b in pieces]
             mask = attention_mask[rows]
             used = mask.any(0)  # padding for the sake of other windows would only change the rounding
-            codes = self.generate_codes(
+            frames = self.generate_frames(
                 input_ids[rows][:, used],
                 mask[:, used],
                 prompt_codes[pieces],
@@ -192,12 +208,13 @@ class MidiValleGenerationMixin(GenerationMixin):
                 **sampling,
             )
             known = prompt_lengths[pieces] + context_frames[rows].to(prompt_lengths.device)
-            struck = self.struck_keys(input_ids[rows], mask, known, codes.shape[-1])
-            for i, (b, row, new) in enumerate(zip(pieces, rows, codes.split(1))):
-                new = new if target_frames is None else new[..., : int(target_frames[row])]
+            longest = frames.codes.shape[-1]
+            struck = self.struck_keys(input_ids[rows], mask, known, longest)
+            for i, (b, row) in enumerate(zip(pieces, rows)):
+                new, vectors = frames.cut(i, 0, longest if target_frames is None else int(target_frames[row]))
                 history[b] = torch.cat([history[b], new], -1)[..., -keep:]
                 keys = None if struck is None else struck[i : i + 1, : new.shape[-1]]
-                yield b, new, streams[b].push(new, is_last=w == counts[b] - 1, struck=keys)
+                yield b, new, streams[b].push(new, w == counts[b] - 1, keys, vectors)
 
     def struck_keys(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor, frames: int
@@ -217,8 +234,12 @@ class MidiValleGenerationMixin(GenerationMixin):
             return [False] * len(input_ids)
         return (~sounds_before(input_ids, attention_mask, first.to(input_ids.device))).tolist()
 
+    def generate_codes(self, *args, **kwargs) -> torch.LongTensor:
+        """The codes alone `(B, K, T)` of [`generate_frames`], which takes the same."""
+        return self.generate_frames(*args, **kwargs).codes
+
     @torch.no_grad()
-    def generate_codes(
+    def generate_frames(
         self,
         input_ids: torch.LongTensor,
         attention_mask: torch.Tensor | None = None,
@@ -234,9 +255,9 @@ class MidiValleGenerationMixin(GenerationMixin):
         nar_temperature: float = 0.0,
         seed: int | list[int] | None = None,
         compat: Literal["published"] | None = None,
-    ) -> torch.LongTensor:
+    ) -> GeneratedFrames:
         r"""
-        The codes of one window in each row, without audio.
+        The codes of one window in each row, without audio, and what the codec is to make of them.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(B, N, 6)`): MIDI rows of prompt, context and new frames on one
@@ -253,7 +274,7 @@ class MidiValleGenerationMixin(GenerationMixin):
                 be drawn at temperature 1 unless told otherwise; it ends where EOS is the likeliest or the drawn id, or
                 after 16 frames per MIDI row and one; `target_frames` is not read.
         Returns:
-            `torch.LongTensor` of shape `(B, K, T)`: the new frames, 0 after a row's end.
+            [`GeneratedFrames`]: the new frames; codes are 0 after a row's end.
         """
         B = len(input_ids)
         prompt_codes, prompt_lengths = self._encode_prompt(B, input_ids, None, None, prompt_codes, prompt_lengths)
@@ -277,7 +298,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         midi, prompt = (input_ids, attention_mask), (prompt_codes, prompt_lengths)
         context = (context_codes, context_lengths)
         first = self._generate_ar(midi, prompt, context, width, sampler, uniform[:, 0], bool(compat))
-        target_frames = target_frames.clamp(max=first.shape[1])
+        target_frames = target_frames.clamp(max=first.codes.shape[1])
         return self._generate_nar(midi, prompt, context, first, target_frames, nar_temperature, uniform[:, 1:])
 
     def _generate_ar(
@@ -289,10 +310,11 @@ class MidiValleGenerationMixin(GenerationMixin):
         sampler: Sampler,
         uniform: torch.Tensor,
         until_eos: bool,
-    ) -> torch.LongTensor:
+    ) -> GeneratedFrames:
         """
         Codebook 0 of the new frames, `(B, frames)`, one cached step per frame; EOS and BOS cannot be chosen.
         `until_eos` (one row): EOS can, and ends it. `midi` with its mask, `prompt` and `context` with their lengths.
+        Vectors `(B, frames, A)` are means in codebook 0.
         """
         config = self.config.ar_config
         parts = [(codes[:, 0], length_mask(lengths, codes.shape[-1])) for codes, lengths in (prompt, context)]
@@ -304,25 +326,27 @@ class MidiValleGenerationMixin(GenerationMixin):
         if not sampler.do_sample and config.code_choice == "expected":
             choose = self._expected_choice(0)
         decoder = FrameDecoder(self.ar, ids, mask, midi, prompt[1], frames)
-        codes = decoder.decode(choose, uniform, size, config.eos_token_id if until_eos else None)
+        means = bool(self.num_vector_axes) and not until_eos
+        codes = decoder.decode(choose, uniform, size, config.eos_token_id if until_eos else None, means)
         if not codes.shape[1]:
             raise ValueError("the model chose to stop before the first frame: try another seed or another prompt")
-        return codes
+        return GeneratedFrames(codes, self._mean_vectors(0, decoder.kept) if means else None)
 
     def _generate_nar(
         self,
         midi: tuple[torch.LongTensor, torch.Tensor],
         prompt: tuple[torch.LongTensor, torch.LongTensor],
         context: tuple[torch.LongTensor, torch.LongTensor],
-        first: torch.LongTensor,
+        first: GeneratedFrames,
         target_frames: torch.LongTensor,
         temperature: float,
         uniform: torch.Tensor,
-    ) -> torch.LongTensor:
+    ) -> GeneratedFrames:
         """
         All codebooks of the new frames, `(B, K, T)`, from codebook 0 `first` `(B, T)`. Context and new frames together
         are the target that the NAR knows from training; what it predicts for the context is not used.
         """
+        first, vectors = first
         sampler = Sampler(temperature > 0, temperature or 1.0)
         T = first.shape[1]
         places = torch.arange(T, device=first.device)
@@ -341,10 +365,26 @@ class MidiValleGenerationMixin(GenerationMixin):
             logits = self.nar(codes, *midi, mask, prompt[1], stage, logits_to_keep=kept, shared=shared).logits
             logits = logits.gather(1, source[..., None].expand(-1, -1, logits.shape[-1]))
             check_finite(logits)
+            if vectors is not None:
+                vectors = vectors + self._mean_vectors(stage, logits)
             expected = temperature == 0 and self.config.nar_config.code_choice == "expected"
             codes = (self._expected_choice(stage) if expected else sampler)(logits, uniform[:, stage - 1])
             target[:, stage] = codes.masked_fill(~inside, 0)
-        return target
+        return GeneratedFrames(target, None if vectors is None else vectors.transpose(1, 2).half())
+
+    @property
+    def num_vector_axes(self) -> int:
+        """A of [`GeneratedFrames`]; 0 without vectors."""
+        if not (self.config.mean_vectors and self.config.has_codec):
+            return 0
+        codec = self.config.codec_config
+        return codec.codebook_dim - (codec.num_key_axes if self.config.keys_from_midi else 0)
+
+    def _mean_vectors(self, stage: int, logits: torch.Tensor) -> torch.Tensor:
+        """The expected vectors `(..., A)` of codebook `stage` under logits `(..., codebook_size)`: the least error in
+        the mean, where one code or another is chosen by a hair."""
+        book = self.codec.quantizer.layers[stage].codebook.embed
+        return logits.float().softmax(-1) @ book[:, : self.num_vector_axes].float()
 
     def _expected_choice(self, stage: int) -> Callable:
         """

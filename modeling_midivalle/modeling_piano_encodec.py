@@ -90,7 +90,12 @@ class PianoEncodecModel(EncodecModel):
         return codes
 
     @torch.no_grad()
-    def decode_codes(self, audio_codes: torch.LongTensor, struck: torch.Tensor | None = None) -> torch.Tensor:
+    def decode_codes(
+        self,
+        audio_codes: torch.LongTensor,
+        struck: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """
         Codes to audio.
 
@@ -98,10 +103,12 @@ class PianoEncodecModel(EncodecModel):
             audio_codes (`torch.LongTensor` of shape `(B, K, T)`): in `[0, codebook_size)`, K at most `num_quantizers`.
             struck (`torch.Tensor` of shape `(B, T, 88)`, *optional*): as in `encode_codes`: these keys are struck,
                 whatever the codes say.
+            vectors (`torch.Tensor` of shape `(B, A, T)`, *optional*): sums of code vectors to be decoded instead of
+                those of `audio_codes`; A = D, or with `struck` at least those axes that are not of keys.
         Returns:
             `torch.Tensor` of shape `(B, 1, hop_length * T)`, float32.
         Raises:
-            ValueError: wrong axes, a code out of range, or `struck` does not fit.
+            ValueError: wrong axes, a code out of range, or `struck` or `vectors` do not fit.
         """
         if audio_codes.ndim != 3 or audio_codes.shape[1] > self.config.num_quantizers:
             raise ValueError(
@@ -112,14 +119,27 @@ class PianoEncodecModel(EncodecModel):
             raise ValueError(f"audio_codes must lie in [0, {size})")
         if not audio_codes.shape[-1]:
             return torch.zeros(len(audio_codes), 1, 0, device=audio_codes.device)
-        latent = self.latent_of(audio_codes, struck)
+        latent = self.latent_of(audio_codes, struck, vectors)
         return self.decoder(latent.to(next(self.decoder.parameters()).dtype)).float()
 
-    def latent_of(self, audio_codes: torch.LongTensor, struck: torch.Tensor | None = None) -> torch.Tensor:
-        """What the decoder is given `(B, D, T)` of `audio_codes` and `struck` as in `decode_codes`."""
-        self._check_struck(struck, len(audio_codes), audio_codes.shape[-1])
-        latent = self.quantizer.decode(audio_codes.transpose(0, 1))
-        return latent if struck is None else write_keys(latent, struck)
+    def latent_of(
+        self,
+        audio_codes: torch.LongTensor,
+        struck: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the decoder is given `(B, D, T)` of `audio_codes`, `struck` and `vectors` as in `decode_codes`."""
+        B, _, T = audio_codes.shape
+        self._check_struck(struck, B, T)
+        book = self.quantizer.layers[0].codebook.embed
+        if vectors is None:
+            latent = self.quantizer.decode(audio_codes.transpose(0, 1))
+        else:
+            latent = vectors.to(book.dtype)
+        kept = book.shape[1] - (0 if struck is None else self.config.num_key_axes)
+        if latent.shape[::2] != (B, T) or latent.shape[1] < kept:
+            raise ValueError(f"vectors must be ({B}, {kept} or more, {T}), got {tuple(latent.shape)}")
+        return latent if struck is None else torch.cat([latent[:, :kept], key_axes(struck).to(latent)], 1)
 
     def _check_struck(self, struck: torch.Tensor | None, rows: int, frames: int) -> None:
         wanted = (rows, frames, self.config.num_key_axes)
@@ -130,9 +150,14 @@ class PianoEncodecModel(EncodecModel):
 def write_keys(latent: torch.Tensor, struck: torch.Tensor) -> torch.Tensor:
     """`latent` `(B, D, T)` with its last axes as the encoder should have them: `struck` `(B, T, 88)`, velocity over 127
     where a key is struck in a frame, else 0."""
-    played = struck.transpose(1, 2).to(latent)
-    keys = (STRUCK[0] + STRUCK[1] * played) * (played > 0)
+    keys = key_axes(struck).to(latent)
     return torch.cat([latent[:, : -keys.shape[1]], keys], 1)
+
+
+def key_axes(struck: torch.Tensor) -> torch.Tensor:
+    """The axes of keys `(B, 88, T)` of a latent in which `struck` `(B, T, 88)` is played."""
+    played = struck.transpose(1, 2)
+    return (STRUCK[0] + STRUCK[1] * played) * (played > 0)
 
 
 __all__ = ["PianoEncodecModel"]

@@ -113,6 +113,7 @@ def assemble(
     as_recorded: bool = False,
     onset_delay_seconds: float = 0.0,
     keys_from_midi: bool = False,
+    mean_vectors: bool = False,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -121,7 +122,7 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        as_recorded, keys_from_midi: as in `MidiValleConfig`.
+        as_recorded, keys_from_midi, mean_vectors: as in `MidiValleConfig`.
         onset_delay_seconds: as in `MidiValleProcessor`.
     Returns:
         Parameters of each part by its name.
@@ -134,6 +135,7 @@ def assemble(
         raise AssembleError(f"--codec {codec}: has no axes of keys, which --keys-from-midi needs")
     model = MidiValleForConditionalGeneration.from_sub_models(**parts)
     model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
+    model.config.mean_vectors = mean_vectors
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -193,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-mib", type=float, default=MAX_MIB, help="largest folder, MiB (default: %(default)s)")
     parser.add_argument("--as-recorded", action="store_true", help="the colour and noise of prompts are played along")
     parser.add_argument("--keys-from-midi", action="store_true", help="the MIDI tells the codec which keys are struck")
+    parser.add_argument("--mean-vectors", action="store_true", help="the codec decodes means, not the chosen codes")
     parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
@@ -200,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     try:
         options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
-        options["keys_from_midi"] = args.keys_from_midi
+        options |= {"keys_from_midi": args.keys_from_midi, "mean_vectors": args.mean_vectors}
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
         )

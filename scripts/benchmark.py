@@ -26,6 +26,7 @@ import torch
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
 from modeling_midivalle.configuration_midivalle import SIZES, UNITS_PER_FRAME, UNITS_PER_TICK
 from modeling_midivalle.decoding_midivalle_ar import FrameDecoder
+from modeling_midivalle.generation_midivalle import GeneratedFrames
 from scripts.model_folder import load_model, model_folder
 
 MARKS = (100, 250, 1000)  # frames at which the cost of a frame is looked at
@@ -116,15 +117,17 @@ def run_once(model, inputs: dict, frames: int, clock: Clock) -> tuple[list[float
         moments.append(time.perf_counter())
         return logits.argmax(-1)
 
-    def run_ar() -> torch.Tensor:
-        decoder = FrameDecoder(model.ar, ids, mask, midi, lengths, frames)
-        return decoder.decode(choose, uniform, model.config.ar_config.codebook_size)
+    def run_ar() -> GeneratedFrames:
+        decoder, means = FrameDecoder(model.ar, ids, mask, midi, lengths, frames), bool(model.num_vector_axes)
+        codes = decoder.decode(choose, uniform, model.config.ar_config.codebook_size, keep_logits=means)
+        return GeneratedFrames(codes, model._mean_vectors(0, decoder.kept) if means else None)
 
     first = clock.measure("ar", run_ar)
     context, ends = (prompt[..., :0], torch.zeros_like(lengths)), torch.full_like(lengths, frames)
-    codes = clock.measure("nar", model._generate_nar, midi, (prompt, lengths), context, first, ends, 0.0, uniform)
-    clock.measure("decode", model.codec.decode_codes, codes)
-    return moments, prompt, first
+    made = clock.measure("nar", model._generate_nar, midi, (prompt, lengths), context, first, ends, 0.0, uniform)
+    struck = model.struck_keys(*midi, lengths, frames)
+    clock.measure("decode", model.codec.decode_codes, made.codes, struck, made.vectors)
+    return moments, prompt, first.codes
 
 
 def measure(model, args: argparse.Namespace) -> tuple[Clock, list[list[float]], torch.Tensor, torch.Tensor]:

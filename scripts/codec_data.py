@@ -30,7 +30,8 @@ class StoredCrops(Dataset):
     with the hash of a codec that has encoded every pool (see `codes_path`) also `audio_codes (K, lead + frames)`, from
     `lead_seconds` before the crop on: of every other crop with its notes as played, if there are such codes. Where a
     model has generated codes too (`scripts.generate_pool`), half of the crops have these, and all but those with codes
-    as heard are `told (1,)` their keys, for which `lead_onsets (lead, 88)` are those before the crop. Crops start on a
+    as heard are `told (1,)` their keys, for which `lead_onsets (lead, 88)` are those before the crop; where it has mean
+    vectors, `means (A, lead + frames)` are decoded instead of such codes, and are NaN beside others. Crops start on a
     frame.
     """
 
@@ -44,6 +45,8 @@ class StoredCrops(Dataset):
         found = {kind: names for kind, names in found.items() if all(name.is_file() for name in names)}
         self.codes = {kind: [_pool(name) for name in names] for kind, names in found.items()}
         self.kinds = list(self.codes) + ["generated"] * ("generated" in self.codes)
+        means = [codes_path(p, codec_sha256, "means") for p in paths] if codec_sha256 else []
+        self.means = [_pool(name) for name in means] if all(name.is_file() for name in means) else []
         for path, pool in zip(paths, self.pools, strict=True):
             if pool.shape[1] // HOP < self.lead + self.frames:
                 raise ValueError(f"{path}: its excerpts are shorter than a crop of {crop_seconds} s and its lead")
@@ -66,6 +69,9 @@ class StoredCrops(Dataset):
             if "generated" in self.codes:
                 item["told"] = np.array(kind != "heard")
                 item["lead_onsets"] = self.onsets[p][e, frame - self.lead : frame].astype(np.float32) / 127
+            if self.means:
+                means = self.means[p][e, :, frame - self.lead : frame + self.frames].astype(np.float32)
+                item["means"] = means if kind == "generated" else np.full_like(means, np.nan)
         return item
 
 

@@ -67,11 +67,14 @@ class Objective(torch.nn.Module):
 
     @torch.no_grad()
     def quantised(self, batch) -> torch.Tensor:
-        """What the decoder gets (B, D, lead + T): of stored codes, if they are `told` with their keys from the notes;
-        or of the sound, every other row of it with its keys as they were played."""
+        """What the decoder gets (B, D, lead + T): of stored codes or their `means`, with their keys from the notes if
+        `told`; or of the sound, every other row of it with its keys as they were played."""
         struck = [batch[name] for name in ("lead_onsets", "onsets") if name in batch]
         if (codes := batch.get("audio_codes")) is not None:
             latent = self.codec.quantizer.decode(codes.transpose(0, 1))
+            if (means := batch.get("means")) is not None:
+                axes = means.shape[1]
+                latent[:, :axes] = torch.where(means.isnan(), latent[:, :axes], means)
             return with_keys(latent, torch.cat(struck, 1), batch["told"]) if "told" in batch else latent
         latent = self.encode(torch.cat([batch[name] for name in ("lead", "input_values") if name in batch], 1))
         if self.codec.config.num_key_axes:

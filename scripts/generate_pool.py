@@ -10,8 +10,9 @@ pairs of such codes and the recording that they stand for it learns what to make
 
 Item i is a target of the train split after a prompt of the same recording, drawn from (seed, i). Written are what
 `scripts.render_pool` writes, the keys at the times at which the model is given them, and `POOL.CODEC.generated.npy`,
-int16 (items, K, frames); `scripts.train_codec encode` adds the codes as heard and as played. A run that was interrupted
-goes on where it stopped when it is started again.
+int16 (items, K, frames); with `--mean-vectors`, for a model that will have them, `POOL.CODEC.means.npy`, float16
+(items, A, frames), which are learned from instead. `scripts.train_codec encode` adds the codes as heard and as played.
+A run that was interrupted goes on where it stopped when it is started again.
 """
 
 import argparse
@@ -60,28 +61,31 @@ class Drawn(Dataset):
 
 
 @torch.no_grad()
-def generate(model, processor, items: list, seconds: float) -> tuple[np.ndarray, np.ndarray]:
-    """Codes of items of `seconds`, int16 (B, K, T), and the velocities of the keys that the model was given, uint8
-    (B, T, 88)."""
+def generate(model, processor, items: list, seconds: float) -> list[np.ndarray]:
+    """Of items of `seconds` the velocities of the keys that the model was given, uint8 (B, T, 88), the codes, int16
+    (B, K, T), and with mean vectors these, float16 (B, A, T)."""
     pieces, prompts, _ = map(list, zip(*items, strict=True))
     inputs = processor.window_inputs(pieces, [0.0] * len(items), [seconds] * len(items), prompts).to(model.device)
     prompt_codes, lengths = pad_codes([encode_prompt(model, prompt) for prompt in prompts])
     given = inputs["input_ids"], inputs["attention_mask"]
     with torch.autocast(model.device.type, torch.bfloat16):  # what rounding changes is no more than a draw would
-        codes = model.generate_codes(*given, prompt_codes, lengths, inputs["target_frames"])
+        codes, vectors = model.generate_frames(*given, prompt_codes, lengths, inputs["target_frames"])
     struck = struck_keys(*given, lengths.to(model.device), codes.shape[-1])
-    return codes.cpu().numpy().astype(np.int16), (struck * 127).round().byte().cpu().numpy()
+    found = [(struck * 127).round().byte(), codes.short(), *([] if vectors is None else [vectors])]
+    return [array.cpu().numpy() for array in found]
 
 
 class Pool:
     """The files of a pool in the making, and how many items are done; `settings` must be those that it began with."""
 
-    def __init__(self, output: Path, sha256: str, items: int, frames: int, books: int, settings: dict):
+    def __init__(self, output: Path, sha256: str, items: int, frames: int, books: int, axes: int, settings: dict):
         self.files = {
             output: ((items, frames * HOP), np.int16),
             onsets_path(output): ((items, frames, PITCHES), np.uint8),
         }
         self.files[codes_path(output, sha256, "generated")] = ((items, books, frames), np.int16)
+        if axes:
+            self.files[codes_path(output, sha256, "means")] = ((items, axes, frames), np.float16)
         self.state, self.settings = output.with_suffix(".state.json"), settings
         mode, self.done = "w+", 0
         if self.state.is_file():
@@ -92,9 +96,9 @@ class Pool:
         opened = np.lib.format.open_memmap
         self.arrays = [opened(_temporary(f), mode=mode, shape=s, dtype=t) for f, (s, t) in self.files.items()]
 
-    def add(self, waves: np.ndarray, onsets: np.ndarray, codes: np.ndarray, done: int) -> None:
-        """The next items; they are on disk when `state` says so."""
-        for array, values in zip(self.arrays, (waves, onsets, codes), strict=True):
+    def add(self, found: list[np.ndarray], done: int) -> None:
+        """The next items, in the order of `files`; they are on disk when `state` says so."""
+        for array, values in zip(self.arrays, found, strict=True):
             array[self.done : done] = values
             array.flush()
         self.done = done
@@ -122,6 +126,7 @@ def make_pool(args: argparse.Namespace) -> None:
     mine, given = (codec.quantizer.layers for codec in (model.codec, load_codec(args.codec)))
     if not all(torch.equal(a.codebook.embed.cpu(), b.codebook.embed) for a, b in zip(mine, given, strict=True)):
         raise ValueError(f"--codec {args.codec}: has other codebooks than the codec of {folder}")
+    model.config.keys_from_midi, model.config.mean_vectors = True, args.mean_vectors
     processor = load_processor(folder)
     rooms = args.room or list(ROOMS)
     recordings = RenderedRecordings(args.midi_root, "train", args.piano, rooms, args.seed)
@@ -131,9 +136,11 @@ def make_pool(args: argparse.Namespace) -> None:
     sha256 = codec_hash(args.codec)
     settings = {"seed": args.seed, "items": args.items, "pianos": names, "rooms": rooms, "seconds": seconds}
     settings |= {"codec": sha256, "batch_size": args.batch_size}  # in bf16 the batch decides the last bits
+    settings |= {"mean_vectors": args.mean_vectors}
     frames = round(seconds * 50)
     output.parent.mkdir(parents=True, exist_ok=True)
-    pool = Pool(output, sha256, args.items, frames, model.config.ar_config.num_codebooks, settings)
+    books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
+    pool = Pool(output, sha256, args.items, frames, books, axes, settings)
     batches = [
         list(range(i, min(i + args.batch_size, args.items))) for i in range(pool.done, args.items, args.batch_size)
     ]
@@ -142,8 +149,8 @@ def make_pool(args: argparse.Namespace) -> None:
     )
     with tqdm(total=args.items, initial=pool.done, unit="item") as bar:
         for indices, items in zip(batches, drawn, strict=True):
-            codes, onsets = generate(model, processor, items, seconds)
-            pool.add(np.stack([wave for _, _, wave in items]), onsets, codes, indices[-1] + 1)
+            waves = np.stack([wave for _, _, wave in items])
+            pool.add([waves, *generate(model, processor, items, seconds)], indices[-1] + 1)
             bar.update(len(indices))
     pool.finish()
 
@@ -157,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
     parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
     parser.add_argument("--items", type=int, default=800)
+    parser.add_argument("--mean-vectors", action="store_true", help="for a model whose codec decodes means of codes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="items generated at a time")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")

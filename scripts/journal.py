@@ -7,29 +7,32 @@ import numpy as np
 
 
 class Journal:
-    """A file of one line, the key of what is rendered, and after it the codes of each finished window.
+    """A file of one line, the key of what is rendered, and after it the frames of each finished window.
 
-    A window is written whole: 16-bit integers, first the number of the attempt that was kept, then codes `(K, T)`. What
-    a kill has cut short is dropped when the file is opened again; a file with another key is started anew.
+    A window is written whole, in words of 16 bits: the number of the attempt that was kept, codes `(K, T)`, and where
+    the model has them mean vectors `(A, T)` as float16. What a kill has cut short is dropped when the file is opened
+    again; a file with another key is started anew.
 
     Args:
         path (`Path`): A hidden file beside the output.
         key (`str`): Says all that decides the sound, in one line; see `scripts.manifest`.
         num_codebooks (`int`), frames (`list[int]`): K, and T of each window.
+        axes (`int`): A; 0 for models without mean vectors.
     """
 
-    def __init__(self, path: Path, key: str, num_codebooks: int, frames: list[int]):
-        self.path, self.num_codebooks, self.frames = path, num_codebooks, frames
+    def __init__(self, path: Path, key: str, num_codebooks: int, frames: list[int], axes: int = 0):
+        self.path, self.num_codebooks, self.frames, self.axes = path, num_codebooks, frames, axes
         self.head = f"{key}\n".encode()
         self.windows = self._read()
         if self.windows:
-            whole = len(self.head) + sum(2 * (1 + codes.size) for _, codes in self.windows)
+            whole = len(self.head) + sum(map(self._size, frames[: len(self.windows)]))
             with open(path, "r+b") as file:
                 file.truncate(whole)
 
-    def append(self, attempt: int, codes: np.ndarray) -> None:
-        """Keep the next window: attempt number and codes `(K, T)`."""
+    def append(self, attempt: int, codes: np.ndarray, vectors: np.ndarray | None = None) -> None:
+        """Keep the next window: attempt number, codes `(K, T)`, vectors `(A, T)`."""
         data = np.append(attempt, codes).astype("<i2").tobytes()
+        data += b"" if vectors is None else vectors.astype("<f2").tobytes()
         try:
             with open(self.path, "ab" if self.windows else "wb") as file:
                 file.write(data if self.windows else self.head + data)
@@ -37,24 +40,31 @@ class Journal:
             if not self.windows:
                 self.remove()
             raise
-        self.windows.append((attempt, codes))
+        self.windows.append((attempt, codes, vectors))
 
     def remove(self) -> None:
         """The output is written: the journal has done its work."""
         self.path.unlink(missing_ok=True)
 
-    def _read(self) -> list[tuple[int, np.ndarray]]:
+    def _size(self, frames: int) -> int:
+        """Bytes of a window."""
+        return 2 * (1 + (self.num_codebooks + self.axes) * frames)
+
+    def _read(self) -> list[tuple[int, np.ndarray, np.ndarray | None]]:
         data = self.path.read_bytes() if self.path.is_file() else b""
         if not data.startswith(self.head):
             return []
         windows, place = [], len(self.head)
         for frames in self.frames:
-            size = 1 + self.num_codebooks * frames
-            if len(data) < place + 2 * size:
+            if len(data) < place + self._size(frames):
                 break
-            numbers = np.frombuffer(data, "<i2", size, place).astype(np.int64)
-            windows.append((int(numbers[0]), numbers[1:].reshape(self.num_codebooks, frames)))
-            place += 2 * size
+            count, vectors = 1 + self.num_codebooks * frames, None
+            numbers = np.frombuffer(data, "<i2", count, place).astype(np.int64)
+            if self.axes:
+                vectors = np.frombuffer(data, "<f2", self.axes * frames, place + 2 * count).astype(np.float16)
+                vectors = vectors.reshape(self.axes, frames)
+            windows.append((int(numbers[0]), numbers[1:].reshape(self.num_codebooks, frames), vectors))
+            place += self._size(frames)
         return windows
 
 

@@ -288,8 +288,8 @@ def make_job(
         if task.output:
             job.sinks.insert(0, AudioWriter(task.output, model.config.sampling_rate))
             if job.is_exact:
-                books = model.config.ar_config.num_codebooks
-                job.journal = Journal(journal_path(task), journal_key(recipe), books, frames_of(task.windows))
+                books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
+                job.journal = Journal(journal_path(task), journal_key(recipe), books, frames_of(task.windows), axes)
 
     job.opened = opened
     return job

@@ -132,7 +132,7 @@ def onsets_path(pool: str | Path) -> Path:
 
 def codes_path(pool: str | Path, codec_sha256: str, kind: str = "heard") -> Path:
     """Where the codes (excerpts, K, frames) of a pool by one codec lie: as `heard`, with its notes as `played`, or
-    `generated` from its notes."""
+    `generated` from its notes; and the `means` (excerpts, A, frames) of those."""
     return Path(pool).with_suffix(f".{codec_sha256[:12]}{'' if kind == 'heard' else '.' + kind}.npy")
 
 

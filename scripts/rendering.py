@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from modeling_midivalle import CodecStream
+from modeling_midivalle.generation_midivalle import GeneratedFrames
 from modeling_midivalle.recording_midivalle import RecordingChain
 from modeling_midivalle.sampling_midivalle import last_frames, pad_codes, window_seed
 from scripts.decoding import Decoding
@@ -64,7 +65,7 @@ class Job:
         sinks (`list`): Take audio with `write`: `AudioWriter`, `PcmStream`.
         journal (`Journal`, *optional*): Keeps finished windows, and holds those of an interrupted render.
         planned (`list[int]`): Attempt that is kept of each window, where a manifest says so.
-        attempts (`list[int]`), codes (`list[torch.LongTensor]`): Kept attempt and codes `(1, K, T)` of what is done.
+        attempts (`list[int]`), made (`list[GeneratedFrames]`): Kept attempt and frames `(1, ., T)` of what is done.
         error (`ValueError`, *optional*): Why it was given up.
     """
 
@@ -82,7 +83,7 @@ class Job:
     journal: Journal | None = None
     planned: list[int] = field(default_factory=list)
     attempts: list[int] = field(default_factory=list)
-    codes: list[torch.LongTensor] = field(default_factory=list)
+    made: list[GeneratedFrames] = field(default_factory=list)
     is_exact: bool = True  # its length is that of its windows; else the model's (`compat`)
     error: ValueError | None = None
     resumed: int = 0
@@ -95,7 +96,7 @@ class Job:
     @property
     def done(self) -> int:
         """Finished windows."""
-        return len(self.codes)
+        return len(self.made)
 
     def start(self, codec, decoding: Decoding) -> None:
         """Open the outputs, and decode the windows that an interrupted render has left."""
@@ -103,28 +104,30 @@ class Job:
         self.stream = CodecStream(codec, self.recording, bool(self.keys) and self.keys.begin_silent())
         if self.opened:
             self.opened(self)
-        for attempt, codes in self.journal.windows if self.journal else []:
-            self._add(attempt, torch.from_numpy(codes)[None].to(self.prompt_codes.device))
+        for attempt, *arrays in self.journal.windows if self.journal else []:
+            device = self.prompt_codes.device
+            kept = [None if array is None else torch.from_numpy(array)[None].to(device) for array in arrays]
+            self._add(attempt, GeneratedFrames(*kept))
         self.resumed = self.done
 
-    def add(self, attempt: int, codes: torch.LongTensor) -> None:
-        """Take the next window `(1, K, T)`: keep it, decode it, hand its audio on."""
+    def add(self, attempt: int, frames: GeneratedFrames) -> None:
+        """Take the next window: keep it, decode it, hand its audio on."""
         if self.journal:
-            self.journal.append(attempt, codes[0].cpu().numpy())
-        self._add(attempt, codes)
+            self.journal.append(attempt, *(None if x is None else x[0].cpu().numpy() for x in frames))
+        self._add(attempt, frames)
 
-    def _add(self, attempt: int, codes: torch.LongTensor) -> None:
+    def _add(self, attempt: int, frames: GeneratedFrames) -> None:
         self.attempts.append(attempt)
-        self.codes.append(codes)
-        is_last, struck = self.done == len(self.windows), self.struck(self.done - 1, codes)
-        self.decoding(lambda: self._decode(codes, is_last, struck))
+        self.made.append(frames)
+        is_last, struck = self.done == len(self.windows), self.struck(self.done - 1, frames.codes)
+        self.decoding(lambda: self._decode(frames, is_last, struck))
 
     def struck(self, window: int, codes: torch.LongTensor) -> torch.Tensor | None:
         """The keys that are struck in `codes` `(1, K, T)` of a window, `(1, T, 88)`; None: what the codes say."""
         return self.keys.struck(window, codes.shape[-1]) if self.keys else None
 
-    def _decode(self, codes: torch.LongTensor, is_last: bool, struck: torch.Tensor | None) -> None:
-        wave = self.stream.push(codes, is_last, struck)[0, 0].cpu().numpy()
+    def _decode(self, frames: GeneratedFrames, is_last: bool, struck: torch.Tensor | None) -> None:
+        wave = self.stream.push(frames.codes, is_last, struck, frames.vectors)[0, 0].cpu().numpy()
         if is_last and self.is_exact:
             rate = self.stream.codec.config.sampling_rate
             wave = wave[: round(self.windows[-1][1] * rate) - self.samples]  # the last frame may reach beyond the end
@@ -136,7 +139,7 @@ class Job:
     def context(self, frames: int) -> torch.LongTensor:
         """The last `frames` of what is done, `(1, K, frames)`."""
         recent, found = [self.prompt_codes[..., :0]], 0
-        for codes in reversed(self.codes):
+        for codes, _ in reversed(self.made):
             if found >= frames:
                 break
             recent.insert(1, codes)
@@ -194,8 +197,8 @@ def filling_row(like: Row, job: Job, size: Size) -> Row:
 @torch.no_grad()
 def generate_windows(
     model, processor, members: list[tuple[Job, int]], sampling: dict, attempt: int = 0, alone: bool = False
-) -> list[torch.LongTensor]:
-    """Codes `(1, K, T)` of window number w of each (job, w) of one step; of a piece without layout as
+) -> list[GeneratedFrames]:
+    """Frames `(1, ., T)` of window number w of each (job, w) of one step; of a piece without layout as
     `model.generate_stream` has them. The rows that only the layout knows are filled, `alone` left out."""
     rows, places = member_rows(processor, members, attempt), range(len(members))
     job, window = members[0]
@@ -207,7 +210,7 @@ def generate_windows(
     data = processor.tokenizer.pad({"input_ids": [row.notes for row in rows]}, return_tensors="pt").to(model.device)
     if attempt and sampling.get("temperature") is None:
         sampling = sampling | RETRY
-    codes = model.generate_codes(
+    frames = model.generate_frames(
         data["input_ids"],
         data["attention_mask"],
         *pad_codes([row.prompt for row in rows]),
@@ -217,8 +220,8 @@ def generate_windows(
         **sampling,
     )
     if sampling.get("compat"):
-        return [codes]
-    return [codes[i : i + 1, :, rows[i].run_in : rows[i].run_in + rows[i].frames] for i in places]
+        return [frames]
+    return [frames.cut(i, rows[i].run_in, rows[i].run_in + rows[i].frames) for i in places]
 
 
 def render_jobs(
@@ -236,9 +239,9 @@ def render_jobs(
         model (`MidiValleForConditionalGeneration`), processor (`MidiValleProcessor`): From one model folder.
         jobs (`dict[int, Job]`): By piece; pieces that are not among them are left out. Finished ones are taken out.
         steps (`list`): Of `scripts.scheduling.schedule`.
-        sampling (`dict`): Options of `model.generate_codes`.
-        judge (callable, *optional*): `judge(job, window, codes, again)` -> (attempt, codes) to keep, where
-            `again(attempt)` gives the codes of another attempt.
+        sampling (`dict`): Options of `model.generate_frames`.
+        judge (callable, *optional*): `judge(job, window, frames, again)` -> (attempt, frames) to keep, where
+            `again(attempt)` gives the frames of another attempt.
         decoding (`Decoding`, *optional*): How audio is made of codes.
 
     Yields:
@@ -278,18 +281,18 @@ def _step(model, processor, members: list[tuple[Job, int]], sampling: dict, judg
     """Generate a window of each job, and keep it."""
     for (job, window), new in zip(members, generate_windows(model, processor, members, sampling), strict=True):
 
-        def again(attempt: int, job: Job = job, window: int = window) -> torch.LongTensor:
+        def again(attempt: int, job: Job = job, window: int = window) -> GeneratedFrames:
             return generate_windows(model, processor, [(job, window)], sampling, attempt, alone=True)[0]
 
         job.add(*_choose(job, window, new, again, judge))
 
 
-def _choose(job: Job, window: int, codes: torch.LongTensor, again: Callable, judge: Callable | None):
-    """Attempt and codes to keep: what a manifest says, else what the judge says, else the first."""
+def _choose(job: Job, window: int, frames: GeneratedFrames, again: Callable, judge: Callable | None):
+    """Attempt and frames to keep: what a manifest says, else what the judge says, else the first."""
     if job.planned:
         attempt = job.planned[window]
-        return attempt, again(attempt) if attempt else codes
-    return (0, codes) if judge is None else judge(job, window, codes, again)
+        return attempt, again(attempt) if attempt else frames
+    return (0, frames) if judge is None else judge(job, window, frames, again)
 
 
 class Collected(list):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from modeling_midivalle.generation_midivalle import GeneratedFrames
 from scripts.metrics import match_onsets
 from scripts.rendering import Job
 
@@ -28,29 +29,33 @@ class Verifier:
         self.codec, self.transcriber, self.retries, self.threshold = codec, transcriber, retries, threshold
         self.reports = {}  # id of a job -> reports of its windows
 
-    def __call__(self, job: Job, window: int, codes: torch.LongTensor, again: Callable) -> tuple[int, torch.LongTensor]:
+    def __call__(self, job: Job, window: int, frames: GeneratedFrames, again: Callable) -> tuple[int, GeneratedFrames]:
         """The best of at most 1 + `retries` attempts at a window, and its number."""
-        tried = [(self.check(job, window, codes), codes)]
+        tried = [(self.check(job, window, frames), frames)]
         while len(tried) <= self.retries and tried[-1][0]["f1"] is not None and tried[-1][0]["f1"] < self.threshold:
-            codes = again(len(tried))
-            tried.append((self.check(job, window, codes), codes))
+            frames = again(len(tried))
+            tried.append((self.check(job, window, frames), frames))
         best = max(range(len(tried)), key=lambda i: tried[i][0]["f1"] if tried[i][0]["f1"] is not None else 1.0)
         report = tried[best][0] | {"attempts": [found["f1"] for found, _ in tried], "kept": best}
         self.reports.setdefault(id(job), {})[window] = report
         return best, tried[best][1]
 
-    def check(self, job: Job, window: int, codes: torch.LongTensor) -> dict:
-        """Report on one window with `codes` `(1, K, T)`: its onset F1 (None without notes) and what is wrong."""
+    def check(self, job: Job, window: int, frames: GeneratedFrames) -> dict:
+        """Report on one window with `frames`: its onset F1 (None without notes) and what is wrong."""
         rate = self.codec.config.sampling_rate
         start, end = job.windows[window]
         earliest = max(w for w in range(window + 1) if w == 0 or job.windows[w][0] <= start - CONTEXT_S)
-        heard = {w: job.codes[w] for w in range(earliest, window)} | {window: codes}
-        size = sum(part.shape[-1] for part in heard.values())
-        size = min(size, codes.shape[-1] + round(CONTEXT_S * 50))  # the frames before are the context
-        struck = torch.cat([job.struck(w, part) for w, part in heard.items()], 1)[:, -size:] if job.keys else None
-        wave = self.codec.decode_codes(torch.cat(list(heard.values()), -1)[..., -size:], struck)[0, 0].cpu().numpy()
+        heard = {w: job.made[w] for w in range(earliest, window)} | {window: frames}
+        codes = torch.cat([part.codes for part in heard.values()], -1)
+        new = frames.codes.shape[-1]
+        size = min(codes.shape[-1], new + round(CONTEXT_S * 50))  # the frames before are the context
+        struck = torch.cat([job.struck(w, p.codes) for w, p in heard.items()], 1)[:, -size:] if job.keys else None
+        vectors = None
+        if frames.vectors is not None:
+            vectors = torch.cat([part.vectors for part in heard.values()], -1)[..., -size:]
+        wave = self.codec.decode_codes(codes[..., -size:], struck, vectors)[0, 0].cpu().numpy()
         notes = self.transcriber(wave, rate)
-        notes["onset"] += start - (size - codes.shape[-1]) / 50
+        notes["onset"] += start - (size - new) / 50
         first = start - EDGE_S if window else -np.inf
         last = end - EDGE_S if window + 1 < len(job.windows) else np.inf
         return {"start": start, "end": end} | compare(job.performance.notes, notes, first, last)
@@ -60,7 +65,7 @@ class Verifier:
         known = self.reports.setdefault(id(job), {})
         for window in range(job.done):  # those that an interrupted render has left were judged then
             if window not in known:
-                known[window] = self.check(job, window, job.codes[window]) | {"kept": job.attempts[window]}
+                known[window] = self.check(job, window, job.made[window]) | {"kept": job.attempts[window]}
         windows = [known[window] for window in sorted(known)]
         total = {key: sum(len(w[key]) for w in windows) for key in ("missing", "extra", "shifted")}
         total |= {key: sum(w[key] for w in windows) for key in ("notes", "right")}

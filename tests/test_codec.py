@@ -147,6 +147,13 @@ def test_known_notes_are_decoded_whatever_the_codes_say():
     stream = CodecStream(codec)
     chunks = [stream.push(codes[..., :13], struck=struck[:, :13]), stream.push(codes[..., 13:], True, struck[:, 13:])]
     torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-6, rtol=1e-4)
+    means = torch.randn(1, 12, 40)
+    latent[:, :12] = means
+    with torch.no_grad():
+        expected = codec.decoder(latent)
+    torch.testing.assert_close(codec.decode_codes(codes, struck, means), expected, atol=1e-6, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"vectors must be \(1, 100 or more, 40\)"):
+        codec.decode_codes(codes, vectors=means)
     with pytest.raises(ValueError, match=r"struck must be \(1, 40, 88\)"):
         codec.decode_codes(codes, struck[:, :-1])
 

@@ -92,7 +92,11 @@ def test_where_a_model_has_generated_codes_half_of_the_crops_have_them(pool):
         assert any(np.allclose(around, onsets[e, f : f + 6]) for e in range(3) for f in range(5))
     batch = next(CropBatches(StoredCrops([pool], 0.08, 1, "0123456789abcdef", 0.04), CodecRecipe(), 5)())
     assert batch["told"].dtype == torch.bool and batch["told"].shape == (5,)
-    for kind in ("played", "generated"):
+    np.save(codes_path(pool, "0123456789abcdef", "means"), np.full((3, 12, 10), 0.5, np.float16))
+    items = [StoredCrops([pool], 0.08, 1, "0123456789abcdef", 0.04)[i] for i in range(40)]
+    assert [bool((item["means"] == 0.5).all()) for item in items] == [kind == 888 for kind in kinds[:40]]
+    assert all(item["means"].shape == (12, 6) for item in items)
+    for kind in ("played", "generated", "means"):
         codes_path(pool, "0123456789abcdef", kind).unlink()
 
 

@@ -3,12 +3,15 @@
 
 import numpy as np
 import pytest
+import torch
 from transformers import EncodecFeatureExtractor
 
+from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor
 from scripts import generate_pool
 from scripts.codec_data import StoredCrops
 from scripts.codec_folder import codec_hash
+from scripts.codec_objectives import DecoderObjective
 from scripts.recordings import DataArguments, RenderedRecordings
 from scripts.rendered_audio import codes_path, onsets_path
 from tokenization import MidiValleTokenizer
@@ -73,6 +76,22 @@ def test_a_pool(make, tmp_path, monkeypatch):
     again = files_of(tmp_path)
     assert again.keys() == whole.keys() and all(np.array_equal(again[name], whole[name]) for name in whole)
     assert not list(tmp_path.glob(".pool*")) and not list(tmp_path.glob("*.json"))
+
+
+def test_mean_vectors_beside_the_codes(make, tmp_path):
+    """They are those of the same codes, and what a decoder that is told its keys learns from."""
+    assert make("--items", 3, "--mean-vectors")[0] == 0
+    found, sha256, pool = files_of(tmp_path), codec_hash(tmp_path / "codec"), tmp_path / "pool.npy"
+    means = found[codes_path(pool, sha256, "means").name]
+    assert means.shape == (3, 12, 50) and means.dtype == np.float16 and np.isfinite(means).all() and means.std() > 0
+    source = StoredCrops([pool], 0.3, 0, sha256, 0.2)
+    batch = {name: torch.from_numpy(np.stack([source[i][name] for i in range(4)])) for name in source[0]}
+    objective = DecoderObjective(PianoEncodecModel.from_pretrained(tmp_path / "codec"), False, 0)
+    latent = objective.quantised(batch)
+    assert batch["told"].all() and torch.equal(latent[:, :12], batch["means"])
+    batch["means"][0] = float("nan")
+    codes = objective.codec.quantizer.decode(batch["audio_codes"].transpose(0, 1))
+    assert torch.equal(objective.quantised(batch)[0, :12], codes[0, :12])
 
 
 def test_a_target_without_notes_is_drawn_again(tiny_pack):

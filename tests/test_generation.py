@@ -225,6 +225,40 @@ def test_the_midi_tells_the_codec_which_keys_are_struck(make_model, song):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["tiny", "keys"])
+def test_the_codec_decodes_the_mean_of_what_is_likely(make_model, song, kind):
+    """Codes are as before; the vectors are the code vectors of all stages weighed by their likelihood, computed here of
+    the whole sequence at once; audio is what the codec makes of them, in a stream and in any batch too."""
+    model = make_model(kind)
+    codes = model.generate_codes(**song)
+    assert model.generate_frames(**song).vectors is None and model.num_vector_axes == 0
+    plain = model.generate(**song)
+    model.config.mean_vectors = True
+    frames, axes = model.generate_frames(**song), {"tiny": 16, "keys": 12}[kind]
+    assert torch.equal(frames.codes, codes) and frames.vectors.shape == (2, axes, 30) == (2, model.num_vector_axes, 30)
+    audio = model.generate(**song)
+    assert (audio - plain).abs().max() > 1e-4
+    for b in range(2):
+        rows = row(song, b)
+        new, P = codes[b : b + 1, :, : rows["target_frames"]], rows["prompt_codes"].shape[-1]
+        whole, lengths = torch.cat([rows["prompt_codes"], new], -1), torch.tensor([P])
+        given = model.ar.build_inputs(whole[:, 0], torch.ones_like(whole[:, 0]), lengths)
+        logits = [model.ar(given["input_ids"], rows["input_ids"], prompt_lengths=lengths, use_cache=False).logits]
+        logits[0] = logits[0][:, P : P + new.shape[-1], :2048]
+        for stage in (1, 2, 3):
+            logits.append(model.nar(whole, rows["input_ids"], prompt_lengths=lengths, stage=stage).logits[:, P:])
+        books = [layer.codebook.embed for layer in model.codec.quantizer.layers]
+        expected = sum(a.softmax(-1) @ book for a, book in zip(logits, books, strict=True)).transpose(1, 2)
+        found = frames.cut(b, 0, new.shape[-1])
+        torch.testing.assert_close(found.vectors.float(), expected[:, :axes], atol=2e-3, rtol=2e-3)
+        stream = torch.cat(list(model.generate_stream(**rows)), -1)
+        torch.testing.assert_close(audio[b : b + 1, :, : stream.shape[-1]], stream, atol=1e-4, rtol=0)
+        if kind == "tiny":
+            decoded = model.codec.decode_codes(found.codes, vectors=found.vectors)
+            torch.testing.assert_close(stream, decoded, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_a_rest_at_the_beginning_is_silent(make_model, make_rows):
     """Until the first strike, over windows without notes too; but not where a note sounds on from before."""
     model, rows, held = make_model("keys"), make_rows(seconds=0.2), make_rows(seconds=0.2, notes=0, held=1)

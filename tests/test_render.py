@@ -23,6 +23,7 @@ from symusic import Note, Score, Tempo, Track
 from transformers import EncodecFeatureExtractor
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
+from modeling_midivalle.generation_midivalle import GeneratedFrames
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
 from scripts import model_folder, plots, render, render_files
@@ -65,6 +66,7 @@ def folder(tmp_path_factory):
     model = MidiValleForConditionalGeneration(config)
     for layer in model.codec.quantizer.layers:
         layer.codebook.embed.normal_(std=0.3)
+    model.config.mean_vectors = True
     model.save_pretrained(folder)
     extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE)
     MidiValleProcessor(extractor, MidiValleTokenizer()).save_pretrained(folder)
@@ -330,11 +332,11 @@ def test_published_rules(run, monkeypatch):
     assert code == 2 and "for weights without a BOS frame" in err and not Path("no.wav").exists()
     asked = {}
 
-    def generate_codes(self, *arguments, **options):
+    def generate_frames(self, *arguments, **options):
         asked.update(options)
-        return torch.zeros(1, 4, 7, dtype=torch.long)
+        return GeneratedFrames(torch.zeros(1, 4, 7, dtype=torch.long), None)
 
-    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
     code, out, err = run("piece.mid", "out.wav", "--compat", "published", "--seed", 5)
     assert code == 0 and asked["compat"] == "published" and asked["seed"] == [5], err
     assert soundfile.info("out.wav").frames == 7 * 640 and "0.140 s" in out
@@ -427,27 +429,27 @@ def test_a_file_beside_the_stream_is_finished_without_the_consumer(folder, tmp_p
 
 def counted(monkeypatch):
     """Windows that are generated from now on, as a list of batch sizes."""
-    calls, real = [], MidiValleForConditionalGeneration.generate_codes
+    calls, real = [], MidiValleForConditionalGeneration.generate_frames
 
-    def generate_codes(self, ids, *arguments, **options):
+    def generate_frames(self, ids, *arguments, **options):
         calls.append(len(ids))
         return real(self, ids, *arguments, **options)
 
-    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
     return calls
 
 
 def interrupt_after(monkeypatch, windows):
     """Ctrl-C when so many windows have been generated."""
-    real, left = MidiValleForConditionalGeneration.generate_codes, [windows]
+    real, left = MidiValleForConditionalGeneration.generate_frames, [windows]
 
-    def generate_codes(self, *arguments, **options):
+    def generate_frames(self, *arguments, **options):
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
 
 
 def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
@@ -492,8 +494,8 @@ def test_a_report_that_is_there_is_not_replaced_unasked(run):
 def test_a_disk_that_is_full_leaves_no_journal(run, monkeypatch):
     save_midi("piece.mid", (0.0, 0.5, 60))
 
-    def full(path, key, num_codebooks, frames):
-        journal = Journal(path, key, num_codebooks, frames)
+    def full(*arguments):
+        journal = Journal(*arguments)
         journal.head = Full(journal.head)
         return journal
 
@@ -526,14 +528,14 @@ def test_a_stream_that_cannot_be_written_is_no_success():
 @pytest.mark.parametrize(("name", "value"), [("quantize", "int8"), ("dtype", "bfloat16")])
 def test_other_numbers_are_recorded_and_made_again(run, monkeypatch, name, value):
     save_midi("piece.mid", (0.0, 0.5, 60))
-    real, seen = MidiValleForConditionalGeneration.generate_codes, []
+    real, seen = MidiValleForConditionalGeneration.generate_frames, []
 
-    def generate_codes(self, *args, **kwargs):
+    def generate_frames(self, *args, **kwargs):
         seen.append({"quantize": self.nar.config.quantization, "dtype": str(self.ar.dtype).removeprefix("torch.")})
         assert self.codec.dtype == torch.float32
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
     usual = {"quantize": None, "dtype": "float32"}
     assert run("piece.mid", "usual.wav", "--ring-out", "0.2")[0] == 0 and seen.pop() == usual and not seen
     assert run("piece.mid", "other.wav", "--ring-out", "0.2", f"--{name}", value)[0] == 0
@@ -658,15 +660,15 @@ def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch
 def test_an_error_in_a_batch_stops_those_that_share_it(music, run, monkeypatch):
     """The third step, of a and c, cannot be generated: b is there already, and d takes their place."""
     save_midi(music / "music" / "d.mid", (0.0, 0.3, 60))
-    real, calls = MidiValleForConditionalGeneration.generate_codes, []
+    real, calls = MidiValleForConditionalGeneration.generate_frames, []
 
-    def generate_codes(self, *arguments, **options):
+    def generate_frames(self, *arguments, **options):
         calls.append(0)
         if len(calls) == 3:
             raise ValueError("the weights are broken")
         return real(self, *arguments, **options)
 
-    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_codes", generate_codes)
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
     code, out, err = run(*MANY)
     assert code == 2 and all(f"render: {name}.mid: the weights are broken\n" in err for name in "ac")
     assert {"b.wav", "d.wav"} <= set(os.listdir("out")) and not Path("out/a.wav").exists()

@@ -251,6 +251,8 @@ class MidiValleConfig(PreTrainedConfig):
             noise of its recording (`recording_midivalle.py`), unless `generate` is told otherwise.
         keys_from_midi (`bool`, defaults to `False`): the codec's decoder is told which keys are struck, and how hard,
             by the MIDI, not by the codes that were predicted from it; for a codec with `num_key_axes`.
+        mean_vectors (`bool`, defaults to `False`): the codec's decoder is given the mean of all code vectors, each as
+            likely as AR and NAR hold it, instead of those of the chosen codes; what follows still goes by the codes.
 
     Example:
 
@@ -274,6 +276,7 @@ class MidiValleConfig(PreTrainedConfig):
     has_codec: bool = True
     as_recorded: bool = False
     keys_from_midi: bool = False
+    mean_vectors: bool = False
     initializer_range: float = 0.02
 
     @classmethod

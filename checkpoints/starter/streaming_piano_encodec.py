@@ -74,20 +74,25 @@ class CodecStream:
 
     @torch.no_grad()
     def push(
-        self, audio_codes: torch.LongTensor, is_last: bool = False, struck: torch.Tensor | None = None
+        self,
+        audio_codes: torch.LongTensor,
+        is_last: bool = False,
+        struck: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
             audio_codes (`torch.LongTensor` of shape `(1, K, T)`): the next frames.
             is_last (`bool`): nothing follows: all the audio that is left is given.
-            struck (`torch.Tensor` of shape `(1, T, 88)`, *optional*): as in [`PianoEncodecModel.decode_codes`].
+            struck (`torch.Tensor` of shape `(1, T, 88)`, *optional*), vectors (`torch.Tensor` of shape `(1, A, T)`,
+                *optional*): as in [`PianoEncodecModel.decode_codes`].
         Returns:
             `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
         """
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
         if self.is_silent:
             self._listen(audio_codes.shape[-1], struck)
-        latent = self.codec.latent_of(audio_codes, struck)
+        latent = self.codec.latent_of(audio_codes, struck, vectors)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
             return nothing

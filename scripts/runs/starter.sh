@@ -35,11 +35,11 @@ assemble() {  # assemble CODEC OUTPUT OPTION...
 pool="$out/generated.npy"
 [ -f "$out/model/config.json" ] || assemble "$out/final/codec" "$out/model"
 [ -f "$pool" ] || $python -m scripts.generate_pool --model "$out/model" --codec "$out/final/codec" "${sound[@]}" \
-  --items "$(size 800 8)" --seed 1 --output "$pool"
+  --items "$(size 800 8)" --seed 1 --mean-vectors --output "$pool"
 told=(--config "$(recipe codec_starter_told)" --audio "$pool" --codec "$out/final/codec")
 $python -m scripts.train_codec encode "${told[@]}" --output-dir "$out/final"
 $python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/listener" --output-dir "$out/told"
 
 starter=$(size checkpoints/starter "$out/starter")
-assemble "$out/told/codec" "$starter" --keys-from-midi
+assemble "$out/told/codec" "$starter" --keys-from-midi --mean-vectors
 $python -m scripts.evaluate --model "$starter" "${sound[@]}" --excerpts "$(size 12 2)" --output-dir "$out/evaluation"
