@@ -20,12 +20,11 @@ import torch
 from transformers import EncodecFeatureExtractor
 from transformers.utils import logging
 
-from modeling_midivalle import MidiValleARModel, MidiValleForConditionalGeneration, MidiValleNARModel, PianoEncodecModel
+from modeling_midivalle import MidiValleForConditionalGeneration
 from processing import MidiValleProcessor
+from scripts.trained_parts import load_part
 from tokenization import MidiValleTokenizer
 
-PART_CLASSES = {"codec": PianoEncodecModel, "ar": MidiValleARModel, "nar": MidiValleNARModel}
-CODEC_TYPES = ("piano_encodec", "encodec")
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
 MAX_MIB = 40.0
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -34,33 +33,6 @@ NAMED_BUFFERS = ("embed", "cluster_size", "inited")  # of a codebook; its `embed
 
 class AssembleError(ValueError):
     """Parts that cannot be put together; the message names the part, what is wrong and what to do."""
-
-
-def load_part(name: str, folder: str | Path):
-    """The model `name` (`codec`, `ar` or `nar`) of its own folder or of a whole model's, in fp32, every weight found.
-
-    Raises:
-        AssembleError: no such folder, another kind of model, or missing weights.
-    """
-    model_class, folder = PART_CLASSES[name], Path(folder)
-    if not (folder / "config.json").is_file():
-        raise AssembleError(f"--{name} {folder}: holds no config.json; give the folder that the training saved")
-    config = model_class.config_class.get_config_dict(folder)[0]
-    whole = config.get("model_type") == MidiValleForConditionalGeneration.config_class.model_type
-    kinds = CODEC_TYPES if name == "codec" else (model_class.config_class.model_type,)
-    if not whole and config.get("model_type") not in kinds:
-        raise AssembleError(
-            f"--{name} {folder}: holds a {config.get('model_type')} model, expected {' or '.join(kinds)}"
-        )
-    loaded_class = MidiValleForConditionalGeneration if whole else model_class
-    model, report = loaded_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if wrong := {key: value for key, value in report.items() if value}:
-        raise AssembleError(f"--{name} {folder}: the weights do not fit the configuration: {wrong}")
-    if whole and not hasattr(model, name):
-        raise AssembleError(f"--{name} {folder}: was converted without a codec")
-    model = getattr(model, name) if whole else model
-    model.config.name_or_path = ""  # it would be saved, with the path of this machine
-    return model
 
 
 def shipped_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -14,7 +14,6 @@ from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import write_keys
 from scripts.codec_data import CropBatches, first_waves
 from scripts.codec_features import SpectralFeatures
-from scripts.codec_folder import codec_hash, load_codec
 from scripts.codec_listener import Listener
 from scripts.codec_objectives import (
     DecoderObjective,
@@ -31,6 +30,7 @@ from scripts.codec_quantizer import kmeans_start
 from scripts.codec_recipe import CodecRecipe
 from scripts.pianos import SAMPLING_RATE
 from scripts.rendered_audio import HOP, codes_path, onsets_path
+from scripts.trained_parts import codec_hash, load_part
 
 SHIPPED_DTYPE = torch.float16
 
@@ -54,7 +54,7 @@ def objective_of(
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
         return ListenerObjective(Listener(bf16=recipe.bf16))
-    model = load_codec(codec or features)
+    model = load_part("codec", codec or features)
     config = model.config
     if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
         form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
@@ -94,7 +94,7 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
 @torch.no_grad()
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
-    codec = load_codec(encoder)
+    codec = load_part("codec", encoder)
 
     def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         latent = codec.encoder(batch["input_values"][:, None])
@@ -112,7 +112,7 @@ def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, outpu
 def encode_pools(folder: str, pools: list[str]) -> None:
     """Codes of whole pools, beside them, as heard and, if the codec has key axes, as played: training the decoder then
     needs no encoder."""
-    codec, sha256 = load_codec(folder), codec_hash(folder)
+    codec, sha256 = load_part("codec", folder), codec_hash(folder)
     kinds = ("heard", "played") if codec.config.num_key_axes else ("heard",)
     for pool in pools:
         targets = [codes_path(pool, sha256, kind) for kind in kinds]

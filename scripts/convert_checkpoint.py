@@ -27,7 +27,6 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor
-from scripts.assemble_model import load_part
 from scripts.published_check import Check, compare
 from scripts.published_codec import read_codec_export
 from scripts.published_weights import (
@@ -37,6 +36,7 @@ from scripts.published_weights import (
     read_published,
     to_our_state_dict,
 )
+from scripts.trained_parts import load_part
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"

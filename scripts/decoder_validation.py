@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from scripts.codec_folder import load_codec
 from scripts.shards import FRAME_RATE
+from scripts.trained_parts import load_part
 
 
 def figures(losses, batches: list[dict], autocast: Callable[[], AbstractContextManager]) -> dict[str, float]:
@@ -42,6 +42,6 @@ def codes_played(losses, batch: dict[str, torch.Tensor], seconds: float) -> dict
 def sounds(codes: dict[str, torch.Tensor], prompt_frames: int, codec: str | Path) -> dict[str, torch.Tensor]:
     """`codes` as audio `(L,)` on the CPU, at the codec's rate, without the prompt, which is decoded to lead in. The
     codec of folder `codec` is read anew: between validations it takes no memory."""
-    model = load_codec(codec)
+    model = load_part("codec", codec)
     begin = prompt_frames * model.config.hop_length
     return {name: model.decode_codes(value.cpu())[0, 0, begin:].clamp(-1, 1) for name, value in codes.items()}

@@ -5,11 +5,10 @@
 
 Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. Where the codec of
 the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them, while `codec`
-is what it can do with sound alone. Give one or several
-`--codec FOLDER` instead of `--model` to score codecs alone, all against one transcription of the truth; `--truth
-RESULTS.json` of an earlier run saves that one too, where audio and notes are the same. `--piano FONT.sf2` (through
-fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
-install-eval`.
+is what it can do with sound alone. Give one or several `--codec FOLDER` instead of `--model` to score codecs alone, all
+against one transcription of the truth; `--truth RESULTS.json` of an earlier run saves that one too, where audio and
+notes are the same. `--piano FONT.sf2` (through fluidsynth) and rooms that were not trained on show what a codec does
+with what it never heard. Needs `make install-eval`.
 
 Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/metrics.py`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
@@ -38,7 +37,6 @@ from tqdm import tqdm
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
 from processing import MidiValleProcessor, Prompt
-from scripts.codec_folder import load_codec
 from scripts.manifest import write_json
 from scripts.metrics import (
     chroma_distance,
@@ -56,6 +54,7 @@ from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import onset_roll
 from scripts.rendering import render_wave
 from scripts.rooms import ROOMS
+from scripts.trained_parts import load_part
 from scripts.transcription import Transcriber
 from tokenization import Performance
 
@@ -244,7 +243,7 @@ def load(args: argparse.Namespace):
         model = MidiValleForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
         return model, MidiValleProcessor.from_pretrained(args.model), {"codec": model.codec}
     codecs = {
-        name: load_codec(folder).to(args.device).eval()
+        name: load_part("codec", folder).to(args.device).eval()
         for name, folder in zip(codec_names(args.codec), args.codec, strict=True)
     }
     return None, None, codecs

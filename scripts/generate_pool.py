@@ -30,7 +30,6 @@ from tqdm import tqdm
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
-from scripts.codec_folder import codec_hash, load_codec
 from scripts.manifest import write_json
 from scripts.model_folder import load_model, load_processor
 from scripts.pianos import SAMPLING_RATE
@@ -38,6 +37,7 @@ from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP, PITCHES, codes_path, onsets_path
 from scripts.rendering import encode_prompt
 from scripts.rooms import ROOMS
+from scripts.trained_parts import codec_hash, load_part
 from tokenization import Performance
 
 REDRAW = 1_000_000  # from an item's number to that of the next try
@@ -123,7 +123,7 @@ def make_pool(args: argparse.Namespace) -> None:
     model = load_model(folder, args.device)
     if not model.config.codec_config.num_key_axes:
         raise ValueError(f"{folder}: its codec has no axes of keys (num_key_axes), so nothing can be told to it")
-    mine, given = (codec.quantizer.layers for codec in (model.codec, load_codec(args.codec)))
+    mine, given = (codec.quantizer.layers for codec in (model.codec, load_part("codec", args.codec)))
     if not all(torch.equal(a.codebook.embed.cpu(), b.codebook.embed) for a, b in zip(mine, given, strict=True)):
         raise ValueError(f"--codec {args.codec}: has other codebooks than the codec of {folder}")
     model.config.keys_from_midi, model.config.mean_vectors = True, args.mean_vectors

@@ -36,7 +36,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.codec_folder import codec_hash, load_codec
 from scripts.dataset_folder import finish, flac, midi_bytes, write_shard
 from scripts.paired_recordings import PairedRecordings
 from scripts.pianos import SAMPLING_RATE, RenderError
@@ -44,6 +43,7 @@ from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
 from scripts.rendered_audio import HOP, onset_roll
 from scripts.rooms import ROOMS
 from scripts.shards import shard_names
+from scripts.trained_parts import codec_hash, load_part
 from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import MidiError
 
@@ -112,7 +112,7 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
     torch.backends.cudnn.allow_tf32 = False  # codes are to be those of the CPU as far as can be
     try:
         device = f"cuda:{number % torch.cuda.device_count()}" if args.device == "cuda" else args.device
-        codec = load_codec(args.codec).eval().to(device)
+        codec = load_part("codec", args.codec).eval().to(device)
         recordings = _recordings(args, data)
         about = {"codec_sha256": codec_hash(args.codec), "num_codebooks": codec.config.num_quantizers}
         about |= {"codebook_size": codec.config.codebook_size, "prompt_seconds": data.prompt_seconds}

@@ -26,14 +26,13 @@ from modeling_midivalle import (
     MidiValleNARConfig,
     MidiValleNARModel,
 )
-from scripts.assemble_model import load_part
-from scripts.codec_folder import codec_hash, load_codec
 from scripts.data import DataError, TrainingStream, dataset_info, shard_files
 from scripts.decoder_objectives import start_from_codebooks
 from scripts.processes import FolderLock, StopSignals
 from scripts.publishing import push
 from scripts.train_recipe import TrainRecipe
 from scripts.train_run import BadLossError, Run
+from scripts.trained_parts import codec_hash, load_part
 from tokenization import MidiValleTokenizer
 
 PARTS = {"ar": (MidiValleARConfig, MidiValleARModel), "nar": (MidiValleNARConfig, MidiValleNARModel)}
@@ -65,7 +64,7 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
 
 def load_codebooks(folder: str | Path) -> torch.Tensor:
     """`(K, codebook_size, D)` of a codec folder."""
-    layers = load_codec(folder).quantizer.layers
+    layers = load_part("codec", folder).quantizer.layers
     return torch.stack([layer.codebook.embed for layer in layers])
 
 

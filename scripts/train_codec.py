@@ -37,12 +37,12 @@ import sys
 from pathlib import Path
 
 from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
-from scripts.codec_folder import codec_hash
 from scripts.codec_parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
 from scripts.codec_recipe import CodecRecipe
 from scripts.codec_run import CPU_BATCH, Run
 from scripts.recorded_audio import RecordedExcerpts
 from scripts.rendered_audio import RenderedExcerpts
+from scripts.trained_parts import codec_hash
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
 VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of training

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import prepare_dataset
-from scripts.codec_folder import codec_hash, load_codec
 from scripts.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
 from scripts.paired_recordings import PairedRecordings
 from scripts.recordings import DataArguments, RenderedRecordings
+from scripts.trained_parts import codec_hash, load_part
 from tokenization import MidiError, MidiValleTokenizer, load_performance
 
 RATE = 32_000
@@ -126,7 +126,7 @@ def test_a_whole_model_is_as_good_as_its_codec(make_model, tmp_path):
     assert len(list((tmp_path / "whole").glob("*.safetensors"))) > 1
     assert codec_hash(tmp_path / "whole") == codec_hash(tmp_path / "codec")
     wave = torch.randn(1, 1, 6400, generator=torch.Generator().manual_seed(0))
-    codes = [load_codec(tmp_path / name).eval().encode_codes(wave) for name in ("whole", "codec")]
+    codes = [load_part("codec", tmp_path / name).eval().encode_codes(wave) for name in ("whole", "codec")]
     assert torch.equal(*codes)
 
 
@@ -135,7 +135,7 @@ def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd
     (tmp_path / "file").write_text("mine")
     assert prepare_command(tmp_path / "file") == 2 and "File exists" in capfd.readouterr().err
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "none") == 2
-    assert "none: holds no codec" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert "none: no model can be loaded" in capfd.readouterr().err and not (tmp_path / "out").exists()
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
     (tmp_path / "codec" / "config.json").write_text('{"model_type": "piano_encodec", "upsampling_ratios": "no"}')
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "codec", "--processes", 1) == 2

@@ -10,10 +10,10 @@ from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor
 from scripts import generate_pool
 from scripts.codec_data import StoredCrops
-from scripts.codec_folder import codec_hash
 from scripts.codec_objectives import DecoderObjective
 from scripts.recordings import DataArguments, RenderedRecordings
 from scripts.rendered_audio import codes_path, onsets_path
+from scripts.trained_parts import codec_hash
 from tokenization import MidiValleTokenizer
 
 

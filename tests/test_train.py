@@ -19,10 +19,10 @@ from transformers import AutoModel
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
 from scripts import publishing, run_log, train
-from scripts.assemble_model import load_part
 from scripts.data import TrainingStream, shard_files
 from scripts.optimizers import make_optimizer
 from scripts.train_run import BadLossError, Run
+from scripts.trained_parts import load_part
 from tokenization import MidiValleTokenizer
 
 RECIPE = """

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
-from scripts.codec_folder import codec_hash
 from scripts.codec_listener import Listener, onset_f1
 from scripts.codec_objectives import (
     DecoderObjective,
@@ -34,6 +33,7 @@ from scripts.codec_oscillators import (
     struck_partials,
 )
 from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.trained_parts import codec_hash
 from tokenization import NOTE_DTYPE
 
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow

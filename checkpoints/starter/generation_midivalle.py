@@ -314,7 +314,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         """
         Codebook 0 of the new frames, `(B, frames)`, one cached step per frame; EOS and BOS cannot be chosen.
         `until_eos` (one row): EOS can, and ends it. `midi` with its mask, `prompt` and `context` with their lengths.
-        Vectors `(B, frames, A)` are means in codebook 0.
+        Vectors, `(B, frames, A)` here, are means in codebook 0.
         """
         config = self.config.ar_config
         parts = [(codes[:, 0], length_mask(lengths, codes.shape[-1])) for codes, lengths in (prompt, context)]
@@ -337,16 +337,16 @@ class MidiValleGenerationMixin(GenerationMixin):
         midi: tuple[torch.LongTensor, torch.Tensor],
         prompt: tuple[torch.LongTensor, torch.LongTensor],
         context: tuple[torch.LongTensor, torch.LongTensor],
-        first: GeneratedFrames,
+        begun: GeneratedFrames,
         target_frames: torch.LongTensor,
         temperature: float,
         uniform: torch.Tensor,
     ) -> GeneratedFrames:
         """
-        All codebooks of the new frames, `(B, K, T)`, from codebook 0 `first` `(B, T)`. Context and new frames together
-        are the target that the NAR knows from training; what it predicts for the context is not used.
+        All codebooks of the new frames, `(B, K, T)`, from what `_generate_ar` has `begun`. Context and new frames
+        together are the target that the NAR knows from training; what it predicts for the context is not used.
         """
-        first, vectors = first
+        first, vectors = begun
         sampler = Sampler(temperature > 0, temperature or 1.0)
         T = first.shape[1]
         places = torch.arange(T, device=first.device)
