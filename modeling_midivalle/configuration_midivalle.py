@@ -84,6 +84,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
         use_segment_embeddings (`bool`): a learned vector marks rows and frames as prompt or target.
         use_frame_notes (`bool`): frames are also given the piano's state (88 keys) at the frame that they predict.
         frame_note_offsets (`list[int]`): frames around it whose strikes are given too.
+        frame_note_decays (`list[float]`): how fast the features fall that tell a tone's age, s; one feature each.
         prompt_summary_size (`int`, defaults to 0): width of the map that sums the prompt's frames up into one vector,
             which all frames are given: what its piano and room sound like. 0 for none, as published.
         objective (`str`): `"target_mean"` (mean cross-entropy of the target frames) or `"published_sum"`.
@@ -115,6 +116,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     use_segment_embeddings: bool = True
     use_frame_notes: bool = True
     frame_note_offsets: list[int] | tuple[int, ...] = (-1, 0, 1, 2)
+    frame_note_decays: list[float] | tuple[float, ...] = (0.5, 4.0)
     prompt_summary_size: int = 0
     objective: Literal["target_mean", "published_sum"] = "target_mean"
     label_smoothing: float = 0.0
@@ -123,7 +125,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        for name in ("midi_vocab_sizes", "midi_embedding_sizes", "frame_note_offsets"):
+        for name in ("midi_vocab_sizes", "midi_embedding_sizes", "frame_note_offsets", "frame_note_decays"):
             setattr(self, name, list(getattr(self, name)))  # JSON has no tuples: equal before and after saving
         super().__post_init__(**kwargs)
 
@@ -142,6 +144,8 @@ class MidiValleDecoderConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be six positive numbers {MIDI_FIELDS}, got {getattr(self, name)}")
         if self.use_frame_notes and 0 not in self.frame_note_offsets:
             raise ValueError(f"frame_note_offsets must contain 0, got {self.frame_note_offsets}")
+        if self.use_frame_notes and min(self.frame_note_decays, default=1) <= 0:
+            raise ValueError(f"frame_note_decays must be positive, got {self.frame_note_decays}")
         for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "codebook_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -14,7 +14,6 @@ from torch import nn
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_SECOND, UNITS_PER_TICK
 
 NUM_KEYS = 88  # of a piano
-DECAY_S = 0.5  # s, fall of the "how old is this tone" feature
 RELEASE_S = 0.1  # s, fall of the "how long ago was it released" feature
 LONG_AGO = -1e9  # 1/4800 s; for keys never struck
 
@@ -70,14 +69,15 @@ def sounds_before(
 class FrameNotes(nn.Module):
     """
     Maps the keys' states around each frame to a vector: per key the strike (weight shared between its frame and the
-    next), its place inside the frame, how much of the frame sounds, the tone's age and the time since its release;
-    for the other offsets only the two strike features.
+    next), its place inside the frame, how much of the frame sounds, the tone's age (one feature per entry of `decays`,
+    the seconds in which it falls to 1/e) and the time since its release; for the other offsets only the two strike
+    features.
     """
 
-    def __init__(self, num_keys: int, hidden_size: int, offsets: list[int]):
+    def __init__(self, num_keys: int, hidden_size: int, offsets: list[int], decays: list[float]):
         super().__init__()
-        self.num_keys, self.offsets = num_keys, offsets
-        self.projection = nn.Linear(num_keys * (5 + 2 * (len(offsets) - 1)), hidden_size, bias=False)
+        self.num_keys, self.offsets, self.decays = num_keys, offsets, decays
+        self.projection = nn.Linear(num_keys * (2 * len(offsets) + 2 + len(decays)), hidden_size, bias=False)
 
     def forward(self, notes: Notes, frames: torch.LongTensor) -> torch.Tensor:
         """
@@ -100,7 +100,7 @@ class FrameNotes(nn.Module):
     def key_states(self, notes: Notes, first: torch.LongTensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Features of the frames `first` `(B, 1)` .. `first + width - 1`: strikes `(B, width, 2 * num_keys)` and tones
-        `(B, width, 3 * num_keys)`, float32.
+        `(B, width, (2 + len(decays)) * num_keys)`, float32.
         """
         B = len(first)
         latest = self._latest_row(notes, first, width).flatten(1)  # (B, width * num_keys), 0 = none, else row + 1
@@ -118,10 +118,11 @@ class FrameNotes(nn.Module):
         struck = velocity * (1 - late.abs()).clamp(min=0)
         inside = late * (late >= 0)
         sounding = ((end - start) / UNITS_PER_FRAME).clamp(0, 1)
-        age = torch.exp((strike - start).clamp(max=0) / (DECAY_S * UNITS_PER_SECOND)) * (sounding > 0)
+        age = (strike - start).clamp(max=0) / UNITS_PER_SECOND
+        ages = [torch.exp(age / decay) * (sounding > 0) for decay in self.decays]
         since = start + UNITS_PER_FRAME - end
         release = torch.exp(-since.clamp(min=0) / (RELEASE_S * UNITS_PER_SECOND)) * (since > 0)
-        return torch.cat([struck, inside], -1), torch.cat([velocity * sounding, age, release], -1)
+        return torch.cat([struck, inside], -1), torch.cat([velocity * sounding, *ages, release], -1)
 
     def _latest_row(self, notes: Notes, first: torch.LongTensor, width: int) -> torch.LongTensor:
         """Per frame and key the latest row that has begun, plus one, `(B, width, num_keys)`; rows rise with onset."""

@@ -145,7 +145,7 @@ class MidiValleEmbeddings(nn.Module):
             self.audio_segments = nn.Embedding(2, config.hidden_size)
         if config.use_frame_notes:
             self.frame_notes = FrameNotes(
-                config.midi_vocab_sizes[0] - 4, config.hidden_size, list(config.frame_note_offsets)
+                config.midi_vocab_sizes[0] - 4, config.hidden_size, config.frame_note_offsets, config.frame_note_decays
             )
         self.prompt_summary = PromptSummary(config) if config.prompt_summary_size else None
         self.use_segments, self.use_frame_notes = config.use_segment_embeddings, config.use_frame_notes

@@ -41,6 +41,7 @@ def test_parts_become_configs_and_types_are_kept():
         (MidiValleARConfig, {"position_embedding_type": "learned"}, "position_embedding_type"),
         (MidiValleNARConfig, {"midi_vocab_sizes": [92, 68]}, "midi_vocab_sizes"),
         (MidiValleNARConfig, {"frame_note_offsets": [1]}, "frame_note_offsets"),
+        (MidiValleARConfig, {"frame_note_decays": [0.5, 0.0]}, "frame_note_decays"),
         (MidiValleNARConfig, {"num_hidden_layers": -1}, "num_hidden_layers"),
         (MidiValleNARConfig, {"num_codebooks": 1}, "num_codebooks"),
         (MidiValleNARConfig, {"hidden_size": "wide"}, "hidden_size"),
@@ -76,4 +77,4 @@ def test_starter_fits_the_checkpoint():
         ("nar", MidiValleNARConfig, MidiValleNARModel),
     ):
         count[name] = sum(p.numel() for p in model(config.from_preset("starter")).parameters())
-    assert count == {"ar": 4_636_736, "nar": 6_474_816}
+    assert count == {"ar": 4_659_264, "nar": 6_497_344}

@@ -8,18 +8,20 @@ import torch
 
 from modeling_midivalle.modeling_midivalle_frame_notes import FrameNotes, read_notes, struck_keys
 
+DECAYS = [0.5, 4.0]
+
 
 def features(rows, first, width):
-    """`(width, 5, 88)`: strike, place, sounding, age, release."""
-    module = FrameNotes(88, 4, [0])
+    """`(width, 6, 88)`: strike, place, sounding, two ages, release."""
+    module = FrameNotes(88, 4, [0], DECAYS)
     notes = read_notes(rows[None], torch.ones(1, len(rows)))
     strikes, tones = module.key_states(notes, torch.tensor([[first]]), width)
-    return torch.cat([strikes, tones], -1)[0].view(width, 5, 88)
+    return torch.cat([strikes, tones], -1)[0].view(width, 6, 88)
 
 
 def loop_features(rows, first, width):
     """The definition, note by note, frame by frame, in seconds."""
-    out = torch.zeros(width, 5, 88)
+    out = torch.zeros(width, 6, 88)
     for w in range(width):
         start, end = (first + w) / 50, (first + w + 1) / 50
         state = {}
@@ -34,8 +36,9 @@ def loop_features(rows, first, width):
             out[w, 0, key] = velocity * max(0, 1 - abs(late))
             out[w, 1, key] = max(late, 0) if late > -1e-9 else 0
             out[w, 2, key] = velocity * sounding
-            out[w, 3, key] = math.exp(min(strike - start, 0) / 0.5) if sounding > 1e-6 else 0
-            out[w, 4, key] = math.exp(-(end - release) / 0.1) if end > release + 1e-9 else 0
+            for place, decay in enumerate(DECAYS, 3):
+                out[w, place, key] = math.exp(min(strike - start, 0) / decay) if sounding > 1e-6 else 0
+            out[w, 5, key] = math.exp(-(end - release) / 0.1) if end > release + 1e-9 else 0
     return out
 
 
@@ -43,17 +46,18 @@ def test_by_hand():
     # key 60 (row 39): struck at tick 12 = 0.0625 s = frame 3 + 1/8, full velocity, for 12 ticks = 3.125 frames
     rows = torch.tensor([[39 + 4, 67, 3 + 12, 388, 4 + 12, 4]])
     got = features(rows, 0, 12)[:, :, 39]
-    assert got[2].tolist() == [0, 0, 0, 0, 0]  # not yet
-    torch.testing.assert_close(got[3], torch.tensor([7 / 8, 1 / 8, 1, 1, 0]))
-    torch.testing.assert_close(got[4], torch.tensor([1 / 8, 0, 1, math.exp(-(7 / 8) * 0.02 / 0.5), 0]))
+    assert got[2].tolist() == [0, 0, 0, 0, 0, 0]  # not yet
+    torch.testing.assert_close(got[3], torch.tensor([7 / 8, 1 / 8, 1, 1, 1, 0]))
+    ages = [math.exp(-(7 / 8) * 0.02 / decay) for decay in DECAYS]
+    torch.testing.assert_close(got[4], torch.tensor([1 / 8, 0, 1, *ages, 0]))
     torch.testing.assert_close(got[6, [0, 2]], torch.tensor([0, 0.25]))  # it ends a quarter into frame 6
-    torch.testing.assert_close(got[6, 4], torch.tensor(math.exp(-0.75 * 0.02 / 0.1)))
+    torch.testing.assert_close(got[6, 5], torch.tensor(math.exp(-0.75 * 0.02 / 0.1)))
 
 
 def test_held_note_sounds_but_is_not_struck():
     rows = torch.tensor([[39 + 4, 67, 3 + 96, 388 - 96, 4, 4]])  # at frame 0 it is 0.5 s old
     got = features(rows, 0, 3)[:, :, 39]
-    torch.testing.assert_close(got[0], torch.tensor([0, 0, 1, math.exp(-1), 0]))
+    torch.testing.assert_close(got[0], torch.tensor([0, 0, 1, math.exp(-1), math.exp(-1 / 8), 0]))
 
 
 def test_struck_keys():
@@ -88,7 +92,7 @@ def test_equals_the_plain_loop(make_rows, seed):
 
 
 def test_frames_one_by_one_equal_all_at_once(make_rows):
-    module = FrameNotes(88, 6, [-1, 0, 1, 2])
+    module = FrameNotes(88, 6, [-1, 0, 1, 2], DECAYS)
     rows = torch.stack([make_rows(1, notes=40, seconds=1.0, held=2), make_rows(2, notes=40, seconds=1.0, held=2)])
     notes = read_notes(rows, torch.ones(rows.shape[:2]))
     frames = torch.stack([torch.arange(50), torch.arange(50).clamp(min=3) - 3])  # a left-padded row: 0, 0, 0, 0, 1, ..
@@ -101,7 +105,7 @@ def test_padded_rows_and_special_rows_are_silent(make_rows):
     rows = make_rows(3, notes=5, seconds=0.5)
     padded = torch.cat([torch.zeros(2, 6, dtype=torch.long), rows])
     mask = torch.tensor([[0] * 2 + [1] * len(rows)])
-    module = FrameNotes(88, 4, [0, 1])
+    module = FrameNotes(88, 4, [0, 1], DECAYS)
     frames = torch.arange(25)[None]
     expected = module(read_notes(rows[None, 1:-1], torch.ones(1, 5)), frames)
     torch.testing.assert_close(module(read_notes(padded[None], mask), frames), expected)
