@@ -391,7 +391,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         A choice of the codes nearest to the expected vectors under logits `(..., codebook_size)`. Where many codes are
         about equally likely, the likeliest is a wild guess, and this one the least error to be expected.
         """
-        book = self.codec.quantizer.layers[stage].codebook.embed  # (codebook_size, D)
+        book = self.codec.quantizer.layers[stage].codebook.embed.float()  # (codebook_size, D)
         squares = book.square().sum(-1)
         return lambda logits, uniform: (2 * (logits.float().softmax(-1) @ book) @ book.T - squares).argmax(-1)
 

@@ -79,6 +79,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     ) -> "MidiValleForConditionalGeneration":
         """
         Put trained parts together (each from its own `from_pretrained`); weights are copied, tables are not shared.
+        How they play together (`keys_from_midi`, `mean_vectors`, `as_recorded`) is the whole's: set it in its `config`.
 
         Raises:
             ValueError: the parts' codebooks or MIDI vocabularies differ.

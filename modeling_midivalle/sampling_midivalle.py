@@ -2,6 +2,7 @@
 """What generation is made of: choice of codes, random numbers that depend on a seed alone, rows of unequal lengths."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch.nn import functional as F
@@ -78,7 +79,7 @@ def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:
     """A seed for each of B rows: the given one or ones; None: from torch's global generator."""
     if seed is None:
         seed = torch.randint(2**62, (B,)).tolist()
-    seeds = [seed] * B if isinstance(seed, int) else list(seed)
+    seeds = [int(seed)] * B if isinstance(seed, Integral) else list(seed)
     if len(seeds) != B:
         raise ValueError(f"seed must be one integer or one for each of the {B} rows, got {len(seeds)}")
     return seeds

@@ -3,6 +3,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import StaticCache
@@ -94,6 +95,14 @@ def test_cached_greedy_equals_the_definition(make_model, song, preset, choice):
         assert torch.equal(codes, by_definition(model, alone))
         if choice == "argmax":  # the codes nearest to an expectation of random weights crowd around the middle
             assert len(codes.unique()) > 10  # a constant answer would prove little
+
+
+@torch.no_grad()
+def test_the_nearest_code_in_half_precision(make_model, song):
+    model = make_model().to(torch.bfloat16)
+    model.config.ar_config.code_choice = model.config.nar_config.code_choice = "expected"
+    codes = model.generate_codes(**row(song, 0), do_sample=False)
+    assert codes.shape == (1, 4, 21) and codes.max() < 2048
 
 
 @torch.no_grad()
@@ -291,6 +300,7 @@ def test_seed_repeats_exactly(make_model, song):
     assert torch.equal(model.generate(**song, seed=5, temperature=1.0), first)
     assert not torch.equal(model.generate(**song, seed=6, temperature=1.0), first)
     seeds = model.generate_codes(**song, seed=[5, 6])
+    assert torch.equal(model.generate_codes(**song, seed=np.int64(5)), model.generate_codes(**song, seed=5))
     assert torch.equal(seeds[0], model.generate_codes(**song, seed=5)[0])
     assert torch.equal(seeds[1], model.generate_codes(**song, seed=6)[1])
     torch.manual_seed(3)

@@ -76,6 +76,11 @@ def test_one_decoder_alone(make_ar, tmp_path):
     ar = make_ar()
     with pytest.raises(ValueError, match='knows "int8", got'):
         ar.quantize_("int3")
+    adapted = make_ar()
+    adapted.model.layers[0].linear1.base_layer = torch.nn.Identity()  # as peft's layers have one
+    with pytest.raises(ValueError, match="an adapter do not go together"):
+        adapted.quantize_()
+    assert adapted.config.quantization is None
     ar.quantize_()
     ar.save_pretrained(tmp_path)
     again = MidiValleARModel.from_pretrained(tmp_path)

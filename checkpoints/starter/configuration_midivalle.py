@@ -39,6 +39,7 @@ SIZES = {
         "midi_embedding_dropout": 0.0,
         "tie_word_embeddings": False,  # tied, the easiest thing to learn is to repeat the code before
         "prompt_summary_size": 96,
+        "frame_note_decays": (0.5, 4.0),
     },
     "base": {"midi_embedding_sizes": PUBLISHED_WIDTHS},
     # The published model number by number (arXiv 2507.08530 and its code), oddities included.
@@ -116,7 +117,7 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     use_segment_embeddings: bool = True
     use_frame_notes: bool = True
     frame_note_offsets: list[int] | tuple[int, ...] = (-1, 0, 1, 2)
-    frame_note_decays: list[float] | tuple[float, ...] = (0.5, 4.0)
+    frame_note_decays: list[float] | tuple[float, ...] = (0.5,)
     prompt_summary_size: int = 0
     objective: Literal["target_mean", "published_sum"] = "target_mean"
     label_smoothing: float = 0.0

@@ -28,6 +28,7 @@ MAX_ONSET_DELAY_S = 0.05
 SEQUENCE_S = 32.0  # prompt and window together: 16 bars of 2 s, 1600 codec frames
 LOOK_AHEAD_S = 0.5  # notes behind a window's end that it is told of: its last frames are not the last of the music
 SILENCE = 1e-3  # a prompt whose peak is lower (-60 dBFS) tells nothing about a piano
+LOUDEST = 16.0  # of a float prompt's peak: recordings pass full scale, but not by 24 dB
 SLACK = 32  # samples (1 ms) by which a prompt may miss the grid without losing 0.5 s
 
 
@@ -414,6 +415,10 @@ class MidiValleProcessor(ProcessorMixin):
             wave = wave.T  # channels first
         if wave.dtype.kind == "i":
             wave = wave / -float(np.iinfo(wave.dtype).min)
+        elif wave.size and np.abs(wave).max() > LOUDEST:
+            raise ProcessorError(
+                f"prompt_audio reaches {np.abs(wave).max():.0f}, but full scale is 1.0: divide 16-bit samples by 32768"
+            )
         return check_wave(wave, sampling_rate, name), sampling_rate
 
 
