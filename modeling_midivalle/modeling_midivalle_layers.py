@@ -343,10 +343,8 @@ class MidiVallePreTrainedModel(PreTrainedModel):
         """
         if dtype != "int8":
             raise ValueError(f'quantize_ knows "int8", got {dtype!r}')
-        if any(hasattr(module, "base_layer") for module in self.modules()):  # peft's: no linear layers any more
-            raise ValueError("int8 layers and an adapter do not go together: quantize the model without its adapter")
-        self.config.quantization = dtype
         quantize_linears(self)
+        self.config.quantization = dtype
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -88,8 +88,11 @@ def pack(weight: torch.Tensor, scale: torch.Tensor) -> torch.ScriptObject:
 
 
 def quantize_linears(model: nn.Module) -> None:
-    """Replace the large linear layers of all blocks in `model` by int8 ones."""
-    for parent in list(model.modules()):
+    """Replace the large linear layers of all blocks in `model` by int8 ones; ValueError if an adapter is on them."""
+    parents = list(model.modules())
+    if any(hasattr(getattr(parent, name, None), "base_layer") for parent in parents for name in QUANTIZED):  # peft's
+        raise ValueError("int8 layers and an adapter do not go together: quantize the model without its adapter")
+    for parent in parents:
         for name in QUANTIZED:
             if isinstance(linear := getattr(parent, name, None), nn.Linear):
                 setattr(parent, name, Int8Linear.from_linear(linear))

@@ -254,6 +254,8 @@ def render_jobs(
         for job, _ in here:
             if job.stream is None:
                 _guard([job], job.start, model.codec, decoding)
+                if not job.error and job.done == len(job.windows):  # its journal held all of it
+                    _guard([job], decoding.wait)
                 if job.error or job.done == len(job.windows):
                     yield job, job.done - 1
         members = [(job, window) for job, window in here if job.done <= window and not job.error]

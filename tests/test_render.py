@@ -27,6 +27,7 @@ from modeling_midivalle.generation_midivalle import GeneratedFrames
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
 from scripts import model_folder, plots, render, render_files
+from scripts.decoding import Decoding
 from scripts.journal import Journal
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import RenderError
@@ -694,6 +695,32 @@ def test_parallel(run, monkeypatch):
     assert run("piece.mid", "carried.wav", *options)[0] == 0
     carried, parallel = samples_of("carried.wav"), samples_of("whole.wav")
     assert len(carried) == len(parallel) and not np.array_equal(carried, parallel)
+
+
+def test_a_render_whose_journal_holds_all_of_it(run, monkeypatch):
+    """Killed behind its last window: the rest is written, also where audio is made beside what follows (on a GPU)."""
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    real = Decoding.__init__
+    monkeypatch.setattr(Decoding, "__init__", lambda self, device: real(self, device, overlapped=True))
+    monkeypatch.setattr(Journal, "remove", lambda self: None)
+    assert run("piece.mid", "piece.wav")[0] == 0
+    whole = Path("piece.wav").read_bytes()
+    Path("piece.wav").unlink(), Path("piece.json").unlink()
+    code, out, err = run("piece.mid", "piece.wav")
+    assert code == 0 and "were there already" in out and Path("piece.wav").read_bytes() == whole, err
+
+
+def test_a_prompt_is_not_written_over(run):
+    save_midi("piece.mid", (0.0, 1.0, 60))
+    save_midi("own.mid", (0.0, 1.0, 60))
+    soundfile.write("own.wav", np.random.default_rng(0).normal(0, 0.1, 64_000), 32_000)
+    before = Path("own.wav").read_bytes()
+    own = ("--prompt-audio", "own.wav", "--prompt-midi", "own.mid", "--force")
+    assert run("piece.mid", "own.wav", *own)[::2] == (
+        2,
+        "render: own.wav: is the prompt; give the output another name\n",
+    )
+    assert Path("own.wav").read_bytes() == before
 
 
 def test_threads(run, monkeypatch):
