@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The finished windows of a render on disk, so that an interrupted one goes on where it stopped."""
 
+import fcntl
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,26 @@ class Journal:
 
     A window is written whole, in words of 16 bits: the number of the attempt that was kept, codes `(K, T)`, and where
     the model has them mean vectors `(A, T)` as float16. What a kill has cut short is dropped when the file is opened
-    again; a file with another key is started anew.
+    again; a file with another key is started anew. From its first window on the file is one render's until that closes
+    it or ends, however it ends.
 
     Args:
         path (`Path`): A hidden file beside the output.
         key (`str`): Says all that decides the sound, in one line; see `scripts.manifest`.
         num_codebooks (`int`), frames (`list[int]`): K, and T of each window.
         axes (`int`): A; 0 for models without mean vectors.
+
+    Raises:
+        ValueError: another render is writing the file; from `append` too.
     """
 
     def __init__(self, path: Path, key: str, num_codebooks: int, frames: list[int], axes: int = 0):
         self.path, self.num_codebooks, self.frames, self.axes = path, num_codebooks, frames, axes
         self.head = f"{key}\n".encode()
-        self.windows = self._read()
+        self.lock, self.windows = None, []
+        if path.is_file():
+            self._take()
+            self.windows = self._read()
         if self.windows:
             whole = len(self.head) + sum(map(self._size, frames[: len(self.windows)]))
             with open(path, "r+b") as file:
@@ -31,6 +39,8 @@ class Journal:
 
     def append(self, attempt: int, codes: np.ndarray, vectors: np.ndarray | None = None) -> None:
         """Keep the next window: attempt number, codes `(K, T)`, vectors `(A, T)`."""
+        if self.lock is None:
+            self._take()
         data = np.append(attempt, codes).astype("<i2").tobytes()
         data += b"" if vectors is None else vectors.astype("<f2").tobytes()
         try:
@@ -45,13 +55,29 @@ class Journal:
     def remove(self) -> None:
         """The output is written: the journal has done its work."""
         self.path.unlink(missing_ok=True)
+        self.close()
+
+    def close(self) -> None:
+        """Another render may go on with the file."""
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+    def _take(self) -> None:
+        self.lock = open(self.path, "ab")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
+        except BlockingIOError as error:
+            self.close()
+            output = self.path.name.removeprefix(".").removesuffix(".windows")
+            raise ValueError(f"{output}: another render is making it; wait for it or stop it") from error
 
     def _size(self, frames: int) -> int:
         """Bytes of a window."""
         return 2 * (1 + (self.num_codebooks + self.axes) * frames)
 
     def _read(self) -> list[tuple[int, np.ndarray, np.ndarray | None]]:
-        data = self.path.read_bytes() if self.path.is_file() else b""
+        data = self.path.read_bytes()
         if not data.startswith(self.head):
             return []
         windows, place = [], len(self.head)

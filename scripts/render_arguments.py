@@ -164,11 +164,8 @@ def check_paths(args: argparse.Namespace):
             raise RenderError("give INPUT.mid and OUTPUT.wav, several inputs and --output-dir, or --list-prompts")
         if not Path(args.paths[0]).exists():
             raise RenderError(f"{Path(args.paths[0]).name}: no such file")
-    inputs = (args.prompt_audio, args.prompt_midi)
     for output in args.paths[0 if args.from_manifest else 1 :]:
         for path in outputs_of(args, Path(output)):
-            if path.exists() and any(own and path.resolve() == Path(own).resolve() for own in inputs):
-                raise RenderError(f"{path.name}: is the prompt; give the output another name")
             if path.exists() and not args.force:
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")
 

@@ -87,7 +87,9 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
         args = with_manifest(args, recorded["recipe"]["settings"])
     every = find_tasks(args, recorded)
     several = bool(args.output_dir)
-    tasks = keep_going(every, several, lambda task: load_performance(task.source))  # before a model is fetched
+    inputs = [Path(path).resolve() for path in (args.prompt_audio, args.prompt_midi) if path]
+    tasks = keep_going(every, several, lambda task: keep_inputs(args, task, inputs))
+    tasks = keep_going(tasks, several, lambda task: load_performance(task.source))  # before a model is fetched
     if not tasks:
         return 2
     folder = model_folder(args.model)
@@ -122,6 +124,13 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
         if len(twins := [other.source for other in tasks if other.output == task.output]) > 1:
             raise RenderError(f"{twins[0]} and {twins[1]} would both become {task.output.name}: rename one of them")
     return tasks
+
+
+def keep_inputs(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
+    """RenderError if what a task writes is one of the prompt's own files `inputs`, resolved, even with --force."""
+    for path in outputs_of(args, task.output) if task.output else ():
+        if path.resolve() in inputs:
+            raise RenderError(f"{path}: is the prompt; give the output another name or folder")
 
 
 def keep_going(items: list, several: bool, work) -> list:
@@ -316,7 +325,7 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     recording = recording_of(setting.model, setting.prompt, codes, args.as_recorded)
     steps, found = plan(setting, tasks)
     jobs = {i: make_job(setting, task, codes, recording, found[i]) for i, task in enumerate(tasks) if not task.is_done}
-    owners = {id(job): tasks[i] for i, job in jobs.items()}
+    owners, owned = {id(job): tasks[i] for i, job in jobs.items()}, list(jobs.values())
     only = jobs.get(0)
     stream = open_stream(setting, tasks[0], only) if args.stream else None
     bar = tqdm(total=sum(len(job.windows) for job in jobs.values()), unit="window", desc="render", disable=None)
@@ -345,6 +354,9 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
         say("the reader of the stream has gone")
     finally:
         bar.close()
+        for job in owned:
+            if job.journal:
+                job.journal.close()
 
 
 def give_up(setting: Setting, task: Task, error: ValueError) -> None:

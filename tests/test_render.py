@@ -716,11 +716,33 @@ def test_a_prompt_is_not_written_over(run):
     soundfile.write("own.wav", np.random.default_rng(0).normal(0, 0.1, 64_000), 32_000)
     before = Path("own.wav").read_bytes()
     own = ("--prompt-audio", "own.wav", "--prompt-midi", "own.mid", "--force")
-    assert run("piece.mid", "own.wav", *own)[::2] == (
-        2,
-        "render: own.wav: is the prompt; give the output another name\n",
-    )
+    sentence = "is the prompt; give the output another name or folder\n"
+    assert run("piece.mid", "own.wav", *own)[::2] == (2, f"render: own.wav: {sentence}")
+    assert run("own.mid", "--output-dir", ".", *own)[::2] == (2, f"render: own.wav: {sentence}")
+    assert run("piece.mid", "piece.wav", *own)[0] == 0
+    assert run("own.wav", "--from-manifest", "piece.json", "--force")[::2] == (2, f"render: own.wav: {sentence}")
     assert Path("own.wav").read_bytes() == before
+
+
+def test_two_renders_of_one_file(run, monkeypatch):
+    """The second is refused, with other settings too, and the first comes out as if it had been alone."""
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
+    assert run("piece.mid", "alone.wav")[0] == 0
+    real, refused = MidiValleForConditionalGeneration.generate_frames, []
+
+    def generate_frames(self, *arguments, **options):
+        with monkeypatch.context() as within:
+            within.setattr(MidiValleForConditionalGeneration, "generate_frames", real)
+            if Path(".piece.wav.windows").exists() and not refused:
+                refused.extend((run("piece.mid", "piece.wav"), run("piece.mid", "piece.wav", "--seed", 3)))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
+    assert run("piece.mid", "piece.wav")[0] == 0
+    sentence = "render: piece.wav: another render is making it; wait for it or stop it\n"
+    assert [code for code, _, _ in refused] == [2, 2] and all(err.endswith(sentence) for _, _, err in refused)
+    assert Path("piece.wav").read_bytes() == Path("alone.wav").read_bytes()
+    assert not Path(".piece.wav.windows").exists()
 
 
 def test_threads(run, monkeypatch):
