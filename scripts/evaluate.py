@@ -35,7 +35,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
+from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor, Prompt
 from scripts.manifest import write_json
 from scripts.metrics import (
@@ -49,6 +49,7 @@ from scripts.metrics import (
     spectrogram_nrmse,
     timbre_distance,
 )
+from scripts.model_folder import load_model, load_processor, model_folder
 from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import onset_roll
@@ -240,8 +241,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def load(args: argparse.Namespace):
     """Model and processor, or None twice, and the codecs by the name of their system."""
     if args.model:
-        model = MidiValleForConditionalGeneration.from_pretrained(args.model).to(args.device).eval()
-        return model, MidiValleProcessor.from_pretrained(args.model), {"codec": model.codec}
+        folder = model_folder(args.model)
+        model = load_model(folder, args.device)
+        return model, load_processor(folder), {"codec": model.codec}
     codecs = {
         name: load_part("codec", folder).to(args.device).eval()
         for name, folder in zip(codec_names(args.codec), args.codec, strict=True)

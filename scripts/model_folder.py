@@ -100,34 +100,67 @@ def model_type(folder: Path) -> str | None:
         raise FolderError(f"{folder}: no model can be loaded (config.json: {error})") from error
 
 
-def load_model(folder: Path, device: str, quantize: str | None = None, dtype: str = "float32"):
-    """The model of a folder, its decoders in `dtype` or with int8 weights, by this repository's code; every weight must
-    be there, and finite."""
+def reason(error: Exception) -> str:
+    """The first line of an error; of a configuration's, of what its own check has said."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    said = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+    return (str(said).strip() or type(said).__name__).splitlines()[0]
+
+
+def check_weight_files(folder: str | Path) -> None:
+    """FolderError that names the first file of weights in `folder` that cannot be opened: cut short, empty."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(file, "numpy"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise FolderError(f"{file}: is damaged ({reason(error)}); copy or download it again") from error
+
+
+def load_weights(model_class: type, folder: Path, **options):
+    """`model_class.from_pretrained(folder, **options)`; every weight must be there, and finite.
+
+    Raises:
+        FolderError: files that are damaged or missing, a configuration that is refused, weights that do not fit it.
+    """
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
+    quiet_transformers()
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are in the report then, by name
+    try:
+        model, report = model_class.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        check_weight_files(folder)
+        raise FolderError(f"{folder}: no model can be loaded ({reason(error)})") from error
+    if wrong := {key: sorted(map(str, value))[:3] for key, value in report.items() if value}:
+        raise FolderError(f"{folder}: the weights do not fit the configuration: {wrong}")
+    if bad := [name for name, value in model.state_dict().items() if not torch.isfinite(value.sum())]:
+        raise FolderError(f"{folder}: weights that are not finite: {', '.join(bad[:3])}")
+    return model
+
+
+def load_model(folder: Path, device: str, quantize: str | None = None, dtype: str = "float32"):
+    """The model of a folder, its decoders in `dtype` or with int8 weights, by this repository's code; every weight must
+    be there, and finite."""
+    import torch
+
     from modeling_midivalle import MidiValleForConditionalGeneration
 
-    quiet_transformers()
     if device == "cuda" and not torch.cuda.is_available():
         raise FolderError("--device cuda: no GPU is available")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if (kind := model_type(folder)) != "midivalle":
         raise FolderError(f"{folder}: holds a {kind} model, not midivalle")
-    try:
-        model, report = MidiValleForConditionalGeneration.from_pretrained(
-            folder, use_safetensors=True, dtype=getattr(torch, dtype), output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise FolderError(f"{folder}: no model can be loaded ({str(error).splitlines()[0]})") from error
+    options = {"use_safetensors": True, "dtype": getattr(torch, dtype)}
+    model = load_weights(MidiValleForConditionalGeneration, folder, **options)
     if not model.config.has_codec:
         raise FolderError(f"{folder}: holds no codec; convert it together with --codec")
-    if wrong := {key: value for key, value in report.items() if value}:
-        raise FolderError(f"{folder}: the weights do not fit the configuration: {wrong}")
-    if bad := [name for name, value in model.named_parameters() if not torch.isfinite(value.sum())]:
-        raise FolderError(f"{folder}: weights that are not finite: {', '.join(bad[:3])}")
     if quantize:
         model.quantize_(quantize)
     return model.to(device).eval()

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from modeling_midivalle import MidiValleARModel, MidiValleForConditionalGeneration, MidiValleNARModel, PianoEncodecModel
-from scripts.model_folder import model_type
+from scripts.model_folder import check_weight_files, load_weights, model_type
 
 PART_CLASSES = {"codec": PianoEncodecModel, "ar": MidiValleARModel, "nar": MidiValleNARModel}
 CODEC_TYPES, WHOLE = ("piano_encodec", "encodec"), MidiValleForConditionalGeneration.config_class.model_type
@@ -22,7 +22,8 @@ def load_part(name: str, folder: str | Path):
     """The model `name` (`codec`, `ar` or `nar`) of its own folder or of a whole model's, in fp32, every weight found.
 
     Raises:
-        PartError: no such folder, another kind of model, or missing weights.
+        PartError: no such folder, or another kind of model.
+        FolderError: see `load_weights`.
     """
     model_class, folder = PART_CLASSES[name], Path(folder)
     if not (folder / "config.json").is_file():
@@ -33,9 +34,7 @@ def load_part(name: str, folder: str | Path):
     if not whole and kind not in kinds:
         raise PartError(f"--{name} {folder}: holds a {kind} model, expected {' or '.join(kinds)}")
     loaded_class = MidiValleForConditionalGeneration if whole else model_class
-    model, report = loaded_class.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if wrong := {key: value for key, value in report.items() if value}:
-        raise PartError(f"--{name} {folder}: the weights do not fit the configuration: {wrong}")
+    model = load_weights(loaded_class, folder, dtype=torch.float32)
     if whole and not hasattr(model, name):
         raise PartError(f"--{name} {folder}: was converted without a codec")
     model = getattr(model, name) if whole else model
@@ -47,9 +46,10 @@ def codec_hash(folder: str | Path) -> str:
     """sha256 of what decides a codec's codes: encoder and codebooks. Its decoder may go on learning.
 
     Raises:
-        ValueError: there is no codec in `folder`.
+        ValueError: there is no codec in `folder`, or a damaged file.
     """
     found, prefix = {}, "codec." if model_type(Path(folder)) == WHOLE else ""
+    check_weight_files(folder)
     for file in Path(folder).glob("*.safetensors"):
         with safe_open(file, "numpy") as tensors:
             for name in tensors.keys():

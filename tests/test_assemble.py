@@ -9,11 +9,12 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
 from modeling_midivalle import MidiValleForConditionalGeneration
 from scripts import assemble_model
+from scripts.trained_parts import codec_hash
 
 LOAD_REMOTE = """
 import sys
@@ -154,3 +155,38 @@ def test_refused_parts(parts, tmp_path, capsys):
         parts.ar.model.norm.weight[0] = 1e6  # beyond fp16
     parts.ar.save_pretrained(tmp_path / "ar")
     refused("not finite in float16")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def changed(change):
+    def damage(path):
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path, {"format": "pt"})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (cut, "model.safetensors: is damaged"),
+        (lambda path: path.write_bytes(b""), "model.safetensors: is damaged"),
+        (lambda path: path.unlink(), "no model can be loaded"),
+        (changed(lambda w: w.update({"quantizer.layers.0.codebook.embed": torch.zeros(7)})), "mismatched_keys"),
+        (changed(lambda w: w["quantizer.layers.0.codebook.embed"].fill_(torch.nan)), "not finite: quantizer.layers.0"),
+        (lambda path: path.with_name("config.json").write_text('{"model_type": "encodec", "num_filters": "2"}'), "int"),
+    ],
+    ids=["cut", "empty", "gone", "shape", "nan", "configuration"],
+)
+def test_damaged_parts_are_named(parts, damage, sentence, tmp_path, capsys):
+    damage(tmp_path / "codec" / "model.safetensors")
+    assert assemble(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "codec") in error and sentence in error and error.count("\n") == 1
+    if "is damaged" in sentence:  # before any codes are made
+        with pytest.raises(ValueError, match=sentence):
+            codec_hash(tmp_path / "codec")

@@ -73,6 +73,13 @@ def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcr
         assert (output / f"{index:02d}.png").stat().st_size > 10_000
 
 
+def test_damaged_models_are_named(make_model, tiny_pack, transcriber, tmp_path, capsys):
+    make_model().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    assert run(tiny_pack, tmp_path / "out", "--model", tmp_path / "model") == 2
+    assert "model.safetensors: is damaged" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_codec_alone(tiny_pack, transcriber, tmp_path):
     assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--excerpts", 1) == 0
     summary = json.loads((tmp_path / "out" / "results.json").read_text())["summary"]
