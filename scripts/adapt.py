@@ -12,11 +12,11 @@ a table of what the model made of it before and after, also in `report.json`. Th
 
 import argparse
 import importlib.util
-import json
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from modeling_midivalle.recording_midivalle import RecordingStream
 from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import Prompt
 from scripts.decoder_objectives import DecoderLosses
+from scripts.manifest import write_json
 from scripts.metrics import note_scores, timbre_distance
 from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
@@ -80,6 +81,23 @@ def require_peft() -> None:
     """AdaptError if peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise AdaptError("peft is not installed: run make install-peft")
+
+
+def check_output(output: Path) -> None:
+    """AdaptError unless `output` is new or empty and can be written: it is found out before there is anything to lose.
+    An adapter in a model's own folder would be played with it from then on."""
+    new = not output.exists()
+    if not new and (not output.is_dir() or any(output.iterdir())):
+        raise AdaptError(f"--output-dir {output}: exists already; choose another")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for folder in (output, output.parent):  # `export` writes beside it, then into it
+            with TemporaryFile(dir=folder):
+                pass
+        if new:  # what is refused later leaves no folder
+            output.rmdir()
+    except OSError as error:
+        raise AdaptError(f"--output-dir {output}: cannot be written ({error.strerror})") from error
 
 
 def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
@@ -199,11 +217,13 @@ def table(before: dict[str, float], after: dict[str, float], codec: dict[str, fl
     return "\n".join(rows)
 
 
-def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcriber, listen: bool) -> dict:
-    """Add an adapter to `model` and train it; returns steps and the figures `before`, `after` and of the `codec`.
+def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcriber, listen: bool, output: Path) -> dict:
+    """Add an adapter to `model`, train it and write it to the folder `output`; returns steps and the figures `before`,
+    `after` and of the `codec`.
 
     Raises:
         AdaptError: peft is missing, or the held part is shorter than a target.
+        PublishError: the adapter could not be written.
     """
     end = recording.seconds * (1 - recipe.held_share) // GRID_S * GRID_S
     batches = recording.held(recipe, end)
@@ -220,6 +240,7 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
 
     before = figures()  # a new adapter changes nothing: its second matrix is zero
     steps = learn(losses, trained, recording, recipe, end)
+    export(model, output)  # now: whatever becomes of the figures
     after, codec = figures(), {}
     if listen:
         seconds = held_seconds(recording, end)
@@ -228,7 +249,7 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 0 on success, 2 on input that cannot be used."""
+    """The command; 0 on success, 2 on input that cannot be used, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("audio", help="WAV or FLAC of one piano, 1 to 10 minutes")
     parser.add_argument("midi", help="what is played in it")
@@ -238,20 +259,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--losses-only", action="store_true", help="do not play the held part before and after")
     args = parser.parse_args(argv)
+    output = args.output_dir.resolve()  # `.` has no name
     try:
         recipe = AdaptRecipe.from_yaml(args.config)
+        check_output(output)
         require_peft()
         folder = model_folder(args.model)
         processor, model = load_processor(folder), load_model(folder, args.device)
         recording, remark = read_recording(args.audio, args.midi, model, processor.tokenizer)
         print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
         transcriber = None if args.losses_only else find_transcriber()
-        report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only)
-        export(model, args.output_dir)
-        (args.output_dir / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+        report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)
+        write_json(output / "report.json", report)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        kept = (output / "adapter_config.json").is_file()
+        print(f"interrupted; {f'the adapter is in {output}' if kept else 'no adapter was written'}", file=sys.stderr)
+        return 130
     print(table(report["before"], report["after"], report["codec"]))
     print(f"{report['steps']} steps; the adapter is in {args.output_dir}: model.load_adapter({str(args.output_dir)!r})")
     return 0

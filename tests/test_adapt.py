@@ -54,14 +54,18 @@ def run(folder, write_midi, tmp_path):
     return command
 
 
-def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, capsys):
+def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft", reason="make install-peft")
+    measure, written = adapt.measure, []
+    path = tmp_path / "out" / "adapter_model.safetensors"
+    monkeypatch.setattr(adapt, "measure", lambda *given: written.append(path.is_file()) or measure(*given))
     assert run(61, "--losses-only") == 0
+    assert written == [False, True]  # whatever becomes of the figures after, the adapter is there
     out = capsys.readouterr().out
     assert "| loss, codebook 3 |" in out and "4 steps" in out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["before"].keys() == report["after"].keys() and report["before"] != report["after"]
-    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    weights = load_file(path)
     assert weights and all("lora_" in name and ".codec." not in name for name in weights)
     assert {name.split("ar.model")[0] for name in weights if "ar.model" in name} and any(
         ".nar." in n or n.startswith("nar.") for n in weights
@@ -102,6 +106,38 @@ def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, 
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     monkeypatch.setattr(adapt.importlib.util, "find_spec", lambda name: None)
     assert run(5) == 2 and "peft is not installed: run make install-peft" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_used_is_refused_before_anything_is_learned(
+    run, folder, tmp_path, monkeypatch, capsys
+):
+    """Also one that is there: an adapter would be lost, or a model play the new one without being asked."""
+    monkeypatch.setattr(adapt, "require_peft", lambda: None)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "adapter_config.json").write_text("{}")
+    before = sorted(folder.iterdir())
+    for name, sentence in (
+        ("file", "exists already; choose another"),
+        ("old", "exists already; choose another"),
+        ("model", "exists already; choose another"),
+        ("file/out", "cannot be written (Not a directory)"),
+    ):
+        assert run(5, "--output-dir", str(tmp_path / name)) == 2
+        assert capsys.readouterr().err == f"error: --output-dir {tmp_path / name}: {sentence}\n"
+    assert (tmp_path / "file").read_text() == "mine" and sorted(folder.iterdir()) == before
+    (tmp_path / "out").mkdir()  # empty, it will do: the recording is what is wrong
+    assert run(5) == 2 and "lasts 5 s" in capsys.readouterr().err and (tmp_path / "out").is_dir()
+
+
+def test_interrupted_before_there_is_an_adapter(run, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt, "require_peft", lambda: None)
+    monkeypatch.setattr(adapt, "read_recording", interrupted)
+    assert run(5) == 130 and capsys.readouterr().err == "interrupted; no adapter was written\n"
     assert not (tmp_path / "out").exists()
 
 
