@@ -126,7 +126,7 @@ class MidiValleProcessor(ProcessorMixin):
                 f"context_seconds {context_seconds} must be a multiple of {GRID_S} s and leave room for new frames in "
                 f"max_window_seconds {max_window_seconds}"
             )
-        if abs(onset_delay_seconds) > MAX_ONSET_DELAY_S:
+        if not abs(onset_delay_seconds) <= MAX_ONSET_DELAY_S:  # also what is not a number
             raise ValueError(f"onset_delay_seconds {onset_delay_seconds} must be within {MAX_ONSET_DELAY_S} s")
         self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
         self.context_seconds, self.onset_delay_seconds = context_seconds, onset_delay_seconds

@@ -22,7 +22,8 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleForConditionalGeneration
 from processing import MidiValleProcessor
-from scripts.trained_parts import load_part
+from scripts.model_folder import model_type
+from scripts.trained_parts import WHOLE, load_part
 from tokenization import MidiValleTokenizer
 
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
@@ -99,8 +100,14 @@ def assemble(
     Returns:
         Parameters of each part by its name.
     Raises:
-        AssembleError: parts that do not fit, or too large a folder; `output` is then as it was.
+        AssembleError: parts that do not fit, too large a folder, or an `output` that holds another model, such as one
+            of the parts; it is then as it was.
     """
+    if not max_mib > 0:
+        raise AssembleError(f"--max-mib must be above 0, got {max_mib}")
+    output = output.resolve()  # `.` has no name
+    if (output / "config.json").is_file() and (kind := model_type(output)) != WHOLE:
+        raise AssembleError(f"--output {output}: holds a {kind} model; choose another folder")
     folders = {"codec": codec, "ar": ar, "nar": nar}
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
     if keys_from_midi and not getattr(parts["codec"].config, "num_key_axes", 0):

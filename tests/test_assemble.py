@@ -62,6 +62,7 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
     assert AutoProcessor.from_pretrained(tmp_path / "out").onset_delay_seconds == 0.01
     assert assemble(tmp_path, "--onset-delay", "1") == 2
+    assert assemble(tmp_path, "--onset-delay", "nan") == 2
     assert assemble(tmp_path, "--keys-from-midi") == 2  # this codec has no axes of keys
 
 
@@ -117,6 +118,16 @@ def test_other_files_stay_and_old_weights_go(parts, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ar", "codec", "nar", "out"]
 
 
+def test_a_part_is_not_replaced_by_the_whole(parts, tmp_path, monkeypatch, capsys):
+    """By whatever name of its folder."""
+    before = {path: path.read_bytes() for path in (tmp_path / "ar").iterdir()}
+    monkeypatch.chdir(tmp_path / "ar")
+    for output in (str(tmp_path / "codec" / ".." / "ar"), "."):
+        assert assemble(tmp_path, "--output", output) == 2
+        assert f"--output {tmp_path / 'ar'}: holds a midivalle_ar model" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "ar").iterdir()} == before
+
+
 def test_a_process_without_the_repository(parts, tmp_path):
     assert assemble(tmp_path) == 0
     from symusic import Note, Score, Track
@@ -143,6 +154,8 @@ def test_refused_parts(parts, tmp_path, capsys):
         assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
     refused("would be more than 0.1 MiB", "--max-mib", "0.1")
+    for size in ("nan", "-1", "0"):
+        refused(f"--max-mib must be above 0, got {float(size)}", "--max-mib", size)
     refused("holds no config.json", "--nar", str(tmp_path / "none"))
     refused("holds a midivalle_nar model, expected midivalle_ar", "--ar", str(tmp_path / "nar"))
     with torch.no_grad():
