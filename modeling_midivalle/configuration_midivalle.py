@@ -132,6 +132,10 @@ class MidiValleDecoderConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Refuse sizes that contradict one another."""
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "codebook_size")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -147,9 +151,6 @@ class MidiValleDecoderConfig(PreTrainedConfig):
             raise ValueError(f"frame_note_offsets must contain 0, got {self.frame_note_offsets}")
         if self.use_frame_notes and min(self.frame_note_decays, default=1) <= 0:
             raise ValueError(f"frame_note_decays must be positive, got {self.frame_note_decays}")
-        for name in ("num_hidden_layers", "num_attention_heads", "intermediate_size", "codebook_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.prompt_summary_size < 0:
             raise ValueError(f"prompt_summary_size must be at least 0, got {self.prompt_summary_size}")
         if self.num_codebooks < 2:

@@ -66,8 +66,10 @@ class AdaptRecipe:
     seed: int = 0
 
     def __post_init__(self):
-        least = dict.fromkeys(("learning_rate", "dropout", "warmup_steps", "max_minutes"), 0)
-        check_ranges(self, rank=1, steps=1, batch_size=1, prompt_seconds=0.5, target_seconds=0.5, **least)
+        least = dict.fromkeys(("warmup_steps", "max_minutes", "latent_weight", "code_noise", "frame_steps", "seed"), 0)
+        least |= dict.fromkeys(("rank", "steps", "batch_size"), 1)
+        shares = ("dropout", "own_share")
+        check_ranges(self, ("learning_rate", "alpha"), shares, prompt_seconds=0.5, target_seconds=0.5, **least)
         if not 0 < self.held_share < 1:
             raise ValueError(f"held_share must be between 0 and 1, got {self.held_share}")
 

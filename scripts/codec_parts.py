@@ -29,6 +29,7 @@ from scripts.codec_oscillators import start_oscillators, start_synthesis
 from scripts.codec_quantizer import kmeans_start
 from scripts.codec_recipe import CodecRecipe
 from scripts.pianos import SAMPLING_RATE
+from scripts.recipe_file import model_of
 from scripts.rendered_audio import HOP, codes_path, onsets_path
 from scripts.trained_parts import codec_hash, load_part
 
@@ -83,7 +84,9 @@ def objective_of(
 def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> None:
     """Fit the axes to audio; writes `features.safetensors` and a codec folder for the encoder to begin with."""
     torch.manual_seed(recipe.seed)
-    codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
+    with model_of("model"):
+        codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
     features = SpectralFeatures(codec.config.hidden_size - codec.config.num_key_axes, recipe.memory)
     bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
     print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
@@ -95,6 +98,7 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
     codec = load_part("codec", encoder)
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
 
     def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         latent = codec.encoder(batch["input_values"][:, None])

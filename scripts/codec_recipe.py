@@ -4,7 +4,8 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scripts.recipe_file import check_ranges, read_recipe
+from modeling_midivalle import PianoEncodecConfig
+from scripts.recipe_file import check_fields, check_ranges, read_recipe
 from scripts.rooms import ROOMS
 
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
@@ -52,12 +53,24 @@ class CodecRecipe:
         unknown = set(self.weights) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}: choose from {sorted(LOSS_WEIGHTS)}")
+        if not self.rooms or not set(map(str, self.rooms)) <= set(ROOMS):
+            raise ValueError(f"rooms: {self.rooms} are not all of {', '.join(ROOMS)}")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size > 0):
             raise ValueError(f"batch_size is a number of crops or auto, not {self.batch_size!r}")
         counts = ("mixed_excerpts", "accumulation", "steps", "kmeans_vectors", "save_steps", "log_steps")
-        check_ranges(
-            self, **dict.fromkeys(counts, 1), crop_seconds=0.1, lead_seconds=0, learning_rate=0, warmup_steps=0
+        positive = ("learning_rate", "discriminator_learning_rate", "clip_norm", "validation_seconds")
+        shares = ("memory", "final_learning_rate_share", "codebook_decay", "average_decay")
+        rest = (
+            "lead_seconds",
+            "warmup_steps",
+            "sing_steps",
+            "dead_code",
+            "adversarial_from",
+            "validation_crops",
+            "seed",
         )
+        check_ranges(self, positive, shares, **dict.fromkeys(counts, 1), **dict.fromkeys(rest, 0), crop_seconds=0.1)
+        check_fields("model", self.model, PianoEncodecConfig)
         if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
             crop = f"{self.crop_seconds} s after {self.lead_seconds} s"
             raise ValueError(f"crops of {crop} do not fit into excerpts of {self.excerpt_seconds} s")

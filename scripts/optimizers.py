@@ -27,6 +27,8 @@ class ScaledAdam(torch.optim.Optimizer):
     """
 
     def __init__(self, params, lr=0.05, betas=(0.9, 0.95), eps=1e-8, clipping_scale=CLIPPING_SCALE):
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be from 0 to below 1, got {betas}")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "clipping_scale": clipping_scale})
 
     @torch.no_grad()

@@ -30,6 +30,7 @@ from scripts.data import DataError, TrainingStream, dataset_info, shard_files
 from scripts.decoder_objectives import start_from_codebooks
 from scripts.processes import FolderLock, StopSignals
 from scripts.publishing import push
+from scripts.recipe_file import model_of
 from scripts.train_recipe import TrainRecipe
 from scripts.train_run import BadLossError, Run
 from scripts.trained_parts import codec_hash, load_part
@@ -42,7 +43,8 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
     """A decoder with new weights, or with those of `recipe.init_from`; what its changed fields add to it is new.
 
     Raises:
-        ValueError: the folder of `init_from` holds no such decoder, or more than the changed fields leave.
+        ValueError: the folder of `init_from` holds no such decoder, or more than the changed fields leave; no decoder
+            can have these fields; it does not fit the codec.
     """
     torch.manual_seed(recipe.seed)
     config_class, model_class = PARTS[part]
@@ -50,16 +52,29 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
     if recipe.frame_steps and not recipe.codebook_start:
         raise ValueError("frame_steps need codebook_start: then a hidden state begins as the latent")
     if recipe.init_from is None:
-        model = model_class(config_class.from_preset(recipe.preset, **changes))
-        if recipe.codebook_start:
-            start_from_codebooks(model, codebooks)
-        return model
-    trained = load_part(part, recipe.init_from)
-    model = model_class(config_class.from_dict(trained.config.to_dict() | changes))
-    _, left = model.load_state_dict(trained.state_dict(), strict=False)
-    if left:
-        raise ValueError(f"{recipe.init_from}: with {part}: {changes} there is no place for {', '.join(left[:3])}")
+        with model_of(part):
+            model = model_class(config_class.from_preset(recipe.preset, **changes))
+    else:
+        trained = load_part(part, recipe.init_from)
+        with model_of(part):
+            model = model_class(config_class.from_dict(trained.config.to_dict() | changes))
+        state, own = trained.state_dict(), model.state_dict()
+        if left := [name for name, value in state.items() if name not in own or own[name].shape != value.shape]:
+            raise ValueError(f"{recipe.init_from}: with {part}: {changes} there is no place for {', '.join(left[:3])}")
+        model.load_state_dict(state, strict=False)
+    check_can_learn(part, model.config, codebooks)
+    if recipe.init_from is None and recipe.codebook_start:
+        start_from_codebooks(model, codebooks)
     return model
+
+
+def check_can_learn(part: str, config, codebooks: torch.Tensor) -> None:
+    """ValueError if a decoder does not learn (int8), or does not fit the codec, which the AR would not notice."""
+    if config.quantization:
+        raise ValueError(f"{part}: {config.quantization} weights do not learn; begin with a model that has none")
+    wanted, found = tuple(codebooks.shape[:2]), (config.num_codebooks, config.codebook_size)
+    if found != wanted:
+        raise ValueError(f"{part}: num_codebooks and codebook_size are {found}, but the codec has {wanted}")
 
 
 def load_codebooks(folder: str | Path) -> torch.Tensor:
@@ -111,7 +126,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--push-to-hub", "--push_to_hub", metavar="OWNER/NAME", help="upload the last weights at the end"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.stop_after is not None and not args.stop_after > 0:
+        parser.error("--stop-after must be above 0")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,6 +137,8 @@ def main(argv: list[str] | None = None) -> int:
     args, began = parse(argv), time.time()
     try:
         recipe = TrainRecipe.from_yaml(args.config)
+        if args.part == "both":  # what the NAR cannot begin with is said before the AR has learned for hours
+            start_model(recipe, "nar", load_codebooks(args.codec))
         for part in ["ar", "nar"] if args.part == "both" else [args.part]:
             output = args.output_dir / part if args.part == "both" else args.output_dir
             run = make_run(args, recipe, part, output)

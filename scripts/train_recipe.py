@@ -4,7 +4,8 @@
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scripts.recipe_file import check_ranges, read_recipe
+from modeling_midivalle import MidiValleARConfig, MidiValleNARConfig
+from scripts.recipe_file import check_fields, check_ranges, read_recipe
 
 CHOICES = {"optimizer": ("adamw", "scaled_adam"), "schedule": ("cosine", "eden"), "on_bad_loss": ("stop", "skip")}
 TRACKERS = ("tensorboard", "trackio")
@@ -61,11 +62,13 @@ class TrainRecipe:
         if unknown := set(self.report_to) - set(TRACKERS):
             raise ValueError(f"report_to: {sorted(unknown)} are not of {', '.join(TRACKERS)}")
         counts = ("batch_size", "gradient_accumulation_steps", "steps", "save_steps", "save_total_limit", "log_steps")
+        counts += ("batch_frames",)
         shares = ("no_prompt_share", "short_share", "own_share", "average_decay", "final_learning_rate_share")
-        positive = ("prompt_seconds", "learning_rate", "frame_steps", "warmup_steps", "weight_decay", "code_noise")
-        check_ranges(self, **dict.fromkeys(counts, 1), **dict.fromkeys((*shares, *positive), 0))
-        if above := [name for name in shares if getattr(self, name) > 1]:
-            raise ValueError(f"{above[0]} must be at most 1, got {getattr(self, above[0])}")
+        rest = ("prompt_seconds", "frame_steps", "warmup_steps", "weight_decay", "code_noise", "latent_weight", "seed")
+        rest += ("clip_norm", "exploding_ratio", "max_skipped", "sample_seconds", "validation_batches")
+        check_ranges(self, ("learning_rate",), shares, **dict.fromkeys(counts, 1), **dict.fromkeys(rest, 0))
+        check_fields("ar", self.ar, MidiValleARConfig)
+        check_fields("nar", self.nar, MidiValleNARConfig)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "TrainRecipe":

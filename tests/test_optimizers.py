@@ -129,6 +129,8 @@ def test_by_name_and_on_from_its_state(name):
 def test_refusals():
     with pytest.raises(ValueError, match="'sgd' is not one of adamw, scaled_adam"):
         make_optimizer("sgd", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.0)
+    with pytest.raises(ValueError, match="betas must be from 0 to below 1"):
+        make_optimizer("scaled_adam", torch.nn.Linear(2, 2), 0.1, (0.9, 1.0), 0.0)
     with pytest.raises(ValueError, match="no weight decay"):
         make_optimizer("scaled_adam", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.1)
 

@@ -298,8 +298,9 @@ def test_a_decoder_goes_on_with_something_new(run, part, make_model, tmp_path, c
     assert run(part, tmp_path / "more") == 0
     learned = load_file(tmp_path / "more" / "model" / "model.safetensors")
     assert all(value.any() for name, value in learned.items() if "prompt_summary" in name)
-    (tmp_path / "recipe.yaml").write_text(start.format(tmp_path / "more" / "model", 0))
-    assert run(part, tmp_path / "less") == 2 and "there is no place for" in capsys.readouterr().err
+    for size in (0, 4):
+        (tmp_path / "recipe.yaml").write_text(start.format(tmp_path / "more" / "model", size))
+        assert run(part, tmp_path / "less") == 2 and "there is no place for" in capsys.readouterr().err
 
 
 def test_bf16_trains_too(tiny_data, tiny_pack, batch, tmp_path):
@@ -330,10 +331,34 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
         assert run("ar", tmp_path / "out") == 2 and message in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text("learning_rate: 1e-3\n")  # a text in YAML
     assert train.TrainRecipe.from_yaml(tmp_path / "recipe.yaml").learning_rate == 1e-3
-    for line in ("own_share: 1.5", "log_steps: 0", "betas: [0.9, high]", "bf16: 1", "optimizer: 3", "seed: 1.5"):
+    lines = ["own_share: 1.5", "log_steps: 0", "betas: [0.9, high]", "bf16: 1", "optimizer: 3", "seed: 1.5"]
+    lines += [f"{name}: .nan" for name in ("learning_rate", "latent_weight", "clip_norm", "exploding_ratio")]
+    lines += ["learning_rate: .inf", "learning_rate: 0", "betas: [.nan, 0.9]", "batch_frames: 0", "max_skipped: -1"]
+    lines += ["ar: {hiden_size: 64}", "nar: {layers: 2}", "ar: {dropout: .nan}"]
+    for line in lines:
         (tmp_path / "recipe.yaml").write_text(line)
         assert run("ar", tmp_path / "out") == 2
         assert f"recipe.yaml: {line.partition(':')[0]}" in capsys.readouterr().err
+    for fields, message in (
+        ("num_hidden_layers: 0", "num_hidden_layers must be at least 1, got 0"),
+        ("num_attention_heads: 0", "num_attention_heads must be at least 1, got 0"),
+        ("num_attention_heads: 3", "hidden_size 32 is not a multiple of num_attention_heads 3"),
+        ("dropout: 1.5", "dropout probability has to be between 0 and 1"),
+        ("hidden_act: sofa", "'sofa'"),
+        ("intermediate_size: many", "Field 'intermediate_size' expected int"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(RECIPE + f"nar: {{{fields}}}\n")
+        assert run("both", tmp_path / "out") == 2  # before the AR has learned
+        assert f"the recipe's nar: no model can be made of it ({message}" in capsys.readouterr().err
+    for fields, message in (
+        ("quantization: int8", "int8 weights do not learn"),
+        ("num_codebooks: 3", "num_codebooks and codebook_size are (3, 2048), but the codec has (4, 2048)"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(RECIPE + f"ar: {{{fields}}}\n")
+        assert run("ar", tmp_path / "out") == 2 and f"error: ar: {message}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("ar", tmp_path / "out", "--stop-after", "nan")
+    assert "--stop-after must be above 0" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(RECIPE + "frame_steps: 1\ncodebook_start: false\n")
     assert run("nar", tmp_path / "out") == 2
     assert "frame_steps need codebook_start" in capsys.readouterr().err

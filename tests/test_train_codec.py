@@ -119,6 +119,29 @@ def test_part_after_part(pool, tmp_path):
     ].shape == (3200,)
 
 
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("learning_rate: .inf", "learning_rate: inf is not finite"),
+        ("learning_rate: 0", "learning_rate must be above 0"),
+        ("discriminator_learning_rate: -1", "discriminator_learning_rate must be above 0"),
+        ("weights: {mel: .nan}", "weights: {'mel': nan} is not finite"),
+        ("average_decay: 1.5", "average_decay must be at most 1"),
+        ("rooms: [studio, sudio]", "rooms: ['studio', 'sudio'] are not all of"),
+        ("model: {num_filter: 2}", "model: unknown fields ['num_filter']"),
+        ("model: {num_key_axes: 3}", "the recipe's model: no model can be made of it (num_key_axes is 0 or 88"),
+        ("model: {num_filters: 0}", "the recipe's model: no model can be made of it"),
+    ],
+)
+def test_recipes_that_cannot_be_used_are_refused(line, sentence, pool, tmp_path, capsys):
+    kept = [other for other in RECIPE.splitlines() if not other.startswith(f"{line.partition(':')[0]}:")]
+    (tmp_path / "recipe.yaml").write_text("\n".join([*kept, line]))
+    arguments = ["features", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+    assert train_codec.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_a_pool_without_onsets_is_refused(pool, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     np.save(tmp_path / "bare.npy", np.load(pool))
