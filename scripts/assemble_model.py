@@ -17,12 +17,13 @@ import sys
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import EncodecFeatureExtractor
 from transformers.utils import logging
 
 from modeling_midivalle import MidiValleForConditionalGeneration
 from processing import MidiValleProcessor
-from scripts.model_folder import model_type
+from scripts.model_folder import model_type, reason
 from scripts.trained_parts import WHOLE, load_part
 from tokenization import MidiValleTokenizer
 
@@ -112,7 +113,10 @@ def assemble(
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
     if keys_from_midi and not getattr(parts["codec"].config, "num_key_axes", 0):
         raise AssembleError(f"--codec {codec}: has no axes of keys, which --keys-from-midi needs")
-    model = MidiValleForConditionalGeneration.from_sub_models(**parts)
+    try:
+        model = MidiValleForConditionalGeneration.from_sub_models(**parts)
+    except StrictDataclassError as error:
+        raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
     model.config.mean_vectors = mean_vectors
     rounded = round_weights(model, dtype)

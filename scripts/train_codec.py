@@ -69,6 +69,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="go on though settings differ from the checkpoint's")
     parser.epilog = f"--batch-size auto: as many crops as fill a GPU's memory; {CPU_BATCH} on a CPU."
     args = parser.parse_args(argv)
+    if args.stop_after is not None and not args.stop_after > 0:
+        parser.error("--stop-after must be above 0")
+    if args.workers < 0:
+        parser.error("--workers must be at least 0")
     if bool(args.audio) == bool(args.midi_root and args.piano):
         parser.error("give audio: --midi-root and --piano, or --audio")
     begins = args.part == "encoder" or (args.part == "decoder" and not args.go_on)

@@ -144,7 +144,7 @@ def test_a_process_without_the_repository(parts, tmp_path):
     assert int(done.stdout) == 16_000
 
 
-def test_refused_parts(parts, tmp_path, capsys):
+def test_refused_parts(parts, make_ar, tmp_path, capsys):
     """One sentence, exit code 2, and the output folder as it was."""
 
     def refused(sentence, *more):
@@ -158,6 +158,8 @@ def test_refused_parts(parts, tmp_path, capsys):
         refused(f"--max-mib must be above 0, got {float(size)}", "--max-mib", size)
     refused("holds no config.json", "--nar", str(tmp_path / "none"))
     refused("holds a midivalle_nar model, expected midivalle_ar", "--ar", str(tmp_path / "nar"))
+    make_ar(num_codebooks=3).save_pretrained(tmp_path / "three")
+    refused("the parts do not fit together: num_codebooks differs", "--ar", str(tmp_path / "three"))
     with torch.no_grad():
         parts.codec.encoder.layers[0].conv.bias += 1e-5
     parts.codec.save_pretrained(tmp_path / "codec")
