@@ -3,8 +3,9 @@
 
     python -m scripts.adapt mine.wav mine.mid --output-dir my_piano
 
-Needs peft (`make install-peft`). AR and NAR learn, codec and weights stay. The last part of the recording is held back:
-a table of what the model made of it before and after, also in `report.json`. The folder is an adapter:
+Needs peft (`make install-peft`). AR, NAR or both learn (`part` of the recipe), codec and weights stay. The end of the
+recording is held back: a table of what the model made of it before and after, also in `report.json`. The folder is an
+adapter:
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     model.load_adapter("my_piano")
@@ -36,7 +37,8 @@ from scripts.schedules import warmup_cosine
 from scripts.transcription import Transcriber, TranscriptionError
 from tokenization.midi_midivalle import Performance
 
-LINEAR = r"(ar\.model|nar)\.layers\.\d+\.(self_attn\.(in_proj|out_proj)|linear1|linear2)"
+PARTS = {"ar": r"ar\.model", "nar": "nar", "both": r"(ar\.model|nar)"}
+LINEAR = r"\.layers\.\d+\.(self_attn\.(in_proj|out_proj)|linear1|linear2)"
 LISTENED_S = 36.0  # of the held part, at most: of 12 s the spectrum is as much the music's as the piano's
 
 
@@ -48,10 +50,11 @@ class AdaptError(ValueError):
 class AdaptRecipe:
     """What a recipe file (YAML) may set."""
 
+    part: str = "both"  # what learns: `ar`, `nar`, `both`
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.05
-    steps: int = 240  # each of the AR and of the NAR
+    steps: int = 240  # of each part
     batch_size: int = 2
     learning_rate: float = 1e-3
     warmup_steps: int = 20
@@ -72,6 +75,8 @@ class AdaptRecipe:
         check_ranges(self, ("learning_rate", "alpha"), shares, prompt_seconds=0.5, target_seconds=0.5, **least)
         if not 0 < self.held_share < 1:
             raise ValueError(f"held_share must be between 0 and 1, got {self.held_share}")
+        if self.part not in PARTS:
+            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {self.part!r}")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "AdaptRecipe":
@@ -103,7 +108,7 @@ def check_output(output: Path) -> None:
 
 
 def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
-    """Give AR and NAR a LoRA; returns what is to be trained, all else is frozen.
+    """Give the recipe's parts a LoRA; returns what is to be trained, all else is frozen.
 
     Raises:
         AdaptError: peft is not installed.
@@ -113,7 +118,7 @@ def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
 
     lora = {"r": recipe.rank, "lora_alpha": recipe.alpha, "lora_dropout": recipe.dropout}
     torch.manual_seed(recipe.seed)
-    model.add_adapter(LoraConfig(target_modules=LINEAR, **lora))
+    model.add_adapter(LoraConfig(target_modules=PARTS[recipe.part] + LINEAR, **lora))
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -241,7 +246,8 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
         return found | (play(model, processor, recording, recipe, end, transcriber) if listen else {})
 
     before = figures()  # a new adapter changes nothing: its second matrix is zero
-    steps = learn(losses, trained, recording, recipe, end)
+    learning = {name: part for name, part in losses.items() if recipe.part in (name, "both")}
+    steps = learn(learning, trained, recording, recipe, end)
     export(model, output)  # now: whatever becomes of the figures
     after, codec = figures(), {}
     if listen:

@@ -86,6 +86,19 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, cap
         assert torch.equal(state[place], value), name
 
 
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_only_the_recipes_part_learns(run, tmp_path, part):
+    pytest.importorskip("peft", reason="make install-peft")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{recipe.read_text()}part: {part}\n")
+    assert run(61, "--losses-only") == 0
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert weights and {"nar" if ".nar." in f".{name}" else "ar" for name in weights} == {part}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    moved = {int(name[-1]) for name, loss in report["before"].items() if report["after"][name] != loss}
+    assert moved and moved <= ({0} if part == "ar" else {1, 2, 3})
+
+
 def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:  # the recording is refused before peft has anything to do
         patch.setattr(adapt, "require_peft", lambda: None)
@@ -101,6 +114,7 @@ def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, 
         ("prompt_seconds: [6, 1]", "prompt_seconds must be the lower and the higher of two numbers"),
         ("prompt_seconds: 3", "prompt_seconds: 3 is not a list of two numbers"),
         ("held_share: 1.5", "held_share must be between 0 and 1"),
+        ("part: codec", "part must be one of ar, nar, both, got 'codec'"),
     ):
         name = line.partition(":")[0]
         kept = [other for other in RECIPE.splitlines() if not other.startswith(f"{name}:")]
