@@ -12,7 +12,7 @@
     python -m scripts.train_codec kicks     --config RECIPE [audio] --codec RUNS/decoder/codec --output-dir RUNS/kicks
     python -m scripts.train_codec decoder --go-on --config RECIPE [audio] --codec RUNS/kicks/codec \\
         --listener RUNS/listener --output-dir RUNS/final
-    python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER_OR_HUB_ID \\
+    python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER \\
         [--listener RUNS/listener] --output-dir RUNS/finetuned
 
 [audio] is one of

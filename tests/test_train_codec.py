@@ -142,6 +142,19 @@ def test_recipes_that_cannot_be_used_are_refused(line, sentence, pool, tmp_path,
     assert sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "out").write_text("mine")
+    arguments = ["features", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+    assert train_codec.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert "File exists" in said.err and "axes keep" not in said.out and (tmp_path / "out").read_text() == "mine"
+    for option in (("--stop-after", "nan"), ("--stop-after", "0"), ("--workers", "-1")):
+        with pytest.raises(SystemExit):
+            train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])
+        assert f"{option[0]} must be" in capsys.readouterr().err
+
+
 def test_a_pool_without_onsets_is_refused(pool, tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     np.save(tmp_path / "bare.npy", np.load(pool))
