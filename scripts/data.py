@@ -189,6 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=4, help="rows of a batch")
     parser.add_argument("--batches", type=int, default=500, help="how many to take after the first one")
     args = parser.parse_args(argv)
+    if min(args.batch_size, args.batches) < 1:
+        parser.error("--batch-size and --batches must be at least 1")
     begin = time.perf_counter()
     try:
         batches = iter(TrainingStream(shard_files(args.data, args.split), MidiValleTokenizer(), args.batch_size))

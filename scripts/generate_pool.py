@@ -17,8 +17,6 @@ A run that was interrupted goes on where it stopped when it is started again.
 
 import argparse
 import itertools
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -30,9 +28,11 @@ from tqdm import tqdm
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
-from scripts.manifest import write_json
+from scripts.manifest import weights_sha256
 from scripts.model_folder import load_model, load_processor
 from scripts.pianos import SAMPLING_RATE
+from scripts.pool_files import PoolFiles
+from scripts.processes import follow_parent
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.rendered_audio import HOP, PITCHES, codes_path, onsets_path
 from scripts.rendering import encode_prompt
@@ -75,51 +75,19 @@ def generate(model, processor, items: list, seconds: float) -> list[np.ndarray]:
     return [array.cpu().numpy() for array in found]
 
 
-class Pool:
-    """The files of a pool in the making, and how many items are done; `settings` must be those that it began with."""
-
-    def __init__(self, output: Path, sha256: str, items: int, frames: int, books: int, axes: int, settings: dict):
-        self.files = {
-            output: ((items, frames * HOP), np.int16),
-            onsets_path(output): ((items, frames, PITCHES), np.uint8),
-        }
-        self.files[codes_path(output, sha256, "generated")] = ((items, books, frames), np.int16)
-        if axes:
-            self.files[codes_path(output, sha256, "means")] = ((items, axes, frames), np.float16)
-        self.state, self.settings = output.with_suffix(".state.json"), settings
-        mode, self.done = "w+", 0
-        if self.state.is_file():
-            state = json.loads(self.state.read_text())
-            if state["settings"] != settings:
-                raise ValueError(f"{self.state}: another pool was begun here; delete it, or give another --output")
-            mode, self.done = "r+", state["done"]
-        opened = np.lib.format.open_memmap
-        self.arrays = [opened(_temporary(f), mode=mode, shape=s, dtype=t) for f, (s, t) in self.files.items()]
-
-    def add(self, found: list[np.ndarray], done: int) -> None:
-        """The next items, in the order of `files`; they are on disk when `state` says so."""
-        for array, values in zip(self.arrays, found, strict=True):
-            array[self.done : done] = values
-            array.flush()
-        self.done = done
-        write_json(self.state, {"settings": self.settings, "done": done})
-
-    def finish(self) -> None:
-        """Give the files their names."""
-        for file in reversed(self.files):  # the audio last: with it, all are there
-            os.replace(_temporary(file), file)
-        self.state.unlink()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
+def pool_files(output: Path, sha256: str, items: int, frames: int, books: int, axes: int) -> dict:
+    """For `PoolFiles`."""
+    files = {
+        output: ((items, frames * HOP), np.int16),
+        onsets_path(output): ((items, frames, PITCHES), np.uint8),
+        codes_path(output, sha256, "generated"): ((items, books, frames), np.int16),
+    }
+    return files | ({codes_path(output, sha256, "means"): ((items, axes, frames), np.float16)} if axes else {})
 
 
 def make_pool(args: argparse.Namespace) -> None:
     """What the command line asks for."""
     folder, output = Path(args.model), Path(args.output)
-    if output.exists():
-        raise ValueError(f"{output}: exists already; delete it, or give another --output")
     model = load_model(folder, args.device)
     if not model.config.codec_config.num_key_axes:
         raise ValueError(f"{folder}: its codec has no axes of keys (num_key_axes), so nothing can be told to it")
@@ -132,27 +100,29 @@ def make_pool(args: argparse.Namespace) -> None:
     recordings = RenderedRecordings(args.midi_root, "train", args.piano, rooms, args.seed)
     seconds = processor.max_window_seconds - processor.context_seconds - 0.5  # as long as windows of a piece
     data = DataArguments("train", processor.max_prompt_seconds, seconds, args.seed, keep_audio=False)
-    names = [Path(piano).name for piano in args.piano]
-    sha256 = codec_hash(args.codec)
-    settings = {"seed": args.seed, "items": args.items, "pianos": names, "rooms": rooms, "seconds": seconds}
-    settings |= {"codec": sha256, "batch_size": args.batch_size}  # in bf16 the batch decides the last bits
-    settings |= {"mean_vectors": args.mean_vectors}
-    frames = round(seconds * 50)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    sha256, size = codec_hash(args.codec), args.batch_size
+    settings = {"items": args.items, "seconds": seconds, "mean_vectors": args.mean_vectors, "codec_sha256": sha256}
+    settings |= {"batch_size": size, "model_sha256": weights_sha256(folder)}  # in bf16 the batch decides the last bits
     books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
-    pool = Pool(output, sha256, args.items, frames, books, axes, settings)
-    batches = [
-        list(range(i, min(i + args.batch_size, args.items))) for i in range(pool.done, args.items, args.batch_size)
-    ]
-    drawn = DataLoader(
-        Drawn(recordings, data, processor), batch_sampler=batches, num_workers=args.workers, collate_fn=list
-    )
-    with tqdm(total=args.items, initial=pool.done, unit="item") as bar:
-        for indices, items in zip(batches, drawn, strict=True):
+    files = pool_files(output, sha256, args.items, round(seconds * 50), books, axes)
+    with PoolFiles(files, settings | recordings.settings) as pool:
+        if pool.done < args.items:
+            _generate_items(pool, model, Drawn(recordings, data, processor), size, args.workers)
+        else:
+            print(f"{output}: is done already")
+        pool.finish()
+
+
+def _generate_items(pool: PoolFiles, model, drawn: Drawn, size: int, workers: int) -> None:
+    """Those that are not done yet, `size` at a time."""
+    batches = [list(range(i, min(i + size, pool.items))) for i in range(pool.done, pool.items, size)]
+    options = {"num_workers": workers, "collate_fn": list, "worker_init_fn": follow_parent}
+    loader = DataLoader(drawn, batch_sampler=batches, **options)
+    with tqdm(total=pool.items, initial=pool.done, unit="item") as bar:
+        for indices, items in zip(batches, loader, strict=True):
             waves = np.stack([wave for _, _, wave in items])
-            pool.add([waves, *generate(model, processor, items, seconds)], indices[-1] + 1)
+            pool.add([waves, *generate(model, drawn.processor, items, drawn.data.target_seconds)], indices[-1] + 1)
             bar.update(len(indices))
-    pool.finish()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -170,11 +140,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--device", default="auto", help="cpu, cuda (default: a GPU if there is one)")
     parser.add_argument("--output", required=True, help=".npy file")
+    args = parser.parse_args(argv)
+    if min(args.items, args.batch_size) < 1 or min(args.workers, args.seed) < 0:
+        parser.error("--items and --batch-size must be at least 1, --workers and --seed at least 0")
     try:
-        make_pool(parser.parse_args(argv))
+        make_pool(args)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; start it again to go on: what is finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

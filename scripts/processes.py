@@ -6,9 +6,11 @@ Each function works in a lone process too. With several, all of them must call i
 
 import fcntl
 import json
+import multiprocessing
 import os
 import platform
 import signal
+import threading
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,12 +31,14 @@ class RunError(ValueError):
 class FolderLock:
     """A run's folder is this run's until its first process ends, however it ends. A context manager.
 
+    Args:
+        name: of a file in the folder, if it is only that file which is the run's.
     Raises:
         RunError: a living process has the folder; the message names its pid.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder, self._file = Path(folder), None
+    def __init__(self, folder: str | Path, name: str = ""):
+        self.folder, self.name, self._file = Path(folder), name, None
 
     def __enter__(self) -> "FolderLock":
         together(self._take)
@@ -46,14 +50,15 @@ class FolderLock:
 
     def _take(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = open(self.folder / LOCK, "a+")
+        file = open(self.folder / (f".{self.name}{LOCK}" if self.name else LOCK), "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies: never stale
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "unknown"
             file.close()
-            raise RunError(f"{self.folder}: another run is at work here (pid {owner}); wait or stop it") from error
+            place = self.folder / self.name
+            raise RunError(f"{place}: another run is at work here (pid {owner}); wait or stop it") from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -99,16 +104,37 @@ def check_unchanged(recorded: dict, now: dict, force: bool = False) -> None:
     Raises:
         RunError: names each changed setting with both values.
     """
+    changed = changed_settings(recorded, now)
+    if changed and not force:
+        raise RunError(f"settings differ from the checkpoint's: {changed} (--force goes on with them)")
+    if changed and rank() == 0:
+        print(f"forced: {changed}", flush=True)
+
+
+def changed_settings(recorded: dict, now: dict) -> str:
+    """Each setting that is not as it was, with both values; empty if there is none."""
     before, after = _flat(recorded), _flat(now)
-    changed = [
+    return "; ".join(
         f"{key} was {before.get(key)}, is {after.get(key)}"
         for key in sorted(before | after)
         if before.get(key) != after.get(key)
-    ]
-    if changed and not force:
-        raise RunError(f"settings differ from the checkpoint's: {'; '.join(changed)} (--force goes on with them)")
-    if changed and rank() == 0:
-        print(f"forced: {'; '.join(changed)}", flush=True)
+    )
+
+
+def follow_parent(*_) -> None:
+    """In a process of `multiprocessing`: end as soon as the one that started it ends, however it ends, and leave
+    Ctrl-C, which a terminal sends to both, to that one. Does nothing in any other process; takes what a `DataLoader`
+    tells its workers."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def together(action: Callable, everywhere: bool = False):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.pianos import load_piano, performance_level
-from scripts.rendered_audio import MidiFile, list_midi, record
+from scripts.rendered_audio import MidiFile, list_midi, record, source_settings
 from scripts.rooms import Room, without_clipping
 
 LEAD_S, TAIL_S = 1.0, 0.5  # encoded around a target and cut off: a target stands inside running music
@@ -52,6 +52,7 @@ class RenderedRecordings:
         self.weights = durations / durations.sum()
         self.performances = {}
         self.compositions = {file.composition_id for file in self.files}
+        self.settings = source_settings(self)
 
     def draw(self, index: int, data: DataArguments, piano: str | None = None) -> tuple[Window, Window, dict]:
         """Prompt and target windows of item `index`, and its provenance; the same music in the same room on another

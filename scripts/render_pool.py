@@ -4,10 +4,12 @@
     python -m scripts.render_pool --midi-root PACK/midi --piano PIANO.tar ... --hours 5 --output runs/pool.npy
 
 Writes int16 (excerpts, samples) at 32 kHz, 230 MB an hour, which `scripts.train_codec --audio` crops, and beside it
-`POOL.onsets.npy`, uint8 (excerpts, frames, 88): the velocity of a key that is struck in a frame of 20 ms.
+`POOL.onsets.npy`, uint8 (excerpts, frames, 88): the velocity of a key that is struck in a frame of 20 ms. A run that
+was interrupted goes on where it stopped when it is started again.
 """
 
 import argparse
+import math
 import multiprocessing
 import os
 import sys
@@ -17,21 +19,55 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.pianos import SAMPLING_RATE, load_piano
-from scripts.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path
+from scripts.pool_files import PoolFiles
+from scripts.processes import follow_parent
+from scripts.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
 from scripts.rooms import ROOMS
 
 EXCERPT_S = 12.0
+CHUNK = 4  # excerpts that a process renders and hands over at a time
 _source = None
 
 
 def _open(args: argparse.Namespace) -> None:
     global _source  # one per process: its pianos stay in memory
+    follow_parent()
     rooms = args.room or list(ROOMS)
     _source = RenderedExcerpts(args.midi_root, args.split, args.piano, rooms, EXCERPT_S, args.seed)
 
 
-def _excerpt(index: int) -> tuple[int, dict[str, np.ndarray]]:
-    return index, _source[index]
+def _excerpts(numbers: range) -> list[np.ndarray]:
+    items = [_source[number] for number in numbers]
+    return [np.stack([item[name] for item in items]) for name in ("wave", "onsets")]
+
+
+def make_pool(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    _open(args)  # what is wrong with MIDI or rooms is said here, not by each process
+    for piano in args.piano:
+        load_piano(piano)
+    count, output = max(round(args.hours * 3600 / EXCERPT_S), 1), Path(args.output)
+    samples = round(EXCERPT_S * SAMPLING_RATE)
+    files = {output: ((count, samples), np.int16), onsets_path(output): ((count, samples // HOP, PITCHES), np.uint8)}
+    settings = {"split": args.split, "items": count, "seconds": EXCERPT_S} | source_settings(_source)
+    with PoolFiles(files, settings) as pool:
+        if pool.done < count:
+            _render(pool, args)
+        else:
+            print(f"{output}: is done already")
+        pool.finish()
+
+
+def _render(pool: PoolFiles, args: argparse.Namespace) -> None:
+    chunks = [range(i, min(i + CHUNK, pool.items)) for i in range(pool.done, pool.items, CHUNK)]
+    processes = min(args.processes, len(chunks))
+    with (
+        multiprocessing.get_context("spawn").Pool(processes, _open, (args,)) as workers,
+        tqdm(total=pool.items, initial=pool.done, unit="excerpt") as bar,
+    ):
+        for numbers, found in zip(chunks, workers.imap(_excerpts, chunks), strict=True):
+            pool.add(found, numbers.stop)
+            bar.update(len(numbers))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,27 +82,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--output", required=True, help=".npy file")
     args = parser.parse_args(argv)
-    count = max(round(args.hours * 3600 / EXCERPT_S), 1)
-    shape = (count, round(EXCERPT_S * SAMPLING_RATE))
-    onsets = np.zeros((count, shape[1] // HOP, PITCHES), np.uint8)
-    temporary = f"{args.output}.tmp"
+    if not 0 < args.hours < math.inf or args.processes < 1 or args.seed < 0:
+        parser.error("--hours must be more than 0, --processes at least 1, --seed at least 0")
     try:
-        _open(args)  # what is wrong with MIDI or rooms is said here, not by each process
-        for piano in args.piano:
-            load_piano(piano)
-        pool = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.int16, shape=shape)
-        with multiprocessing.get_context("spawn").Pool(args.processes, _open, (args,)) as workers:
-            found = workers.imap_unordered(_excerpt, range(count), chunksize=4)
-            for index, item in tqdm(found, total=count, unit="excerpt"):
-                pool[index], onsets[index] = item["wave"], item["onsets"]
-        pool.flush()
-        np.save(onsets_path(args.output), onsets)
-        os.replace(temporary, args.output)
+        make_pool(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        print("interrupted; start it again to go on: what is finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -5,6 +5,7 @@
 """
 
 import csv
+import hashlib
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,9 +56,13 @@ def list_midi(root: str | Path, split: str) -> list[MidiFile]:
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
         found = [MidiFile(str(p.relative_to(root)), None, split, 0.0, p.stem, "unknown") for p in paths]
     else:
-        with open(manifest, newline="") as f:
-            rows = [row for row in csv.DictReader(f) if row["split"] == split]
-        found = [_manifest_file(root, row) for row in rows]
+        try:
+            with open(manifest, newline="", encoding="utf-8-sig") as f:  # spreadsheets begin a file with a mark
+                rows = [row for row in csv.DictReader(f) if row["split"] == split]
+            found = [_manifest_file(root, row) for row in rows]
+        except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+            columns = "path, split, duration_s, composition_id, licence"
+            raise MidiError(f"{manifest}: expected a table with the columns {columns} ({error})") from error
     if not found:
         raise MidiError(f"{root}: no MIDI file of split {split!r}; expected manifest.csv or .mid files")
     return found
@@ -123,6 +128,14 @@ class RenderedExcerpts(Dataset):
         if file.path not in self._performances:
             self._performances[file.path] = file.load(self.root)
         return self._performances[file.path]
+
+
+def source_settings(source) -> dict:
+    """What decides the items of a `RenderedExcerpts`, or `RenderedRecordings`, but for their lengths; no paths of a
+    machine."""
+    files = repr([(file.path, file.duration) for file in source.files])
+    found = {"seed": source.seed, "midi_sha256": hashlib.sha256(files.encode()).hexdigest()[:12]}
+    return found | {"pianos": [Path(piano).name for piano in source.pianos], "rooms": list(source.rooms)}
 
 
 def onsets_path(pool: str | Path) -> Path:

@@ -136,6 +136,25 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(limit, tmp_pa
     assert Checkpoints(tmp_path).newest().step == 1
 
 
+PARENT = """
+import multiprocessing, os, sys, time
+from scripts.processes import follow_parent
+def work():
+    follow_parent()
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+multiprocessing.get_context("fork").Process(target=work).start()
+time.sleep(60)
+"""
+
+
+def test_a_worker_ends_with_the_process_that_started_it():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        assert int(parent.stdout.readline()) != parent.pid
+        parent.kill()
+        assert parent.stdout.read() == ""  # ends when nobody can write to it any more
+
+
 HOLDER = "import sys, time; from scripts.processes import FolderLock\nwith FolderLock(sys.argv[1]):\n  print('has it', "
 HOLDER += "flush=True); time.sleep(60)"
 

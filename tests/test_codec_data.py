@@ -1,9 +1,12 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Sound for the codec: batches are functions of the seed and their number, whoever prepares them; real recordings."""
 
+import contextlib
 import io
 import itertools
+import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +19,8 @@ from scripts import render_pool
 from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
 from scripts.codec_recipe import CodecRecipe
 from scripts.pianos import RenderError
+from scripts.pool_files import PoolFiles
+from scripts.processes import RunError
 from scripts.recorded_audio import RecordedExcerpts
 from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from tokenization import load_performance
@@ -195,6 +200,91 @@ def test_a_pool_that_cannot_be_rendered_is_refused_before_any_process_starts(tin
         more = ["--midi-root", str(midi), "--piano", str(tiny_pack / piano), "--output", str(tmp_path / "pool.npy")]
         assert render_pool.main(more) == 2
         assert said in capsys.readouterr().err and not list(tmp_path.glob("*.npy*"))
+
+
+@pytest.fixture
+def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
+    """`make_pool("--seed", 1, ...)` -> exit code and what was said, for three excerpts of 1 s, rendered here."""
+
+    @contextlib.contextmanager
+    def here(processes, open_, arguments):
+        open_(*arguments)
+        yield SimpleNamespace(imap=map)
+
+    monkeypatch.setattr(render_pool, "EXCERPT_S", 1.0)
+    monkeypatch.setattr(render_pool, "CHUNK", 1)
+    monkeypatch.setattr(render_pool.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=here))
+
+    def run(*more):
+        words = ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--room", "studio"]
+        words += ["--hours", 3 / 3600, "--output", tmp_path / "pool.npy", *more]
+        code, said = render_pool.main([str(word) for word in words]), capsys.readouterr()
+        return code, said.out + said.err.splitlines()[-1] if said.err else said.out
+
+    return run
+
+
+def test_a_pool_goes_on_where_it_stopped_and_is_never_replaced(make_pool, tiny_pack, tmp_path, monkeypatch):
+    pool, add = tmp_path / "pool.npy", PoolFiles.add
+
+    def stop(self, *arguments):
+        if self.done:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolFiles, "add", stop)
+        assert make_pool() == (130, "interrupted; start it again to go on: what is finished is kept")
+    assert not pool.exists() and "(seed was 0, is 1)" in make_pool("--seed", 1)[1]
+    done = []
+    monkeypatch.setattr(PoolFiles, "add", lambda self, *a: done.append(self.done) or add(self, *a))
+    assert make_pool()[0] == 0 and done == [1, 2]
+    source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0)
+    assert np.array_equal(np.load(pool), [source[i]["wave"] for i in range(3)])
+    assert np.array_equal(np.load(onsets_path(pool)), [source[i]["onsets"] for i in range(3)])
+    made = pool.stat().st_mtime_ns
+    assert make_pool() == (0, f"{pool}: is done already\n")
+    code, said = make_pool("--hours", 2 / 3600, "--split", "other")
+    assert code == 2 and "(items was 3, is 2; split was train, is other); delete it and pool.state.json" in said
+    (tmp_path / "pool.state.json").unlink()
+    assert make_pool() == (2, f"error: {pool}: exists already; delete it, or give another --output")
+    assert pool.stat().st_mtime_ns == made and done == [1, 2]
+    for option, value in (("--hours", 0), ("--hours", "nan"), ("--processes", 0), ("--seed", -1)):
+        with pytest.raises(SystemExit):
+            make_pool(option, value)
+
+
+def test_the_files_of_a_pool(tmp_path, monkeypatch):
+    """One process at a time; an interrupt between two names; files that are gone; a disk that is too small."""
+    output, beside = tmp_path / "a.npy", tmp_path / "a.beside.npy"
+    files = {output: ((2, 3), np.int16), beside: ((2,), np.uint8)}
+    rows = [np.ones((2, 3)), np.ones(2)]
+    with PoolFiles(files, {"seed": 0}) as pool:
+        with pytest.raises(RunError, match="a.npy: another run is at work here"), PoolFiles(files, {"seed": 0}):
+            pass
+        with PoolFiles({tmp_path / "b.npy": ((1,), np.int16)}, {}):  # beside it, another
+            pass
+        pool.add(rows, 2)
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr("os.replace", lambda old, new, name=os.replace: name(old, new) if new == beside else 1 / 0)
+            pool.finish()
+    assert beside.exists() and not output.exists()
+    with PoolFiles(files, {"seed": 0}) as pool:
+        assert pool.done == 2
+        pool.finish()
+    assert np.array_equal(np.load(output), rows[0]) and np.array_equal(np.load(beside), rows[1])
+    output.unlink()
+    for _ in range(2):  # begun anew, and not taken for done where that is interrupted
+        with PoolFiles(files, {"seed": 0}) as pool:
+            assert pool.done == 0
+    (tmp_path / "a.state.json").write_text("{")
+    with pytest.raises(RunError, match="a.state.json: is damaged"), PoolFiles(files, {"seed": 0}):
+        pass
+    with monkeypatch.context() as patch, pytest.raises(RunError, match="c.npy: its 2 MB cannot be written"):
+        patch.setattr("os.posix_fallocate", lambda *_: os.open(tmp_path / "none" / "none", os.O_RDONLY))
+        with PoolFiles({tmp_path / "c.npy": ((2, 500_000), np.int16)}, {}):
+            pass
+    assert not (tmp_path / ".c.npy.tmp").exists()
 
 
 # --- recordings

@@ -11,6 +11,7 @@ from processing import MidiValleProcessor
 from scripts import generate_pool
 from scripts.codec_data import StoredCrops
 from scripts.codec_objectives import DecoderObjective
+from scripts.pool_files import PoolFiles
 from scripts.recordings import DataArguments, RenderedRecordings
 from scripts.rendered_audio import codes_path, onsets_path
 from scripts.trained_parts import codec_hash
@@ -54,28 +55,38 @@ def test_a_pool(make, tmp_path, monkeypatch):
     assert (
         {bool(item["told"]) for item in kinds} == {bool(item["audio_codes"].any()) for item in kinds} == {False, True}
     )
+    made = pool.stat().st_mtime_ns
+    assert make("--items", 5)[0] == 0 and pool.stat().st_mtime_ns == made
+    code, said = make("--items", 5, "--seed", 1)
+    assert code == 2 and "another pool was made or begun here (seed was 0, is 1); delete it and pool.state" in said
+    (tmp_path / "pool.state.json").unlink()  # as pools had none
     assert make("--items", 5) == (2, f"error: {pool}: exists already; delete it, or give another --output\n")
     for path in tmp_path.glob("pool*"):
         path.unlink()
 
-    add = generate_pool.Pool.add
+    add = PoolFiles.add
 
     def stop(self, *arguments):
         if self.done:
             raise KeyboardInterrupt
         add(self, *arguments)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(generate_pool.Pool, "add", stop)
-        make("--items", 5)
-    assert not pool.exists()
-    assert "another pool was begun here" in make("--items", 4)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(PoolFiles, "add", stop)
+        code, said = make("--items", 5)
+    assert code == 130 and said.endswith("what is finished is kept\n") and not pool.exists()
+    assert "another pool was made or begun here (items was 5, is 4)" in make("--items", 4)[1]
+    config = tmp_path / "model" / "config.json"
+    text = config.read_text()
+    config.write_text(text + "\n")  # other weights change the sum likewise
+    assert "begun here (model_sha256 was " in make("--items", 5)[1]
+    config.write_text(text)
     drawn = []
-    monkeypatch.setattr(generate_pool.Pool, "add", lambda self, *a: drawn.append(self.done) or add(self, *a))
+    monkeypatch.setattr(PoolFiles, "add", lambda self, *a: drawn.append(self.done) or add(self, *a))
     assert make("--items", 5)[0] == 0 and drawn == [2, 4]
     again = files_of(tmp_path)
     assert again.keys() == whole.keys() and all(np.array_equal(again[name], whole[name]) for name in whole)
-    assert not list(tmp_path.glob(".pool*")) and not list(tmp_path.glob("*.json"))
+    assert not list(tmp_path.glob(".pool*.tmp"))
 
 
 def test_mean_vectors_beside_the_codes(make, tmp_path):
@@ -118,3 +129,6 @@ def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path):
     make_model("tiny").save_pretrained(tmp_path / "plain")
     code, said = make("--model", tmp_path / "plain")
     assert code == 2 and "its codec has no axes of keys" in said
+    for option, value in (("--items", 0), ("--batch-size", 0), ("--workers", -1), ("--seed", -1)):
+        with pytest.raises(SystemExit):
+            make(option, value)
