@@ -19,7 +19,8 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from symusic import Note, Score, Track
 
 from scripts.pianos import SAMPLING_RATE
-from scripts.shards import shard_names
+from scripts.processes import changed_settings
+from scripts.shards import DataError, read_column, read_footer, shard_names
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 TICKS_PER_QUARTER = 480  # of the MIDI bytes, at 120 BPM: 1 ms is about one tick
@@ -81,16 +82,19 @@ def features(keep_audio: bool) -> Features:
     return Features(columns)
 
 
-def write_shard(path: Path, rows: list[dict], keep_audio: bool, about: dict, skipped: list[dict]) -> None:
+def write_shard(
+    path: Path, rows: list[dict], keep_audio: bool, about: dict, skipped: list[dict], settings: dict | None = None
+) -> None:
     """Write one shard, whole or not at all.
 
     Args:
         rows: values by column, audio as `{"bytes", "path"}`: the encoder of `datasets.Audio` would need torchcodec.
         about: kept in the footer as `midivalle`, equal in all shards.
         skipped: items that are not in `rows`, and why; kept as `skipped`.
+        settings: what else decides the items, for `check_folder`; kept as `settings`.
     """
     schema = features(keep_audio).arrow_schema
-    notes = {"midivalle": json.dumps(about), "skipped": json.dumps(skipped)}
+    notes = {"midivalle": json.dumps(about), "skipped": json.dumps(skipped), "settings": json.dumps(settings or {})}
     schema = schema.with_metadata(schema.metadata | {k.encode(): v.encode() for k, v in notes.items()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -119,6 +123,36 @@ def flac(wave: np.ndarray) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
+def check_folder(folder: Path, split: str, settings: dict) -> None:
+    """Refuse to add shards of a split to others that were made differently; shards of other splits need only be of the
+    same codec and have the same columns, which the card tells of all.
+
+    Raises:
+        DataError: made with other `settings`, or damaged; names the shard.
+    """
+    for (name, count), files in _shards(folder).items():
+        for file in files:
+            try:
+                metadata = read_footer(file).metadata
+            except DataError as error:
+                raise DataError(f"{error}; delete it, and it is made anew") from error
+            made = {"shards": count} | json.loads(metadata[b"midivalle"]) | json.loads(metadata.get(b"settings", b"{}"))
+            shared = settings if name == split else ("codec_sha256", "keep_audio")
+            told = [key for key in shared if key in made]  # older shards do not tell all
+            changed = changed_settings({key: made[key] for key in told}, {key: settings[key] for key in told})
+            if changed:
+                raise DataError(f"{file}: was made with other settings ({changed}); give another --output-dir")
+
+
+def _shards(folder: Path) -> dict[tuple[str, int], list[Path]]:
+    """What is there of each split, by its name and the number of shards that it is to have."""
+    found = {}
+    for file in sorted(folder.glob("*.parquet")):
+        if match := SHARD.fullmatch(file.name):
+            found.setdefault((match["split"], int(match["count"])), []).append(file)
+    return found
+
+
 def finish(folder: Path, excluded: list[dict]) -> dict[str, tuple[int, Counter]]:
     """Write `skipped.jsonl` and the card from the shards that are there; both are functions of the shards.
 
@@ -128,22 +162,23 @@ def finish(folder: Path, excluded: list[dict]) -> dict[str, tuple[int, Counter]]
         excluded: rows of a table that were never tried, and why.
     Returns:
         For each complete split the number of its rows, and of its skipped items by their reason.
+    Raises:
+        DataError: a shard is damaged.
     """
-    splits, skipped, tally = {}, list(excluded), {}
-    for file in sorted(folder.glob("*.parquet")):
-        if match := SHARD.fullmatch(file.name):
-            splits.setdefault((match["split"], int(match["count"])), []).append(file)
-    splits = {split: files for split, files in splits.items() if [f.name for f in files] == shard_names(*split)}
+    skipped, tally = list(excluded), {}
+    splits = {
+        split: files for split, files in _shards(folder).items() if [f.name for f in files] == shard_names(*split)
+    }
     infos, licences, about = [], set(), {}
     for (split, count), files in splits.items():
-        footers = [pq.read_metadata(file) for file in files]
+        footers = [read_footer(file) for file in files]
         left_out = [item for footer in footers for item in json.loads(footer.metadata.get(b"skipped", b"[]"))]
         skipped += [{"split": split} | item for item in left_out]
         rows, size = sum(f.num_rows for f in footers), sum(file.stat().st_size for file in files)
         infos.append((split, count, rows, size))
         tally[split] = rows, Counter(item["reason"] for item in left_out)
         for file in files:
-            licences |= set(pc.unique(pq.read_table(file, columns=["licence"])["licence"]).to_pylist())
+            licences |= set(pc.unique(read_column(file, "licence")).to_pylist())
         about = json.loads(footers[0].metadata[b"midivalle"])
         typed = Features.from_arrow_schema(footers[0].schema.to_arrow_schema())
     if skipped:

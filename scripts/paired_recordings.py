@@ -105,21 +105,20 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
     """
     source = Path(source)
     if source.is_dir():
-        tables = [file for file in sorted(source.glob("*.csv")) if _layout(_header(file))]
+        tables = [file for file in sorted(source.glob("*.csv")) if _layout(_read(file)[0])]
         if len(tables) > 1:
             raise MidiError(f"{source}: holds several tables ({', '.join(t.name for t in tables)}); name one of them")
         if not tables:
             return source, _same_names(source), []
         source = tables[0]
-    layout = _layout(_header(source))
+    header, rows = _read(source)
+    layout = _layout(header)
     if layout is None:
         known = "; ".join(f"{layout.name}: {layout.midi}" for layout in LAYOUTS[1:])
         raise MidiError(
             f"{source}: expected columns audio, midi (and optionally recording_id, licence, split) and one row, or "
             f"those of a known corpus ({known})"
         )
-    with open(source, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
     if not rows:
         raise MidiError(f"{source}: expected columns audio, midi (and optionally recording_id, licence) and one row")
     pairs, excluded = [], []
@@ -173,6 +172,8 @@ class PairedRecordings:
     def __init__(self, pairs: str, seed: int, split: str | None = None):
         self.base, self.pairs, self.excluded = read_pairs(pairs, split)
         self.seed = seed
+        table = hashlib.sha256(repr(self.pairs).encode()).hexdigest()[:12]
+        self.settings = {"seed": seed, "pairs_sha256": table}
         seconds = np.array([pair.seconds for pair in self.pairs])
         self.weights = seconds / seconds.sum() if (seconds > 0).all() else None
 
@@ -210,10 +211,12 @@ def _places(rng: np.random.Generator, length: float, prompt: float, target: floa
     return start, start + target + float(rng.uniform(0, max(after, 0)))
 
 
-def _header(file: Path) -> list[str]:
+def _read(file: Path) -> tuple[list[str], list[dict]]:
+    """Names of the columns, and the rows."""
     try:
-        with open(file, newline="", encoding="utf-8") as f:
-            return next(csv.reader(f), [])
+        with open(file, newline="", encoding="utf-8-sig") as f:  # spreadsheets begin a file with a mark
+            table = csv.DictReader(f)
+            return table.fieldnames or [], list(table)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MidiError(f"{file}: cannot be read as a table ({error})") from error
 

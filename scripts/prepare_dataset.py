@@ -36,9 +36,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.dataset_folder import finish, flac, midi_bytes, write_shard
+from scripts.dataset_folder import check_folder, finish, flac, midi_bytes, write_shard
 from scripts.paired_recordings import PairedRecordings
 from scripts.pianos import SAMPLING_RATE, RenderError
+from scripts.processes import follow_parent
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
 from scripts.rendered_audio import HOP, onset_roll
 from scripts.rooms import ROOMS
@@ -108,20 +109,22 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
     """Process `number`: takes shard numbers until there are none."""
     import torch
 
+    follow_parent()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # codes are to be those of the CPU as far as can be
     try:
         device = f"cuda:{number % torch.cuda.device_count()}" if args.device == "cuda" else args.device
         codec = load_part("codec", args.codec).eval().to(device)
         recordings = _recordings(args, data)
-        about = {"codec_sha256": codec_hash(args.codec), "num_codebooks": codec.config.num_quantizers}
+        settings = _settings(args, recordings)
+        about = {"codec_sha256": settings["codec_sha256"], "num_codebooks": codec.config.num_quantizers}
         about |= {"codebook_size": codec.config.codebook_size, "prompt_seconds": data.prompt_seconds}
         about |= {"target_seconds": data.target_seconds, "split": data.split}
         if data.min_target_seconds is not None:
             about["min_target_seconds"] = data.min_target_seconds
         while (shard := shards.get()) is not None:
             rows, skipped = make_rows(recordings, _items(args, shard), data, codec, args.batch_size)
-            write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped)
+            write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped, settings)
             done.put((len(rows), len(skipped)))
     except (ValueError, OSError, RuntimeError) as error:
         done.put(error)
@@ -141,6 +144,13 @@ def _recordings(args: argparse.Namespace, data: DataArguments):
     if args.pairs:
         return PairedRecordings(args.pairs, args.seed, args.split)
     return RenderedRecordings(args.midi_root, data.split, args.piano, args.room, args.seed)
+
+
+def _settings(args: argparse.Namespace, recordings) -> dict:
+    """What decides the items of the split and their numbers."""
+    names = ("items", "prompt_seconds", "target_seconds", "min_target_seconds", "keep_audio")
+    settings = {name: getattr(args, name) for name in names} | {"shards": _shard_count(args)}
+    return settings | {"codec_sha256": codec_hash(args.codec)} | recordings.settings
 
 
 def _shard_count(args: argparse.Namespace) -> int:
@@ -198,6 +208,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("0 < --min-target-seconds <= --target-seconds, and --prompt-seconds from 0 on")
     if min(args.items, args.shard_items, args.divisible_by, args.batch_size, args.processes) < 1:
         parser.error("--items, --shard-items, --divisible-by, --batch-size and --processes must be at least 1")
+    if args.seed < 0:
+        parser.error("--seed must be at least 0")
     if not 0 <= args.shard_index < args.num_shards:
         parser.error("--shard-index must be from 0 to --num-shards - 1")
     return args
@@ -209,18 +221,19 @@ def main(argv: list[str] | None = None) -> int:
     seconds = (args.prompt_seconds, args.target_seconds)
     data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds)
     try:
-        codec_hash(args.codec)  # before any process is started
-        excluded = _recordings(args, data).excluded
+        recordings = _recordings(args, data)
+        settings, excluded = _settings(args, recordings), recordings.excluded  # before any process is started
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+        check_folder(Path(args.output_dir), args.split, settings)
+        mine = range(args.shard_index, _shard_count(args), args.num_shards)
+        _make([shard for shard in mine if not _shard_path(args, shard).is_file()], args, data)
+        tally = finish(Path(args.output_dir), excluded)
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    mine = range(args.shard_index, _shard_count(args), args.num_shards)
-    error = _make([shard for shard in mine if not _shard_path(args, shard).is_file()], args, data)
-    if error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    tally = finish(Path(args.output_dir), excluded)
+    except KeyboardInterrupt:
+        print("interrupted; start it again to go on: finished shards are kept", file=sys.stderr)
+        return 130
     if args.split not in tally:
         print(f"part {args.shard_index} of {args.num_shards} is done; the card is written when all shards are there")
         return 0
@@ -236,26 +249,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> Exception | None:
-    """Make these shards by `args.processes` processes; returns the error that stopped them."""
+def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> None:
+    """Make these shards by `args.processes` processes; raises the error that stopped one of them."""
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
+    todo.cancel_join_thread()  # else who is interrupted waits for shards to be taken that nobody will take
     count = min(args.processes, len(shards))
     for shard in shards + [None] * count:
         todo.put(shard)
-    workers = [context.Process(target=_work, args=(args, data, todo, done, number)) for number in range(count)]
+    work = {"target": _work, "daemon": True}  # daemons do not outlive an interrupt
+    workers = [context.Process(args=(args, data, todo, done, number), **work) for number in range(count)]
     for worker in workers:
         worker.start()
-    for _ in (bar := tqdm(shards, unit="shard")):
-        result = _next_result(done, workers)
-        if isinstance(result, Exception):
-            bar.close()
-            for worker in workers:
-                worker.terminate()
-            return result
-    for worker in workers:
-        worker.join()
-    return None
+    try:
+        with tqdm(shards, unit="shard") as bar:
+            for _ in bar:
+                result = _next_result(done, workers)
+                if isinstance(result, Exception):
+                    raise result
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 if __name__ == "__main__":

@@ -86,16 +86,43 @@ def read_footers(files: list[str]) -> tuple[dict, list[int]]:
     """
     with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(_footer, files))
-    bad = [footer for footer in footers if isinstance(footer, str)]
+    bad = [str(footer) for footer in footers if isinstance(footer, DataError)]
     if bad:
         raise DataError(f"{len(bad)} of {len(files)} shards cannot be used: {_names(bad, '; ')}")
     folder = files[0].rsplit("/", 1)[0]
-    if len({about for about, _ in footers}) > 1:
+    if len({footer.metadata[b"midivalle"] for footer in footers}) > 1:
         raise DataError(f"{folder}: shards of different codecs or layouts are mixed")
-    rows = [count for _, count in footers]
+    rows = [footer.num_rows for footer in footers]
     if not sum(rows):
         raise DataError(f"{folder}: the {len(files)} shards hold no rows")
-    return json.loads(footers[0][0]), rows
+    return json.loads(footers[0].metadata[b"midivalle"]), rows
+
+
+def read_footer(file: str | Path) -> pq.FileMetaData:
+    """The footer of a shard; what it says of itself is `metadata[b"midivalle"]`.
+
+    Raises:
+        DataError: missing, damaged, or no shard.
+    """
+    try:
+        with fsspec.open(str(file)) as f:
+            footer = pq.ParquetFile(f).metadata
+    except FileNotFoundError as error:
+        raise DataError(f"{file} is missing") from error
+    except Exception as error:  # see Shards._read
+        raise DataError(f"{file} is damaged or cut short ({_line(error)})") from error
+    if b"midivalle" not in (footer.metadata or {}):
+        raise DataError(f"{file} is not of scripts.prepare_dataset")
+    return footer
+
+
+def read_column(file: str | Path, name: str) -> pa.ChunkedArray:
+    """One column of a shard, whole; `DataError` if it is damaged there."""
+    try:
+        with fsspec.open(str(file)) as f:
+            return pq.ParquetFile(f, page_checksum_verification=True).read([name])[name]
+    except Exception as error:  # see Shards._read
+        raise DataError(f"{file} is damaged or cut short ({_line(error)})") from error
 
 
 class Shards:
@@ -120,7 +147,8 @@ class Shards:
             self.frames = [np.full(count, whole) for count in self.rows]
         else:
             with ThreadPoolExecutor(READERS) as pool:
-                self.frames = list(pool.map(_target_frames, self.files))
+                columns = pool.map(lambda file: read_column(file, "target_frames"), self.files)
+                self.frames = [column.to_numpy() for column in columns]
 
     def read(self, shards: list[int]) -> pa.Table:
         """`COLUMNS` of all rows of the shards with these numbers, one after the other.
@@ -199,22 +227,11 @@ def _listed_by_card(url: str, split: str) -> list[str]:
     return [f"{url}/{name}" for name in shard_names(split, count)]
 
 
-def _footer(file: str) -> tuple[str, int] | str:
-    """`midivalle` metadata and number of rows; or what is wrong."""
+def _footer(file: str) -> pq.FileMetaData | DataError:
     try:
-        with fsspec.open(str(file)) as f:
-            footer = pq.ParquetFile(f).metadata
-    except FileNotFoundError:
-        return f"{file} is missing"
-    except Exception as error:  # see Shards._read
-        return f"{file} is damaged or cut short ({_line(error)})"
-    about = (footer.metadata or {}).get(b"midivalle")
-    return (about.decode(), footer.num_rows) if about else f"{file} is not of scripts.prepare_dataset"
-
-
-def _target_frames(file: str) -> np.ndarray:
-    with fsspec.open(file) as f:
-        return pq.ParquetFile(f).read(["target_frames"])["target_frames"].to_numpy()
+        return read_footer(file)
+    except DataError as error:
+        return error
 
 
 def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:

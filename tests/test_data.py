@@ -143,6 +143,33 @@ def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd
     assert len(errors) == 1 and not list((tmp_path / "out").glob("*.parquet"))
 
 
+def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command, tiny_data, tmp_path, capsys):
+    """Of the same split with other settings, in other numbers, damaged; of another split with other columns."""
+    for file in tiny_data.glob("train-*"):
+        shutil.copy2(file, tmp_path)
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+
+    def refused(*more):
+        assert prepare_command(tmp_path, *more) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    first = tmp_path / "train-00000-of-00003.parquet"
+    assert refused("--seed", 1).endswith(
+        f"{first}: was made with other settings (seed was 0, is 1); give another --output-dir"
+    )
+    assert "(items was 8, is 12; shards was 3, is 4)" in refused("--items", 12)
+    assert "prompt_seconds was 1.0, is 0.5" in refused("--prompt-seconds", 0.5)
+    assert "rooms was ['dry_close', 'studio'], is ['dry_close', 'studio', 'church']" in refused("--room", "church")
+    assert "(keep_audio was False, is True)" in refused("--split", "other", "--keep-audio")
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+    table = pq.read_table(first)  # a shard of earlier versions tells less
+    metadata = {name: value for name, value in table.schema.metadata.items() if name != b"settings"}
+    pq.write_table(table.replace_schema_metadata(metadata), first)
+    assert prepare_command(tmp_path) == 0
+    first.write_bytes(b"")
+    assert f"{first} is damaged or cut short" in refused() and "delete it, and it is made anew" in refused()
+
+
 # --- real recordings
 
 
@@ -200,6 +227,12 @@ def test_bad_pairs(pairs, tmp_path):
     with pytest.raises(MidiError, match="expected columns audio, midi"):
         (tmp_path / "bad.csv").write_text("wave,score\na,b\n")
         PairedRecordings(str(tmp_path / "bad.csv"), 0)
+    (tmp_path / "bad.csv").write_bytes(b"audio,midi\n" + 9_999 * b"a" + b",\xff\n")
+    with pytest.raises(MidiError, match="bad.csv: cannot be read as a table"):
+        PairedRecordings(str(tmp_path / "bad.csv"), 0)
+    text = (tmp_path / "pairs.csv").read_text()
+    (tmp_path / "marked.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets save it
+    assert PairedRecordings(str(tmp_path / "marked.csv"), 0).pairs == PairedRecordings(str(pairs), 0).pairs
     (tmp_path / "bad.csv").write_text("audio,midi\nnone.wav,long.mid\n")
     with pytest.raises(MidiError, match="none.wav: cannot be read as audio"):
         PairedRecordings(str(tmp_path / "bad.csv"), 0).draw(0, DataArguments("train", 1.0, 1.0, 0, False))
@@ -217,7 +250,9 @@ def in_this_process(monkeypatch):
         for shard in [*shards, None]:
             todo.put(shard)
         prepare_dataset._work(args, data, todo, done)
-        return next((result for result in done.queue if isinstance(result, Exception)), None)
+        for result in done.queue:
+            if isinstance(result, Exception):
+                raise result
 
     monkeypatch.setattr(prepare_dataset, "_make", make)
 
