@@ -154,8 +154,8 @@ class MidiValleProcessor(ProcessorMixin):
             prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
             prompt_audio (path, `bytes` or array, *optional*):
                 Recording of the prompt: WAV or FLAC of any rate, or an array or CPU tensor `(samples,)`,
-                `(samples, channels)` or `(channels, samples)`. At least 1 s; a multiple of 0.5 s up to
-                `max_prompt_seconds` is used (see `prepare_prompt`).
+                `(samples, channels)` or `(channels, samples)`, or what `datasets` gives of an `Audio` column. At least
+                1 s; a multiple of 0.5 s up to `max_prompt_seconds` is used (see `prepare_prompt`).
             sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
             start, end (`float`, *optional*):
                 Span of `midi` in s; by default from 0 to the end of the last sounding note. It may end up to
@@ -402,8 +402,15 @@ class MidiValleProcessor(ProcessorMixin):
         """A file, bytes, array or tensor -> float wave `(samples,)` or `(samples, channels)` and its rate."""
         if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
             return read_audio(audio, name)
-        if isinstance(audio, dict) and {"array", "sampling_rate"} <= set(audio):  # as `datasets` gives it
+        if isinstance(audio, dict) and {"array", "sampling_rate"} <= set(audio):  # as `datasets` gave it before 4.0
             audio, sampling_rate = audio["array"], audio["sampling_rate"]
+        elif isinstance(audio, dict):  # as it gives what it does not decode
+            if not (source := audio.get("bytes") or audio.get("path")):
+                raise ProcessorError("prompt_audio is a dict without array and sampling_rate, bytes or path; give one")
+            return read_audio(source, name)
+        elif hasattr(audio, "get_all_samples"):  # an `AudioDecoder`, as it gives from 4.0 on
+            samples = audio.get_all_samples()
+            audio, sampling_rate = samples.data, samples.sample_rate
         wave = np.asarray(audio)
         if sampling_rate is None:
             raise ProcessorError("prompt_audio is an array; give its sampling_rate in Hz too")

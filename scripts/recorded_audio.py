@@ -94,7 +94,10 @@ class ShardRow:
         prefix = self.name.removesuffix("audio")
         columns = [self.name, *(f"{prefix}{field}" for field in FIELDS), f"{prefix}midi"]
         row = _row_group(str(self.path), self.group, tuple(columns)).slice(self.row, 1).to_pylist()[0]
-        wave = to_mono_32k(*read_audio(row[self.name]["bytes"], f"{self.path.name}, row {self.row}, {self.name}"))
+        place = f"{self.path.name}, row {self.row}, {self.name}"
+        if not (row[self.name] or {}).get("bytes"):
+            raise RenderError(f"{place}: holds no audio; save the dataset with its files' bytes in it")
+        wave = to_mono_32k(*read_audio(row[self.name]["bytes"], place))
         start = float(rng.uniform(0, max(len(wave) / SAMPLING_RATE - seconds, 0.0)))
         notes = _row_notes(row, prefix)
         wave = wave[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
@@ -115,9 +118,13 @@ def _recordings(path: Path) -> list[AudioFile | ShardRow]:
         if path.suffix.lower() in AUDIO_FILES:
             return [AudioFile(path, soundfile.info(path).duration)]
         shard = pq.ParquetFile(path)
-    except (soundfile.SoundFileError, RuntimeError, pa.ArrowInvalid) as error:
+    except (soundfile.SoundFileError, RuntimeError, pa.ArrowInvalid, OSError) as error:
         raise RenderError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     names = [field.name for field in shard.schema_arrow if field.name.split("_")[-1] == "audio"]
+    for name in names:
+        kind = shard.schema_arrow.field(name).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise RenderError(f"{path}: its column {name} is {kind}, not audio as `datasets` stores it (with bytes)")
     places = [(g, r) for g in range(shard.num_row_groups) for r in range(shard.metadata.row_group(g).num_rows)]
     return [ShardRow(path, group, row, name) for group, row in places for name in names]
 

@@ -50,7 +50,7 @@ def shard_files(source: str | Path, split: str) -> list[str]:
     elif not root.startswith("hf://"):
         remote = False
     try:
-        found = fsspec.filesystem("hf").glob(f"{root}/{split}-*.parquet") if remote else _here(root, split)
+        found = fsspec.filesystem("hf").glob(f"{root}/{_pattern(split)}") if remote else _here(root, split)
     except Exception as error:  # the Hub's are of several libraries, those of no network too
         raise DataError(f"{source}: neither a folder here nor a dataset of the Hub ({_line(error)})") from error
     files = sorted(f"hf://{file}" if remote else file for file in found)
@@ -209,7 +209,12 @@ def row_of(table: pa.Table, index: int) -> dict[str, np.ndarray]:
 
 
 def _here(folder: str, split: str) -> list[str]:
-    return [str(file) for file in Path(folder).glob(f"{split}-*.parquet")]
+    return [str(file) for file in Path(folder).glob(_pattern(split))]
+
+
+def _pattern(split: str) -> str:
+    """Of a split's files, not those of another whose name goes on with a hyphen, as of `jazz` and `jazz-test`."""
+    return f"{split}-?????-of-?????.parquet"
 
 
 def _listed_by_card(url: str, split: str) -> list[str]:

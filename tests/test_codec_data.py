@@ -335,5 +335,12 @@ def test_recordings_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
     with pytest.raises(RenderError, match=r"bad\.wav: cannot be read"):
         RecordedExcerpts([tmp_path], 1.0)
+    for value, said in (
+        ("x.wav", "column audio is string, not audio"),
+        ({"bytes": None, "path": "x"}, "no audio; save"),
+    ):
+        pq.write_table(pa.Table.from_pylist([{"audio": value}]), tmp_path / "a.parquet")
+        with pytest.raises(RenderError, match=said):
+            RecordedExcerpts([tmp_path / "a.parquet"], 1.0)[0]
     with pytest.raises(RenderError, match="neither a folder nor one of"):
         RecordedExcerpts([tmp_path / "x.mp3"], 1.0)

@@ -463,6 +463,9 @@ def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):
         next(iter(TrainingStream(files, tokenizer, 9)))
     with pytest.raises(DataError, match="no test-"):
         shard_files(tiny_data, "test")
+    for name in ("jazz", "jazz-test"):  # neither is part of the other
+        shutil.copy(tiny_data / "validation-00000-of-00001.parquet", tmp_path / f"{name}-00000-of-00001.parquet")
+    assert shard_files(tmp_path, "jazz") == [str(tmp_path / "jazz-00000-of-00001.parquet")]
     for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"):
         shutil.copy(tiny_data / name, tmp_path)
     with pytest.raises(DataError, match="2 of 3 shards of train"):

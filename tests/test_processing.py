@@ -8,9 +8,11 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from symusic import ControlChange, Note, Score, Tempo, Track
 from transformers import AutoProcessor, EncodecFeatureExtractor
@@ -239,10 +241,20 @@ def test_more_than_a_minute_of_regular_notes_is_not_off_by_a_bar(processor, late
     assert prompt.offset == (pytest.approx(late, abs=0.02) if late else 0)
 
 
-def test_a_prompt_as_datasets_gives_it(processor):
+def test_a_prompt_as_datasets_gives_it(processor, tmp_path):
     piece, wave = played(6.0)
     prompt = processor.prepare_prompt(piece, {"array": wave, "sampling_rate": RATE, "path": None})
-    assert np.array_equal(prompt.wave, processor.prepare_prompt(piece, wave, RATE).wave)
+    plain = processor.prepare_prompt(piece, wave, RATE).wave
+    assert np.array_equal(prompt.wave, plain)
+    samples = SimpleNamespace(data=torch.from_numpy(wave)[None], sample_rate=RATE)  # from 4.0 on, an `AudioDecoder`
+    prompt = processor.prepare_prompt(piece, SimpleNamespace(get_all_samples=lambda: samples))
+    assert np.array_equal(prompt.wave, plain)
+    soundfile.write(tmp_path / "prompt.wav", wave, RATE, subtype="FLOAT")
+    path = str(tmp_path / "prompt.wav")
+    for kept in ({"bytes": (tmp_path / "prompt.wav").read_bytes(), "path": None}, {"bytes": None, "path": path}):
+        assert np.array_equal(processor.prepare_prompt(piece, kept).wave, plain)  # not decoded
+    with pytest.raises(ProcessorError, match="without array and sampling_rate, bytes or path"):
+        processor.prepare_prompt(piece, {"bytes": None, "path": None})
 
 
 def test_what_does_not_belong_together_is_told(processor, caplog):
