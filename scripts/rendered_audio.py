@@ -6,6 +6,7 @@
 
 import csv
 import hashlib
+import lzma
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from scripts.pianos import SAMPLING_RATE, load_piano, performance_level
+from scripts.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
 from scripts.rooms import Room, without_clipping
 from tokenization.midi_midivalle import MidiError, Performance, load_performance
 
@@ -35,10 +36,20 @@ class MidiFile:
     licence: str
 
     def load(self, root: str) -> Performance:
-        """Read the notes, pedal applied."""
+        """Read the notes, pedal applied.
+
+        Raises:
+            MidiError: the file cannot be used.
+            RenderError: the archive is damaged or not there, or the file is not in it.
+        """
         if self.archive is None:
             return load_performance(Path(root) / self.path)
-        return load_performance(_archive_members(str(Path(root) / self.archive))[self.path])
+        archive = Path(root) / self.archive
+        try:
+            data = _archive_members(str(archive))[self.path]
+        except (OSError, EOFError, KeyError, lzma.LZMAError, tarfile.TarError) as error:
+            raise RenderError(f"{archive}: {self.path} cannot be read from it ({error})") from error
+        return load_performance(data)
 
 
 def list_midi(root: str | Path, split: str) -> list[MidiFile]:

@@ -315,6 +315,13 @@ def test_targets_of_drawn_lengths(in_this_process, prepare_command, tokenizer, t
     assert set(frames) <= {50, 75, 100} and len(set(frames)) > 1
     stream = TrainingStream(shard_files(tmp_path, "train"), tokenizer, 1, (0.5, 1.0), 1.0)
     assert sorted(batch["audio_codes"].shape[2] for _, batch in zip(range(8), stream)) == sorted(frames)
+    file = tmp_path / "train-00001-of-00003.parquet"
+    footer, content = pq.read_metadata(file), bytearray(file.read_bytes())
+    column = footer.row_group(0).column(footer.schema.names.index("target_frames"))
+    content[column.data_page_offset - 1] ^= 255  # the last byte of its values
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=f"{file} is damaged or cut short"):
+        TrainingStream(shard_files(tmp_path, "train"), tokenizer, 1)
 
 
 def test_what_is_skipped_is_tallied_and_too_much_is_an_error(in_this_process, tiny_pack, pairs, tmp_path, capsys):

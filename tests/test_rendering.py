@@ -2,6 +2,7 @@
 """Pianos, rooms and excerpts: the right sample, pitch, level and release; the same sound wherever an excerpt starts."""
 
 import csv
+import dataclasses
 import os
 import sys
 import tarfile
@@ -282,3 +283,14 @@ def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):
     assert np.array_equal(found[0].load(tmp_path).notes, expected)
     with pytest.raises(MidiError, match="no MIDI file of split 'validation'"):
         list_midi(tmp_path, "validation")
+    (tmp_path / "manifest.csv").write_text(header + rows, encoding="utf-8-sig")  # as spreadsheets save it
+    assert list_midi(tmp_path, "test") == found
+    with pytest.raises(RenderError, match="own.tar.xz: own/2.mid cannot be read from it"):
+        dataclasses.replace(found[0], path="own/2.mid").load(tmp_path)
+    (tmp_path / "other.tar.xz").write_bytes(b"")
+    with pytest.raises(RenderError, match="other.tar.xz: own/1.mid cannot be read from it"):
+        dataclasses.replace(found[0], archive="other.tar.xz").load(tmp_path)
+    for text in ("path;split\na;test\n", header + "own/1.mid,test,long,b,CC0\n"):
+        (tmp_path / "manifest.csv").write_text(text)
+        with pytest.raises(MidiError, match="manifest.csv: expected a table with the columns path, split"):
+            list_midi(tmp_path, "test")
