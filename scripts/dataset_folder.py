@@ -154,18 +154,19 @@ def _shards(folder: Path) -> dict[tuple[str, int], list[Path]]:
 
 
 def finish(folder: Path, excluded: list[dict]) -> dict[str, tuple[int, Counter]]:
-    """Write `skipped.jsonl` and the card from the shards that are there; both are functions of the shards.
+    """Write `skipped.jsonl` and the card from the shards that are there.
 
     An existing card keeps its text; its header is brought up to date.
 
     Args:
-        excluded: rows of a table that were never tried, and why.
+        excluded: rows of a table that were never tried, and why; what the list holds of other splits' stays in it.
     Returns:
         For each complete split the number of its rows, and of its skipped items by their reason.
     Raises:
         DataError: a shard is damaged.
     """
-    skipped, tally = list(excluded), {}
+    skipped = _excluded_before(folder / "skipped.jsonl")
+    skipped, tally = skipped + [item for item in excluded if item not in skipped], {}
     splits = {
         split: files for split, files in _shards(folder).items() if [f.name for f in files] == shard_names(*split)
     }
@@ -186,6 +187,14 @@ def finish(folder: Path, excluded: list[dict]) -> dict[str, tuple[int, Counter]]
     if infos:
         write_text(folder / "README.md", _card(folder, infos, typed, sorted(licences), about))
     return tally
+
+
+def _excluded_before(path: Path) -> list[dict]:
+    try:
+        items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged ({error}); delete it, and it is made anew") from error
+    return [item for item in items if "source" in item]
 
 
 def write_text(path: Path, text: str) -> None:

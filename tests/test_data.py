@@ -336,6 +336,11 @@ def test_what_is_skipped_is_tallied_and_too_much_is_an_error(in_this_process, ti
     assert prepare_dataset.main([*arguments, "--max-skipped", "1"]) == 0
     assert (tmp_path / "data" / "skipped.jsonl").read_text().splitlines() == lines
     assert capsys.readouterr().out == first.out
+    of_one, of_another = ({"source": name, "reason": "applause"} for name in "ab")
+    for excluded in ([of_one], [of_another], [of_one]):  # of two splits of a table
+        prepare_dataset.finish(tmp_path / "data", excluded)
+    kept = [json.loads(line) for line in (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()]
+    assert kept == [of_one, of_another, *map(json.loads, lines)]
 
 
 def test_items_encoded_together_are_those_encoded_alone(tiny_pack):
