@@ -24,20 +24,20 @@ class NamedPrompt:
     licence: str
 
 
-def model_folder(model: str) -> Path:
-    """A local folder as it is, a Hub id downloaded (data only, no code)."""
+def model_folder(model: str, option: str = "--model") -> Path:
+    """A local folder as it is, a Hub id downloaded (data only, no code); `option` is where it was given."""
     folder = Path(model)
     if not folder.is_dir():
         if model == DEFAULT_MODEL or folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise FolderError(f"--model {model}: no such folder, and not a Hub id of the form owner/name")
+            raise FolderError(f"{option} {model}: no such folder, and not a Hub id of the form owner/name")
         from huggingface_hub import snapshot_download
 
         try:
             folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
         except OSError as error:  # all errors of the Hub
-            raise FolderError(f"--model {model}: cannot be downloaded ({str(error).splitlines()[0]})") from error
+            raise FolderError(f"{option} {model}: cannot be downloaded ({str(error).splitlines()[0]})") from error
     if not (folder / "config.json").is_file():
-        raise FolderError(f"--model {model}: the folder holds no config.json")
+        raise FolderError(f"{option} {model}: the folder holds no config.json")
     return folder
 
 

@@ -37,6 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.dataset_folder import check_folder, finish, flac, midi_bytes, write_shard
+from scripts.model_folder import model_folder
 from scripts.paired_recordings import PairedRecordings
 from scripts.pianos import SAMPLING_RATE, RenderError
 from scripts.processes import follow_parent
@@ -172,7 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--codec", required=True, help="folder of the codec that makes the codes, or of a model with it"
+        "--codec", required=True, help="codec that makes the codes, or a model with it: folder or Hub id"
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
@@ -221,6 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     seconds = (args.prompt_seconds, args.target_seconds)
     data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds)
     try:
+        args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)
         settings, excluded = _settings(args, recordings), recordings.excluded  # before any process is started
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from modeling_midivalle import (
 )
 from scripts.data import DataError, TrainingStream, dataset_info, shard_files
 from scripts.decoder_objectives import start_from_codebooks
+from scripts.model_folder import model_folder
 from scripts.processes import FolderLock, StopSignals
 from scripts.publishing import push
 from scripts.recipe_file import model_of
@@ -89,19 +90,19 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     Raises:
         ValueError: data, codec, recipe or checkpoint that cannot be used.
     """
-    files = shard_files(args.data, "train")
-    info = dataset_info(files)
-    found, wanted = info["codec_sha256"], codec_hash(args.codec)
-    if found != wanted:
-        raise DataError(
-            f"{args.data} was encoded by codec {found[:12]}, but {args.codec} is {wanted[:12]}: encode anew"
-        )
+    files, held = (shard_files(args.data, split) for split in ("train", "validation"))
+    info, wanted = dataset_info(files), codec_hash(args.codec)
+    for found in (info["codec_sha256"], dataset_info(held)["codec_sha256"]):
+        if found != wanted:
+            raise DataError(
+                f"{args.data} was encoded by codec {found[:12]}, but {args.codec} is {wanted[:12]}: encode anew"
+            )
     tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     names = ("prompt_seconds", "no_prompt_share", "short_share", "seed", "batch_frames")
     layout = {name: getattr(recipe, name) for name in names} | {"rank": rank, "world_size": world}
     stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
-    held_out = TrainingStream(shard_files(args.data, "validation"), tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
+    held_out = TrainingStream(held, tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
     validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
     data = info | {"shards": len(files)}
     codebooks = load_codebooks(args.codec)
@@ -118,7 +119,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data", required=True, help="shards of a train and a validation split: folder, Hub dataset, URL"
     )
     parser.add_argument(
-        "--codec", required=True, help="the codec that made the data, or a model with it; another is refused"
+        "--codec",
+        required=True,
+        help="what made the data (a codec, or a model with it), folder or Hub id; another is refused",
     )
     parser.add_argument("--output-dir", required=True, type=Path)
     parser.add_argument("--stop-after", type=float, help="seconds of wall time after which to save and stop")
@@ -137,6 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     args, began = parse(argv), time.time()
     try:
         recipe = TrainRecipe.from_yaml(args.config)
+        args.codec = str(model_folder(args.codec, "--codec"))
         if args.part == "both":  # what the NAR cannot begin with is said before the AR has learned for hours
             start_model(recipe, "nar", load_codebooks(args.codec))
         for part in ["ar", "nar"] if args.part == "both" else [args.part]:

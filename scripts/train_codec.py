@@ -12,7 +12,7 @@
     python -m scripts.train_codec kicks     --config RECIPE [audio] --codec RUNS/decoder/codec --output-dir RUNS/kicks
     python -m scripts.train_codec decoder --go-on --config RECIPE [audio] --codec RUNS/kicks/codec \\
         --listener RUNS/listener --output-dir RUNS/final
-    python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER \\
+    python -m scripts.train_codec whole     --config RECIPE [audio] --codec FOLDER_OR_HUB_ID \\
         [--listener RUNS/listener] --output-dir RUNS/finetuned
 
 [audio] is one of
@@ -40,6 +40,7 @@ from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_b
 from scripts.codec_parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
 from scripts.codec_recipe import CodecRecipe
 from scripts.codec_run import CPU_BATCH, Run
+from scripts.model_folder import model_folder
 from scripts.recorded_audio import RecordedExcerpts
 from scripts.rendered_audio import RenderedExcerpts
 from scripts.trained_parts import codec_hash
@@ -58,7 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--audio", nargs="*", default=[], help="pools or recordings instead, see above")
     parser.add_argument("--validation", nargs="*", default=[], help="pools or recordings that are not trained on")
     parser.add_argument("--features", help="output of `features`")
-    parser.add_argument("--codec", help="codec folder to go on from")
+    parser.add_argument("--codec", help="codec to go on from, a folder or Hub id")
     parser.add_argument("--listener", help="output of `listener`; what is trained then learns what must be heard in it")
     parser.add_argument("--go-on", action="store_true", help="keep what --codec already knows of the part")
     parser.add_argument("--output-dir", required=True, help="checkpoints, log, curves and the codec go here")
@@ -114,6 +115,8 @@ def validation_of(args: argparse.Namespace, recipe: CodecRecipe):
 def run_part(args: argparse.Namespace) -> None:
     """What the command line asks for."""
     recipe, output = CodecRecipe.from_yaml(args.config, batch_size=args.batch_size, steps=args.steps), args.output_dir
+    if args.codec:
+        args.codec = str(model_folder(args.codec, "--codec"))
     if args.part == "encode":
         return encode_pools(args.codec, args.audio)
     source = source_of(args, recipe)

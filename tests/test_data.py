@@ -135,7 +135,7 @@ def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd
     (tmp_path / "file").write_text("mine")
     assert prepare_command(tmp_path / "file") == 2 and "File exists" in capfd.readouterr().err
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "none") == 2
-    assert "none: no model can be loaded" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert "none: no such folder, and not a Hub id" in capfd.readouterr().err and not (tmp_path / "out").exists()
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
     (tmp_path / "codec" / "config.json").write_text('{"model_type": "piano_encodec", "upsampling_ratios": "no"}')
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "codec", "--processes", 1) == 2

@@ -4,6 +4,7 @@
 import json
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
@@ -153,6 +154,21 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
         with pytest.raises(SystemExit):
             train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])
         assert f"{option[0]} must be" in capsys.readouterr().err
+
+
+def test_a_codec_of_the_hub(pool, tiny_pack, tmp_path, monkeypatch, capsys):
+    """An id is downloaded, and told from a folder that is not there."""
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tiny_pack / "codec")
+    )
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    arguments = ["whole", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+    arguments += ["--steps", "1", "--output-dir", str(tmp_path / "out")]
+    assert train_codec.main([*arguments, "--codec", "me/codec"]) == 0 and asked == ["me/codec"]
+    assert (tmp_path / "out" / "codec" / "config.json").is_file()
+    assert train_codec.main([*arguments, "--codec", "./lost"]) == 2
+    assert "--codec ./lost: no such folder, and not a Hub id" in capsys.readouterr().err
 
 
 def test_a_pool_without_onsets_is_refused(pool, tmp_path, capsys):
