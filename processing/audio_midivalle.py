@@ -24,6 +24,7 @@ OTHERS |= {b"FORM": "an AIFF", b"caff": "a CAF"}
 SUBTYPES = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 BLOCK = 1 << 20  # frames decoded at a time
+UNKNOWN_SIZE = 0x7FFF0000  # of a WAV's samples in bytes, or more: its writer could not go back to its header (a pipe)
 FULL_SCALE = 0.999  # highest peak written; louder waves are turned down, not clipped
 
 
@@ -56,6 +57,8 @@ def read_audio(audio: str | os.PathLike | bytes, name: str | None = None) -> tup
     if data[:4] not in CONTAINERS:
         kind = next((kind for head, kind in OTHERS.items() if data.startswith(head)), None)
         raise AudioError(f"{name}: {f'is {kind} file' if kind else 'is not WAV or FLAC'}; convert it to WAV or FLAC")
+    if CONTAINERS[data[:4]] == "WAV" and _is_cut(data):  # libsndfile takes what is there without a word
+        raise AudioError(f"{name}: the file is cut short; export it again")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             wave = _decode(file, name)
@@ -203,6 +206,21 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
         if isinstance(error, AudioError):
             raise
         raise AudioError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether the header of a WAV promises more samples than follow."""
+    order, position, size64 = "big" if data.startswith(b"RIFX") else "little", 12, 0
+    while position + 8 <= len(data):
+        chunk, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], order)
+        position += 8
+        if chunk == b"ds64":
+            size64 = int.from_bytes(data[position + 8 : position + 16], order)
+        elif chunk == b"data":
+            size = size64 if size64 and size == 0xFFFFFFFF else size
+            return len(data) - position < size < UNKNOWN_SIZE
+        position += size + size % 2
+    return False
 
 
 def _decode(file: soundfile.SoundFile, name: str) -> np.ndarray:
