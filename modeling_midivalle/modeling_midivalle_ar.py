@@ -21,7 +21,9 @@ from .modeling_midivalle_layers import (
     MidiValleEmbeddings,
     MidiVallePreTrainedModel,
     attended_index,
+    check_codes,
     check_midi_ids,
+    check_prompt_lengths,
     make_norm,
     masked_cross_entropy,
     rotary_angles,
@@ -91,6 +93,7 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
+            check_codes("input_ids", input_ids, self.config.vocab_size)
             inputs_embeds = self.audio_embedding(input_ids)
         B, T, _ = inputs_embeds.shape
         device = inputs_embeds.device
@@ -210,7 +213,14 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all.
         Returns:
             [`MidiValleAROutput`] with `logits` `(B, T, vocab_size)`; `hidden_states` span MIDI and audio.
+        Raises:
+            ValueError: ids out of range; `labels` beside `prompt_lengths` that leave nothing to be predicted.
         """
+        if labels is not None:
+            check_codes("labels", labels, self.config.vocab_size, labels != -100)
+            if prompt_lengths is not None:
+                places = torch.ones_like(labels) if attention_mask is None else attention_mask
+                check_prompt_lengths(prompt_lengths, places.sum(1) - int(self.config.use_target_bos))
         outputs = self.model(
             input_ids,
             midi_ids,

@@ -312,3 +312,18 @@ def test_a_small_fault_is_seen(make_ar, make_batch):
 def test_wrong_midi_shape_is_refused(make_ar):
     with pytest.raises(ValueError, match="MIDI rows must be"):
         make_ar()(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": torch.full((2, 41), 2050)}, r"input_ids \[0, 0\]: 2050 is not in \[0, 2050\)"),
+        ({"labels": torch.full((2, 41), 2050)}, r"labels \[0, 0\]: 2050 is not in"),
+        ({"prompt_lengths": torch.tensor([12, 33])}, r"prompt_lengths \[1\]: 33 is not in \[0, 33\)"),
+        ({"prompt_lengths": torch.tensor([-1, 7])}, r"prompt_lengths \[0\]: -1 is not in \[0, 40\)"),
+    ],
+)
+def test_ids_and_lengths_out_of_range_are_refused(make_ar, make_batch, change, message):
+    ar = make_ar()
+    with pytest.raises(ValueError, match=message):
+        ar(**(training_inputs(ar, make_batch()) | change))

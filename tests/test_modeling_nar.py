@@ -205,8 +205,46 @@ def test_drawn_stages_are_balanced_and_repeat():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"stage": 4}, "stage must be 1 to 3"), ({"audio_codes": torch.zeros(2, 3, 9, dtype=torch.long)}, "audio_codes")],
+    [
+        ({"stage": 4}, "stage must be 1 to 3"),
+        ({"stage": torch.tensor([1, 4])}, "stage must be 1 to 3, or so for each of the 2 rows"),
+        ({"stage": torch.tensor([0, 1])}, "stage must be 1 to 3"),
+        ({"stage": torch.tensor([1])}, "stage must be 1 to 3"),
+        ({"audio_codes": torch.zeros(2, 3, 9, dtype=torch.long)}, "audio_codes"),
+        ({"audio_codes": torch.full((2, 4, 40), 2048)}, r"audio_codes \[0, 0, 0\]: 2048 is not in \[0, 2048\)"),
+        ({"labels": torch.full((2, 4, 40), 2048)}, r"labels of each row's stage \[0, 12\]: 2048 is not in"),
+        (
+            {"labels": torch.zeros(2, 4, 40, dtype=torch.long), "prompt_lengths": torch.tensor([12, 33])},
+            "not in .0, 33",
+        ),
+    ],
 )
 def test_wrong_input_is_refused(make_nar, make_batch, change, message):
     with pytest.raises(ValueError, match=message):
         make_nar()(**(nar_inputs(make_batch(), 1) | change))
+
+
+@STAGES
+def test_codes_that_are_not_read_may_hold_anything(make_nar, make_batch, stage):
+    """Padded frames, and of the target the stage's codebook and those above."""
+    inputs = nar_inputs(make_batch(), stage)
+    unread = inputs["attention_mask"][:, None] == 0
+    target = torch.arange(40) >= inputs["prompt_lengths"][:, None, None]
+    unread = unread | (target & (torch.arange(4)[:, None] >= stage))
+    nar, wild = make_nar(), inputs["audio_codes"].masked_fill(unread, -100)
+    assert torch.equal(nar(**(inputs | {"audio_codes": wild})).logits, nar(**inputs).logits)
+
+
+def test_the_whole_model_takes_return_dict_and_refuses_what_does_not_fit(make_model, make_batch):
+    codes, mask, midi_ids, midi_mask, prompts = make_batch()
+    model, inputs = make_model(), {"input_ids": midi_ids, "attention_mask": midi_mask, "audio_attention_mask": mask}
+    inputs |= {"audio_codes": codes.masked_fill(mask[:, None] == 0, -100), "prompt_lengths": prompts, "stage": 2}
+    output = model(**inputs)
+    found = model(**inputs, return_dict=False)
+    assert isinstance(found, tuple) and all(map(torch.equal, found, output.to_tuple()))
+    for change, message in (
+        ({"audio_codes": codes + 2048}, r"audio_codes \[0, 0, 0\]: \d+ is not in \[0, 2048\)"),
+        ({"prompt_lengths": torch.tensor([12, 33])}, r"prompt_lengths \[1\]: 33 is not in \[0, 33\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**(inputs | change))

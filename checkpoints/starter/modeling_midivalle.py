@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_midivalle import MidiValleConfig
 from .generation_midivalle import MidiValleGenerationMixin
 from .modeling_midivalle_ar import MidiValleARModel
+from .modeling_midivalle_layers import check_codes, check_prompt_lengths
 from .modeling_midivalle_nar import MidiValleNARModel
 from .modeling_piano_encodec import PianoEncodecModel
 
@@ -97,6 +98,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         self.ar.quantize_(dtype)
         self.nar.quantize_(dtype)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -117,9 +119,14 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
             attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 0 on padded MIDI rows.
             audio_attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 on padded frames.
             stage (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): NAR stages; drawn if not given.
+        Raises:
+            ValueError: rows, codes or stages out of range; a prompt behind which no frame of its row is left.
         """
         if audio_attention_mask is None:
             audio_attention_mask = torch.ones_like(audio_codes[:, 0])
+        attended = audio_attention_mask.bool()
+        check_codes("audio_codes", audio_codes, self.config.ar_config.codebook_size, attended[:, None])
+        check_prompt_lengths(prompt_lengths, attended.sum(1))
         if stage is None:
             stage = self.nar.draw_stages(len(audio_codes)).to(audio_codes.device)
         ar = self.ar(

@@ -56,6 +56,40 @@ def check_midi_ids(midi_ids: torch.LongTensor, batch_size: int, sizes: list[int]
         )
 
 
+def check_codes(name: str, codes: torch.LongTensor, size: int, counted: torch.BoolTensor | None = None) -> None:
+    """
+    Refuse `codes` outside [0, size) where they are `counted`, everywhere if not given. A look at the values, as in
+    [`check_midi_ids`].
+
+    Raises:
+        ValueError: naming the first wrong place by `name`.
+    """
+    if torch.compiler.is_compiling():
+        return
+    wrong = (codes < 0) | (codes >= size)
+    if (wrong := (wrong if counted is None else wrong & counted).nonzero()).numel():
+        place = wrong[0].tolist()
+        raise ValueError(f"{name} {place}: {int(codes[tuple(place)])} is not in [0, {size})")
+
+
+def check_prompt_lengths(prompt_lengths: torch.LongTensor, frames: torch.LongTensor) -> None:
+    """
+    Refuse `prompt_lengths` `(B,)` that leave nothing of a row's `frames` `(B,)` to be predicted: that row would not
+    count.
+
+    Raises:
+        ValueError: naming the first such row.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if (wrong := ((prompt_lengths < 0) | (prompt_lengths >= frames)).nonzero()).numel():
+        b = int(wrong[0])
+        raise ValueError(
+            f"prompt_lengths [{b}]: {int(prompt_lengths[b])} is not in [0, {int(frames[b])}), the row's frames: "
+            "a loss needs a frame behind the prompt"
+        )
+
+
 def masked_cross_entropy(
     logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.0, num_items: torch.Tensor | None = None
 ) -> torch.Tensor:

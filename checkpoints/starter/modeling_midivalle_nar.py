@@ -19,7 +19,9 @@ from .modeling_midivalle_layers import (
     MidiValleEmbeddings,
     MidiVallePreTrainedModel,
     attended_index,
+    check_codes,
     check_midi_ids,
+    check_prompt_lengths,
     make_norm,
     masked_cross_entropy,
     rotary_angles,
@@ -116,13 +118,16 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             shared (`StageInputs`, *optional*): of [`share_inputs`], where several stages of one batch are wanted.
         Returns:
             [`MidiValleNAROutput`]; the loss is the mean over target frames, or the published weighted sum.
+        Raises:
+            ValueError: wrong axes; ids, codes or stages out of range; `labels` without a target frame in a row.
         """
         B, K, T = audio_codes.shape
         if K != self.config.num_codebooks:
             raise ValueError(f"audio_codes must be (B, {self.config.num_codebooks}, T), got {tuple(audio_codes.shape)}")
         check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes)
-        if isinstance(stage, int) and not 1 <= stage < K:
-            raise ValueError(f"stage must be 1 to {K - 1}, got {stage}")
+        given = stage.tolist() if torch.is_tensor(stage) else [stage] * B
+        if not isinstance(given, list) or len(given) != B or not all(1 <= s < K for s in given):
+            raise ValueError(f"stage must be 1 to {K - 1}, or so for each of the {B} rows, got {stage}")
         device = audio_codes.device
         if midi_attention_mask is None:
             midi_attention_mask = torch.ones_like(midi_ids[..., 0])
@@ -132,6 +137,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             prompt_lengths = torch.zeros(B, dtype=torch.long, device=device)
         if labels is not None:
             logits_to_keep = 0
+            check_prompt_lengths(prompt_lengths, attention_mask.sum(1))
         stages, attended = torch.as_tensor(stage, device=device).reshape(-1, 1), attention_mask.bool()  # (1 or B, 1)
         if shared is None:
             shared = self.share_inputs(audio_codes, midi_ids, midi_attention_mask, attention_mask, prompt_lengths)
@@ -147,9 +153,9 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         loss = None
         if labels is not None:
             targets = labels.gather(1, stages.expand(B, 1)[..., None].expand(-1, -1, T))[:, 0]
-            loss = self.loss(
-                logits, targets.masked_fill(is_prompt | ~attended, -100), attended, prompt_lengths, **kwargs
-            )
+            targets = targets.masked_fill(is_prompt | ~attended, -100)
+            check_codes("labels of each row's stage", targets, self.config.codebook_size, targets != -100)
+            loss = self.loss(logits, targets, attended, prompt_lengths, **kwargs)
         return MidiValleNAROutput(loss=loss, logits=logits)
 
     def condition(self, stages: torch.LongTensor) -> torch.Tensor:
@@ -188,17 +194,20 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         stages: torch.LongTensor,
     ) -> torch.Tensor:
         """`(B, T, hidden_size)`: all tables at prompt frames, tables below the stage at target frames."""
+        books = torch.arange(self.config.num_codebooks, device=audio_codes.device)
+        known = is_prompt[:, None] | (stages > books)[..., None]  # (B, K, T)
+        read = known & attended[:, None]  # what is unknown may hold anything
+        check_codes("audio_codes", audio_codes, self.config.codebook_size, read)
         first = audio_codes[:, 0].masked_fill(~attended, self.config.codebook_size)
         total = self.audio_embeddings[0](first)
         for k in range(1, self.config.num_codebooks):
-            known = is_prompt | (stages > k)
-            codes = audio_codes[:, k].masked_fill(~(known & attended), 0)  # what is unknown may hold anything
-            total = total + self.audio_embeddings[k](codes) * known[..., None]
+            codes = audio_codes[:, k].masked_fill(~read[:, k], 0)
+            total = total + self.audio_embeddings[k](codes) * known[:, k, :, None]
         return total
 
     def _apply_heads(self, hidden_states: torch.Tensor, stage: int | torch.LongTensor) -> torch.Tensor:
         """Logits `(B, T, codebook_size)`, each row through the head of its stage."""
-        if isinstance(stage, int):
+        if not torch.is_tensor(stage):
             return self.heads[stage - 1](hidden_states)
         rows = [(stage == k + 1).nonzero()[:, 0] for k in range(len(self.heads))]
         parts = [head(hidden_states[found]) for head, found in zip(self.heads, rows, strict=True)]
