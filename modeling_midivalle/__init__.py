@@ -19,8 +19,6 @@ for _config, _model in (
 ):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
-    _config.register_for_auto_class("AutoConfig")
-    _model.register_for_auto_class("AutoModel")
 
 
 __all__ = [

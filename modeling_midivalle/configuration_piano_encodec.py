@@ -25,6 +25,7 @@ class PianoEncodecConfig(EncodecConfig):
     ```"""
 
     model_type = "piano_encodec"
+    _auto_class = "AutoConfig"
 
     target_bandwidths: list[float] | tuple[float, ...] = (2.2,)
     sampling_rate: int = 32_000

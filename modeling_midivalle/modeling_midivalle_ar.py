@@ -164,6 +164,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
     """
 
     config: MidiValleARConfig
+    _auto_class = "AutoModel"  # said here, for the parts of a loaded folder too: what they save holds their code
     # No assisted decoding: it cuts caches, attentions and hidden states by frames, and MIDI rows stand before those.
     _is_stateful = True
     _tied_weights_keys = {"lm_head.weight": "model.audio_embedding.weight"}

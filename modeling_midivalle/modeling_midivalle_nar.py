@@ -61,6 +61,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
     """
 
     config: MidiValleNARConfig
+    _auto_class = "AutoModel"
     main_input_name = "audio_codes"
 
     def __init__(self, config: MidiValleNARConfig):

@@ -39,6 +39,7 @@ class PianoEncodecModel(EncodecModel):
     """
 
     config: PianoEncodecConfig
+    _auto_class = "AutoModel"
 
     def __init__(self, config: PianoEncodecConfig):
         super().__init__(config)

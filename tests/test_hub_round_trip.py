@@ -24,6 +24,11 @@ model, report = AutoModel.from_pretrained(folder, trust_remote_code=True, output
 assert not any(report.values()), report
 assert not [m for m in sys.modules if m.split(".")[0] in ("modeling_midivalle", "tokenization", "processing")]
 inputs = load_file(inputs)
+for name in ("codec", "ar", "nar"):  # what a part saves is complete too
+    part = getattr(model, name)
+    part.save_pretrained(f"{folder}_{name}")
+    again = AutoModel.from_pretrained(f"{folder}_{name}", trust_remote_code=True).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in part.state_dict().items())
 save_file({"audio": model.generate(**inputs, seed=3), "codes": model.generate_codes(**inputs, seed=3)}, output)
 """
 

@@ -176,6 +176,7 @@ class MidiValleARConfig(MidiValleDecoderConfig):
     ```"""
 
     model_type = "midivalle_ar"
+    _auto_class = "AutoConfig"
     base_config_key = "ar_config"
     keys_to_ignore_at_inference = ["past_key_values"]
 
@@ -225,6 +226,7 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
     """
 
     model_type = "midivalle_nar"
+    _auto_class = "AutoConfig"
     base_config_key = "nar_config"
     attribute_map = {"vocab_size": "codebook_size"}
 
@@ -269,6 +271,7 @@ class MidiValleConfig(PreTrainedConfig):
     ```"""
 
     model_type = "midivalle"
+    _auto_class = "AutoConfig"
     sub_configs_defaults = {
         "codec_config": PianoEncodecConfig,
         "ar_config": MidiValleARConfig,

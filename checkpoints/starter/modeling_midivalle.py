@@ -45,6 +45,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     ```"""
 
     config: MidiValleConfig
+    _auto_class = "AutoModel"
     # Not "": transformers 5.23 would then drop the first letter of a key when that gives another key, nar.* -> ar.*
     base_model_prefix = "midivalle"
     main_input_name = "input_ids"
