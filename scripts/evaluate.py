@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor, Prompt
+from processing.processing_midivalle import MAX_PROMPT_S, MAX_RING_OUT_S
 from scripts.manifest import write_json
 from scripts.metrics import (
     chroma_distance,
@@ -52,6 +53,7 @@ from scripts.metrics import (
 from scripts.model_folder import load_model, load_processor, model_folder
 from scripts.pianos import SAMPLING_RATE, load_piano
 from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
+from scripts.render_arguments import check_sampling, sampling_options
 from scripts.rendered_audio import onset_roll
 from scripts.rendering import render_wave
 from scripts.rooms import ROOMS
@@ -63,8 +65,12 @@ COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velo
 COLUMNS += ("multi_mel", "si_snr_db", "nrmse", "chroma")
 
 
+class EvaluationError(ValueError):
+    """Files or arguments that cannot be used; one sentence."""
+
+
 class Excerpt:
-    """One validation item: prompt and target with their notes and audio."""
+    """One validation item: prompt and target with their notes and audio; EvaluationError if no note is struck."""
 
     def __init__(self, recordings: RenderedRecordings, index: int, arguments: DataArguments):
         self.prompt, self.target, self.about = recordings.draw(index, arguments)
@@ -76,6 +82,9 @@ class Excerpt:
             self.on_pianos[about["piano"]] = target.wave[lead : lead + size]
         onset = self.target.notes["onset"]
         self.reference = self.target.notes[(onset >= 0) & (onset < arguments.target_seconds)]
+        if not len(self.reference):  # even the truth would score 0
+            where = f"excerpt {index}, {self.target.source} from {self.target.start:.1f} s on"
+            raise EvaluationError(f"{where}: no note is struck in it; give longer --seconds or another --seed")
 
     def sha256(self) -> str:
         """Of what the truth's scores depend on: its audio and its notes."""
@@ -124,7 +133,9 @@ def synthesise(
     """The model's version of the `seconds` of the target, from notes and prompt alone, as `scripts.render` makes it."""
     piece = processor.load(Performance(excerpt.target.notes, excerpt.target.source, {}), start=0.0, end=seconds)
     prompt = Prompt(excerpt.prompt.wave, excerpt.prompt.notes)
-    return render_wave(model, processor, piece, prompt, seed, seconds - piece.end, sampling)
+    ring_out = min(max(seconds - piece.end, 0.0), MAX_RING_OUT_S)
+    wave = render_wave(model, processor, piece, prompt, seed, ring_out, sampling)
+    return np.pad(wave, (0, len(excerpt.wave) - len(wave)))  # what would ring longer has died away
 
 
 def score(excerpt: Excerpt, system: str, wave: np.ndarray, transcriber: Transcriber, known: dict[str, dict]) -> dict:
@@ -134,7 +145,7 @@ def score(excerpt: Excerpt, system: str, wave: np.ndarray, transcriber: Transcri
     if system == "truth":
         found["sha256"] = excerpt.sha256()
         if found["sha256"] in known:
-            return found | {column: known[found["sha256"]][column] for column in COLUMNS}
+            return found | known[found["sha256"]]
     return found | note_scores(excerpt.reference, transcriber(wave, SAMPLING_RATE)) | distances(excerpt.wave, wave)
 
 
@@ -143,9 +154,9 @@ def known_truths(path: str | None) -> dict[str, dict]:
     try:
         rows = json.loads(Path(path).read_text())["rows"] if path else []
         truths = [row for row in rows if row["system"] == "truth" and {"sha256", *COLUMNS} <= set(row)]
+        return {row["sha256"]: {column: float(row[column]) for column in COLUMNS} for row in truths}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is not a results.json of scripts.evaluate") from error
-    return {row["sha256"]: row for row in truths}
+        raise EvaluationError(f"{path}: is not a results.json of scripts.evaluate") from error
 
 
 def codec_names(folders: list[str]) -> list[str]:
@@ -155,7 +166,7 @@ def codec_names(folders: list[str]) -> list[str]:
         names = ["_".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names if len(names) > 1 else ["codec"]
-    raise ValueError(f"--codec: a folder is given twice in {', '.join(folders)}")
+    raise EvaluationError(f"--codec: a folder is given twice in {', '.join(folders)}")
 
 
 def codec_report(codec: PianoEncodecModel, codes: list[np.ndarray], speeds: list[dict[str, float]]) -> dict:
@@ -235,7 +246,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output-dir", required=True, help="results.json, table.md, sounds and pictures go here")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.excerpts < 1 or min(args.first, args.seed) < 0:
+        parser.error("--excerpts must be at least 1, --first and --seed at least 0")
+    if any(s % 0.5 or s <= 0 for s in (args.seconds, args.prompt_seconds)) or args.prompt_seconds > MAX_PROMPT_S:
+        parser.error(
+            f"--seconds and --prompt-seconds must be multiples of 0.5 above 0, the latter up to {MAX_PROMPT_S}"
+        )
+    try:
+        torch.ones(1, device=args.device).item()
+    except (RuntimeError, AssertionError):  # no name of a device, or torch is built without it
+        parser.error(f"--device {args.device}: there is no such device; give cpu, or cuda where there is a GPU")
+    return args
+
+
+def check_output(folder: Path) -> None:
+    """EvaluationError if `folder` is none, or holds the results of another run."""
+    if folder.exists() and not folder.is_dir():
+        raise EvaluationError(f"{folder}: is not a folder; give another --output-dir")
+    if (folder / "results.json").exists():
+        raise EvaluationError(f"{folder / 'results.json'}: exists already; give another --output-dir")
 
 
 def load(args: argparse.Namespace):
@@ -251,22 +281,18 @@ def load(args: argparse.Namespace):
     return None, None, codecs
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; 0 on success, 2 on input that cannot be used."""
-    args = parse(argv)
-    try:
-        known = known_truths(args.truth)
-        recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed)
-        for piano in args.piano:
-            load_piano(piano)
-        transcriber = Transcriber(args.device)
-        model, processor, codecs = load(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, keep_audio=False)
-    sampling = {k: v for k in ("temperature", "top_k", "top_p") if (v := getattr(args, k)) is not None}
+def evaluate(args: argparse.Namespace) -> dict:
+    """Score the excerpts, and write all but the table; what is in results.json."""
     output, rows = Path(args.output_dir), []
+    check_output(output)
+    check_sampling(args)
+    known = known_truths(args.truth)
+    recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed)
+    for piano in args.piano:
+        load_piano(piano)
+    transcriber = Transcriber(args.device)
+    model, processor, codecs = load(args)
+    arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, keep_audio=False)
     codes, speeds = {name: [] for name in codecs}, {name: [] for name in codecs}
     output.mkdir(parents=True, exist_ok=True)
     for index in tqdm(range(args.first, args.first + args.excerpts), unit="excerpt"):
@@ -279,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
         if model is not None and model.config.keys_from_midi:
             waves["codec_told"] = reconstruct_told(model, processor, excerpt, codes["codec"][-1])
         if model is not None:
-            waves["generated"] = synthesise(model, processor, excerpt, args.seconds, args.seed + index, sampling)
+            seed = args.seed + index
+            waves["generated"] = synthesise(model, processor, excerpt, args.seconds, seed, sampling_options(args))
         for system, wave in waves.items():
             rows.append({"index": index} | score(excerpt, system, wave, transcriber, known))
             soundfile.write(output / f"{index:02d}_{system}.flac", np.clip(wave, -1, 1), SAMPLING_RATE)
@@ -288,7 +315,18 @@ def main(argv: list[str] | None = None) -> int:
         results = {"settings": vars(args), "summary": summarise(rows), "codecs": reports, "rows": rows}
         results["own_piano"] = own_piano(rows)
         write_json(output / "results.json", results)  # after each excerpt: what is done is done
-    (output / "table.md").write_text(table(results["summary"]) + "\n")
+    return results
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used."""
+    args = parse(argv)
+    try:
+        results = evaluate(args)
+        (Path(args.output_dir) / "table.md").write_text(table(results["summary"]) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(table(results["summary"]))
     if results["own_piano"]:
         print("own piano: " + ", ".join(f"{system} {share:.2f}" for system, share in results["own_piano"].items()))

@@ -108,12 +108,7 @@ def check_arguments(args: argparse.Namespace):
             raise RenderError(f"{Path(path).name}: no such file")
     if not 0 <= args.seed <= 2**62:
         raise RenderError(f"--seed {args.seed} is outside 0 to 2^62")
-    if args.temperature is not None and not args.temperature >= 0:
-        raise RenderError(f"--temperature {args.temperature} must not be negative")
-    if args.top_k is not None and args.top_k < 0:
-        raise RenderError(f"--top-k {args.top_k} must not be negative")
-    if args.top_p is not None and not 0 < args.top_p <= 1:
-        raise RenderError(f"--top-p {args.top_p} must be above 0 and at most 1")
+    check_sampling(args)
     if args.verify is not None and (args.verify < 0 or not 0 <= args.verify_threshold <= 1):
         raise RenderError("--verify must not be negative, and --verify-threshold be 0 to 1")
 
@@ -170,8 +165,18 @@ def check_paths(args: argparse.Namespace):
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")
 
 
+def check_sampling(args: argparse.Namespace):
+    """Refuse options of `sampling_options` that are out of their ranges."""
+    if args.temperature is not None and not args.temperature >= 0:
+        raise RenderError(f"--temperature {args.temperature} must not be negative")
+    if args.top_k is not None and args.top_k < 0:
+        raise RenderError(f"--top-k {args.top_k} must not be negative")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise RenderError(f"--top-p {args.top_p} must be above 0 and at most 1")
+
+
 def sampling_options(args: argparse.Namespace) -> dict:
     """Options of `generate_codes`; what the command line leaves open is the model's."""
     if args.temperature == 0:
-        return {"do_sample": False, "compat": args.compat}
-    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "compat": args.compat}
+        return {"do_sample": False}
+    return {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}

@@ -330,9 +330,8 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     stream = open_stream(setting, tasks[0], only) if args.stream else None
     bar = tqdm(total=sum(len(job.windows) for job in jobs.values()), unit="window", desc="render", disable=None)
     try:
-        for job, window in render_jobs(
-            setting.model, setting.processor, jobs, steps, sampling_options(args), setting.verifier
-        ):
+        sampling = sampling_options(args) | {"compat": args.compat}
+        for job, window in render_jobs(setting.model, setting.processor, jobs, steps, sampling, setting.verifier):
             task = owners[id(job)]
             if job.error:
                 give_up(setting, task, job.error)

@@ -105,11 +105,17 @@ def test_several_codecs_share_one_truth(tiny_pack, transcriber, tmp_path, capsys
     assert json.dumps(truths[0]) == json.dumps(truths[1])  # nan included
     assert run(tiny_pack, tmp_path / "three", *codecs, *again, "--seed", 1) == 0
     assert transcriber.asked == 16  # other audio, nothing known
+    before = (tmp_path / "one" / "results.json").read_bytes()
+    assert run(tiny_pack, tmp_path / "one", *codecs, *again, "--first", 2) == 2  # rows and truth stay as they are
+    assert "one/results.json: exists already; give another --output-dir" in capsys.readouterr().err
+    assert (tmp_path / "one" / "results.json").read_bytes() == before and transcriber.asked == 16
     assert run(tiny_pack, tmp_path / "four", "--codec", other, "--codec", other) == 2
     assert "given twice" in capsys.readouterr().err
-    (tmp_path / "bad.json").write_text("[]")
-    assert run(tiny_pack, tmp_path / "four", *codecs, "--truth", tmp_path / "bad.json") == 2
-    assert "not a results.json" in capsys.readouterr().err and not (tmp_path / "four").exists()
+    row = dict.fromkeys(evaluate.COLUMNS, "x") | {"system": "truth", "sha256": ["0"]}
+    for content in ([], {"rows": [row | {"sha256": "0"}]}, {"rows": [row]}):
+        (tmp_path / "bad.json").write_text(json.dumps(content))
+        assert run(tiny_pack, tmp_path / "four", *codecs, "--truth", tmp_path / "bad.json") == 2
+        assert "not a results.json" in capsys.readouterr().err and not (tmp_path / "four").exists()
 
 
 def test_whose_piano_it_sounds_like(tiny_pack, transcriber, tmp_path):
@@ -147,11 +153,50 @@ def test_the_reference_is_what_is_struck_in_the_excerpt(tiny_pack):
         assert len(onsets) == ((struck >= 0) & (struck < 1)).sum()
 
 
+def test_music_that_ends_early(make_model, tiny_pack, transcriber, write_midi, tmp_path, capsys):
+    """Greedy: a note and 11 s without one are rendered to their end; an excerpt without a note has no scores."""
+    (tmp_path / "midi").mkdir()
+    write_midi(tmp_path / "midi" / "short.mid", seconds=0.2, density=10)
+    make_model().save_pretrained(tmp_path / "model")
+    processor = MidiValleProcessor(EncodecFeatureExtractor(1, 32_000), MidiValleTokenizer())
+    processor.save_pretrained(tmp_path / "model")
+    options = ["--midi-root", tmp_path / "midi", "--seconds", 13, "--excerpts", 1, "--temperature", 0]
+    assert run(tiny_pack, tmp_path / "out", "--model", tmp_path / "model", *options) == 0
+    assert soundfile.info(tmp_path / "out" / "00_generated.flac").frames == 13 * 32_000
+    held = evaluate.Performance(np.array([(0.0, 9.0, 60, 80)], NOTE_DTYPE), "held.mid", {})
+    recordings = evaluate.RenderedRecordings(tmp_path / "midi", "validation", [tiny_pack / "piano"], ["studio"], 0)
+    recordings.performances["short.mid"] = held.notes
+    with pytest.raises(evaluate.EvaluationError, match="excerpt 0, short.mid from .* no note is struck in it"):
+        evaluate.Excerpt(recordings, 0, evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--excerpts", 0), "--excerpts must be at least 1"),
+        (("--first", -1), "--first and --seed at least 0"),
+        (("--seconds", 0.3), "--seconds and --prompt-seconds must be multiples of 0.5"),
+        (("--seconds", "nan"), "--seconds and --prompt-seconds must be multiples of 0.5"),
+        (("--prompt-seconds", 0), "--seconds and --prompt-seconds must be multiples of 0.5 above 0"),
+        (("--prompt-seconds", 40), "the latter up to 15.0"),
+        (("--device", "gpu"), "--device gpu: there is no such device"),
+        (("--device", "meta"), "--device meta: there is no such device"),
+    ],
+)
+def test_options_out_of_range(options, message, tiny_pack, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", *options)
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_refusals(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):
     assert run(tiny_pack, tmp_path / "out", "--codec", tmp_path / "none") == 2
     assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--piano", tmp_path / "none") == 2
     with pytest.raises(SystemExit, match="2"):
         run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--room", "cellar")
+    assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", "--temperature", -1) == 2
+    (tmp_path / "file").write_text("mine")
+    assert run(tiny_pack, tmp_path / "file", "--codec", tiny_pack / "codec") == 2
 
     def missing(device):
         raise TranscriptionError("the transcriber is not installed: run `make install-eval`")
@@ -161,6 +206,6 @@ def test_refusals(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert (
         "make install-eval" in error
-        and error.count("\nerror: ") + error.startswith("error: ") == 3
+        and error.count("\nerror: ") + error.startswith("error: ") == 5
         and not (tmp_path / "out").exists()
     )
