@@ -392,6 +392,15 @@ def test_wrong_input_is_refused(make_model, song, change, message):
         make_model().generate(**(row(song, 0) | change))
 
 
+def test_train_mode_with_gradient_checkpointing_is_refused(make_model, song):
+    model = make_model().train()
+    model.ar.model.layers[0].gradient_checkpointing = True
+    for generate, inputs in ((model.generate, row(song, 0)), (model.ar.generate, {"max_new_tokens": 3})):
+        with pytest.raises(ValueError, match=r"call model.eval\(\) before generate"):
+            generate(**inputs)
+    assert model.eval().generate(**row(song, 0)).shape == (1, 1, 21 * 640)
+
+
 def test_the_published_model_needs_a_prompt(make_model, song):
     midi = {k: song[k] for k in ("input_ids", "attention_mask", "target_frames")}
     assert make_model().generate_codes(**midi, seed=0).shape == (2, 4, 30)

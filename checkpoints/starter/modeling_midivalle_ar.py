@@ -105,6 +105,8 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
             prompt_lengths = torch.zeros(B, dtype=torch.long, device=device)
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and self.training and self.layers[0].gradient_checkpointing:
+            raise ValueError("gradient checkpointing keeps no cache in train mode: call model.eval() before generate")
         seen, prefill = _seen_frames(past_key_values, midi_ids.shape[1])
         check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes, values=prefill)
         places = seen + torch.arange(T, device=device)
