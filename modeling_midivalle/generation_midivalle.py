@@ -16,6 +16,7 @@ from .modeling_midivalle_frame_notes import read_notes, sounds_before, struck_ke
 from .modeling_midivalle_layers import check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
 from .sampling_midivalle import (
+    SAMPLING,
     Sampler,
     align_right,
     check_finite,
@@ -25,6 +26,7 @@ from .sampling_midivalle import (
     last_frames,
     length_mask,
     pad_codes,
+    refuse_options,
     window_seed,
 )
 from .streaming_piano_encodec import CodecStream
@@ -170,6 +172,7 @@ class MidiValleGenerationMixin(GenerationMixin):
     ) -> Iterator[tuple[int, torch.LongTensor, torch.Tensor]]:
         """Window after window, of all pieces side by side: (piece, new codes `(1, K, T)`, new audio `(1, 1, l)`)."""
         self._require_codec()
+        refuse_options(name for name in sampling if name not in SAMPLING)
         counts, context_frames = self._check_windows(len(input_ids), window_counts, context_frames)
         piece_of = [b for b, count in enumerate(counts) for _ in range(count)]
         prompt_codes, prompt_lengths = self._encode_prompt(
@@ -255,6 +258,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         nar_temperature: float = 0.0,
         seed: int | list[int] | None = None,
         compat: Literal["published"] | None = None,
+        **unknown,
     ) -> GeneratedFrames:
         r"""
         The codes of one window in each row, without audio, and what the codec is to make of them.
@@ -276,6 +280,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         Returns:
             [`GeneratedFrames`]: the new frames; codes are 0 after a row's end.
         """
+        refuse_options(unknown)
         B = len(input_ids)
         prompt_codes, prompt_lengths = self._encode_prompt(B, input_ids, None, None, prompt_codes, prompt_lengths)
         context_codes, context_lengths = self._check_codes("context", B, input_ids, context_codes, context_lengths)

@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What generation is made of: choice of codes, random numbers that depend on a seed alone, rows of unequal lengths."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -11,6 +12,13 @@ from transformers.cache_utils import DynamicLayer
 WINDOW_STEP = (
     0x9E3779B97F4A7C15  # 2^64 / golden ratio: seeds of neighbouring windows and of neighbouring seeds stay apart
 )
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "nar_temperature", "compat")
+INSTEAD = {
+    "generation_config": "set model.generation_config, or give do_sample, temperature, top_k and top_p",
+    "max_new_tokens": "target_frames sets the length, as the MIDI does without it",
+    "max_length": "target_frames sets the length, as the MIDI does without it",
+    "streamer": "generate_stream gives the audio piece by piece",
+}
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -73,6 +81,12 @@ def check_finite(logits: torch.Tensor) -> None:
     """ValueError if there is NaN or infinity in `logits`, or in sums of them."""
     if not torch.isfinite(logits).all():
         raise ValueError("the model gave NaN or infinite logits: its weights or its precision are broken")
+
+
+def refuse_options(names: Iterable[str]) -> None:
+    """ValueError if there are any `names`, of options that generation does not have: what to give instead."""
+    for name in names:
+        raise ValueError(f"generation has no {name}: {INSTEAD.get(name, 'generate_stream lists its arguments')}")
 
 
 def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:

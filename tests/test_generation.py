@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import GenerationConfig, StaticCache
 
 from modeling_midivalle.recording_midivalle import RecordingStream
 from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
@@ -385,11 +385,20 @@ def test_nan_raises(make_model, song):
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"top_p": 0.0}, "top_p"),
         ({"seed": [1, 2, 3]}, "one for each of the 1 rows"),
+        ({"generation_config": GenerationConfig()}, "no generation_config: set model.generation_config"),
+        ({"max_new_tokens": 5}, "no max_new_tokens: target_frames sets the length"),
+        ({"streamer": print}, "no streamer: generate_stream gives the audio"),
+        ({"num_beams": 2}, "no num_beams: generate_stream lists its arguments"),
     ],
 )
 def test_wrong_input_is_refused(make_model, song, change, message):
     with pytest.raises(ValueError, match=message):
         make_model().generate(**(row(song, 0) | change))
+
+
+def test_codes_have_no_other_options_either(make_model, song):
+    with pytest.raises(ValueError, match="no max_length: target_frames"):
+        make_model().generate_codes(**row(song, 0), max_length=5)
 
 
 def test_train_mode_with_gradient_checkpointing_is_refused(make_model, song):

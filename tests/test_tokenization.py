@@ -279,6 +279,21 @@ def test_flat_vocabulary_for_transformers(tokenizer):
     assert tokenizer.pad({"input_ids": [flat, flat[:2]]})["input_ids"][1] == flat[:2] + [0] * 4
 
 
+def test_rows_are_not_decoded_as_texts(tokenizer):
+    """Nor taken for flat ids; texts of six words are still decoded side by side."""
+    rows = tokenizer(score_of([(0, 10, 60, 64), (9, 10, 62, 64)]))["input_ids"]
+    for wrong in (rows, rows[0], rows.tolist(), list(rows), rows[0].tolist(), rows[0, 1:-1]):
+        for decode in (tokenizer.decode, tokenizer.batch_decode):
+            with pytest.raises(MidiError, match="give each sequence to decode_rows"):
+                decode(wrong)
+    texts = [
+        "Pitch_60 Velocity_63 Duration_0.1.96 IOI_0 Position_0 Bar_0",
+        "Pitch_60 Pitch_61 Pitch_62 Pitch_63 Bar_0 Bar_1",
+    ]
+    flat = tokenizer(texts)["input_ids"]
+    assert tokenizer.decode(flat) == tokenizer.batch_decode(np.array(flat)) == texts
+
+
 def test_texts_and_paths_are_told_apart(tokenizer, tmp_path, monkeypatch):
     """A `str` with a MIDI ending, or of something that exists, is a path; the rest is text, in flat ids as lists."""
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from symusic import Score
 from transformers import BatchEncoding, PreTrainedTokenizer
-from transformers.utils import PaddingStrategy, is_torch_tensor, logging
+from transformers.utils import PaddingStrategy, is_torch_tensor, logging, to_py_obj
 
 from .midi_midivalle import (
     NOTE_DTYPE,
@@ -248,6 +248,15 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         """Rows of ids `(N, 6)` -> a symusic `Score` of one track at 96 ticks per quarter, 120 BPM, 4/4."""
         return self.midi_tokenizer.decode([(self._note_rows(ids) + NUM_SPECIAL).tolist()])
 
+    def decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
+        """`PreTrainedTokenizer.decode` of the flat ids of texts. `MidiError` for rows, which are not those."""
+        ids = to_py_obj(token_ids)
+        batch = ids if isinstance(ids, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in ids) else []
+        is_deeper = any(isinstance(place, (list, tuple)) for row in batch for place in row)
+        if is_deeper or (batch and all(map(_is_row, batch))):
+            raise MidiError("rows of six ids are not the flat ids of a text; give each sequence to decode_rows")
+        return super().decode(ids, skip_special_tokens, **kwargs)
+
     def _note_rows(self, ids) -> np.ndarray:
         """Check ids, drop special rows, and subtract the special tokens."""
         rows = np.asarray(ids, dtype=np.int64)
@@ -364,6 +373,11 @@ def _are_rows(ids, masks) -> bool:
     if depth != 1 or any(len(row) != len(FIELDS) for row in ids):
         return depth > 1
     return not isinstance(ids, list) or not isinstance(ids[0], list) or (masks is not None and np.ndim(masks) == 1)
+
+
+def _is_row(ids: Sequence) -> bool:
+    """Whether these are six ids, each of its own vocabulary."""
+    return len(ids) == len(FIELDS) and all(0 <= i < size for i, size in zip(ids, VOCAB_SIZES, strict=True))
 
 
 def _edges(start: float, end: float, is_last: bool) -> tuple[int, int]:
