@@ -87,12 +87,17 @@ def pack(weight: torch.Tensor, scale: torch.Tensor) -> torch.ScriptObject:
     return torch.ops.quantized.linear_prepack(quantized, None)
 
 
-def quantize_linears(model: nn.Module) -> None:
-    """Replace the large linear layers of all blocks in `model` by int8 ones; ValueError if an adapter is on them."""
-    parents = list(model.modules())
+def refuse_adapters(model: nn.Module) -> None:
+    """ValueError if an adapter is on a layer of `model` that would be int8."""
+    parents = model.modules()
     if any(hasattr(getattr(parent, name, None), "base_layer") for parent in parents for name in QUANTIZED):  # peft's
         raise ValueError("int8 layers and an adapter do not go together: quantize the model without its adapter")
-    for parent in parents:
+
+
+def quantize_linears(model: nn.Module) -> None:
+    """Replace the large linear layers of all blocks in `model` by int8 ones; ValueError if an adapter is on them."""
+    refuse_adapters(model)
+    for parent in list(model.modules()):
         for name in QUANTIZED:
             if isinstance(linear := getattr(parent, name, None), nn.Linear):
                 setattr(parent, name, Int8Linear.from_linear(linear))

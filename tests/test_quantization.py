@@ -72,6 +72,16 @@ def test_a_quantised_model_is_saved_and_loaded(make_model, make_rows, preset, tm
     assert half.generate_codes(**inputs).shape == (1, 4, 12)
 
 
+def test_both_decoders_or_none(make_model):
+    model = make_model()
+    model.nar.layers[0].linear1.base_layer = nn.Identity()  # as peft's layers have one
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match="an adapter do not go together"):
+        model.quantize_()
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert model.ar.config.quantization is model.nar.config.quantization is None
+
+
 def test_one_decoder_alone(make_ar, tmp_path):
     ar = make_ar()
     with pytest.raises(ValueError, match='knows "int8", got'):

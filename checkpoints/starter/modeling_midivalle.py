@@ -14,6 +14,7 @@ from .modeling_midivalle_ar import MidiValleARModel
 from .modeling_midivalle_layers import check_codes, check_prompt_lengths
 from .modeling_midivalle_nar import MidiValleNARModel
 from .modeling_piano_encodec import PianoEncodecModel
+from .quantization_midivalle import refuse_adapters
 
 
 @dataclass
@@ -96,6 +97,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
 
     def quantize_(self, dtype: Literal["int8"] = "int8") -> None:
         """Both decoders to `dtype`, in place, as [`MidiValleARModel.quantize_`] does it; the codec stays as it is."""
+        refuse_adapters(self)  # both or none
         self.ar.quantize_(dtype)
         self.nar.quantize_(dtype)
 
