@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 
 FORMAT = 2
-RECIPE = {"settings", "threads", "software", "layout", "weights_sha256"}
+KINDS = {"settings": dict, "threads": int, "software": dict, "layout": list | None, "weights_sha256": str}
+SETTINGS = dict.fromkeys("prompt prompt_audio prompt_midi sustain quantize compat".split(), str | None)
+SETTINGS |= dict.fromkeys("start end temperature top_p".split(), int | float | None)
+SETTINGS |= {"model": str, "device": str, "dtype": str, "ring_out": int | float, "seed": int, "top_k": int | None}
+SETTINGS |= {"parallel": bool, "as_recorded": bool | None}
+MOST_THREADS = 1024  # far fewer do any good, and far more end the process
 CODE = ("tokenization", "processing", "modeling_midivalle")
 
 
@@ -78,10 +83,15 @@ def read_manifest(path: str | Path) -> dict:
     try:
         content = json.loads(Path(path).read_text())
         recipe, files = content["recipe"], content["files"]
-        if content["format"] != FORMAT or not RECIPE <= set(recipe) or "midi_file" not in content:
+        if content["format"] != FORMAT:
             raise KeyError("format")
-        if not all(isinstance(sha, str) for sha in files.values()) or not isinstance(content["attempts"], list):
-            raise TypeError("files or attempts")
+        _check_kinds(recipe, KINDS)
+        _check_kinds(recipe["settings"], {name: SETTINGS[name] for name in recipe["settings"].keys() & SETTINGS})
+        _check_kinds(content, {"midi_file": str, "files": dict, "attempts": list})
+        if not all(isinstance(sha, str) for sha in files.values()) or not 1 <= recipe["threads"] <= MOST_THREADS:
+            raise TypeError("files or threads")
+        if not all(type(attempt) is int for attempt in content["attempts"]):
+            raise TypeError("attempts")
     except OSError as error:
         raise ManifestError(f"{name}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -90,6 +100,14 @@ def read_manifest(path: str | Path) -> dict:
         if file_sha256(file) != sha:
             raise ManifestError(f"{file}: is not the file any more that {name} was made from")
     return content
+
+
+def _check_kinds(content: dict, kinds: dict) -> None:
+    """KeyError or TypeError where a field is not there, or of another kind; true and false are no numbers."""
+    for name, kind in kinds.items():
+        value = content[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
+            raise TypeError(name)
 
 
 def differences(recipe: dict) -> str:

@@ -5,6 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from scripts.manifest import MOST_THREADS
 from scripts.model_folder import DEFAULT_MODEL
 
 MIDI_ENDINGS = (".mid", ".midi")
@@ -138,6 +139,8 @@ def check_paths(args: argparse.Namespace):
     for name in ("batch_size", "threads"):
         if (number := getattr(args, name)) is not None and number < 1:
             raise RenderError(f"--{name.replace('_', '-')} {number} must be at least 1")
+    if args.threads is not None and args.threads > MOST_THREADS:
+        raise RenderError(f"--threads {args.threads} must be at most {MOST_THREADS}")
     if args.parallel and args.compat:
         raise RenderError("--compat renders one window: leave out --parallel")
     if args.from_manifest and (len(args.paths) != 1 or args.output_dir or args.stream or args.verify is not None):

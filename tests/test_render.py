@@ -26,7 +26,7 @@ from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneratio
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
-from scripts import model_folder, plots, render, render_files
+from scripts import manifest, model_folder, plots, render, render_files
 from scripts.decoding import Decoding
 from scripts.journal import Journal
 from scripts.pcm_stream import PcmStream
@@ -593,6 +593,37 @@ def test_manifest(run, folder, monkeypatch):
         assert code == 2 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("recipe", "settings"), []),
+        (("recipe", "settings", "temperature"), "hot"),
+        (("recipe", "settings", "seed"), True),
+        (("recipe", "settings", "ring_out"), None),
+        (("recipe", "threads"), -4),
+        (("recipe", "software"), []),
+        (("recipe", "layout"), 5),
+        (("midi_file",), 5),
+        (("attempts",), ["x"]),
+    ],
+)
+def test_a_damaged_manifest(place, value, tmp_path):
+    software = {"torch": "2"}
+    recipe = {"settings": {"seed": 0, "ring_out": 2, "temperature": None}, "threads": 1, "software": software}
+    recipe |= {"layout": None, "weights_sha256": "0"}
+    content = {"format": 2, "recipe": recipe, "midi_file": "a.mid", "files": {}, "attempts": [0]}
+    path = tmp_path / "piece.json"
+    path.write_text(json.dumps(content))
+    assert manifest.read_manifest(path) == content
+    inside = content
+    for name in place[:-1]:
+        inside = inside[name]
+    inside[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(manifest.ManifestError, match="piece.json: is not a manifest"):
+        manifest.read_manifest(path)
+
+
 @pytest.fixture
 def music(tmp_path):
     """A folder of three performances and a bad file."""
@@ -783,6 +814,7 @@ def test_threads(run, monkeypatch):
         (("music/a.mid", "--stream", "-", "--verify"), "--verify needs a file"),
         (("music/a.mid", "x.wav", "--batch-size", "0"), "--batch-size 0"),
         (("music/a.mid", "x.wav", "--threads", "0"), "--threads 0"),
+        (("music/a.mid", "x.wav", "--threads", "100000"), "--threads 100000 must be at most"),
         (("music/a.mid", "x.wav", "--parallel", "--compat", "published"), "leave out --parallel"),
         (("music/a.mid", "x.wav", "--from-manifest", "m.json"), "--from-manifest takes OUTPUT.wav"),
         (("music/a.mid", "x.wav", "--verify", "-1"), "--verify must not be negative"),
@@ -888,3 +920,4 @@ def test_plots(inputs, monkeypatch, capsys):
     assert image.shape[0] == plots.ROWS and image.max() == 0 and image.min() >= -plots.RANGE_DB
     peak = np.geomspace(plots.LOWEST_HZ, plots.HIGHEST_HZ, plots.ROWS)[image.mean(1).argmax()]
     assert peak == pytest.approx(440, rel=0.02)
+    assert plots.log_spectrogram(tone[:100]).shape[0] == plots.ROWS  # shorter than a window
