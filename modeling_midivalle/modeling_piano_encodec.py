@@ -69,13 +69,19 @@ class PianoEncodecModel(EncodecModel):
         Returns:
             `torch.LongTensor` of shape `(B, K, T)`, T = ceil(L / hop_length); 0 after a shorter row's end.
         Raises:
-            ValueError: `input_values` is not `(B, 1, L)`, a row has no sample, or `struck` does not fit.
+            ValueError: `input_values` is not `(B, 1, L)` of finite floats, a row has no sample, or `padding_mask` or
+                `struck` does not fit.
         """
         if input_values.ndim != 3 or input_values.shape[1] != 1:
             raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
+        if not (input_values.is_floating_point() and input_values.isfinite().all()):
+            raise ValueError("input_values must be finite floats of full scale 1.0")
         B, _, L = input_values.shape
         hop = self.config.hop_length
-        lengths = [L] * B if padding_mask is None else padding_mask.reshape(B, -1).sum(-1).tolist()
+        mask = input_values.new_ones(B, L) if padding_mask is None else padding_mask.reshape(B, -1)
+        if mask.shape[1] != L or (mask.bool().diff(dim=1) & mask.bool()[:, 1:]).any():
+            raise ValueError(f"padding_mask must be ({B}, {L}), with padding on the right alone")
+        lengths = mask.long().sum(-1).tolist()
         if min(lengths) < 1:
             raise ValueError("input_values has a row without a sample")
         dtype = next(self.encoder.parameters()).dtype

@@ -138,7 +138,14 @@ class AudioWriter:
             raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error})") from error
 
     def write(self, wave: np.ndarray) -> None:
-        """Append `wave` `(samples,)` or `(samples, channels)`, full scale 1.0; `AudioError` if it is not finite."""
+        """Append `wave` `(samples,)` or `(samples, channels)`, full scale 1.0; `AudioError` if it is not finite floats,
+        or of other channels than the pieces before."""
+        wave = np.asarray(wave)
+        if wave.dtype.kind != "f" or wave.ndim not in (1, 2) or (self.samples and wave.shape[1:] != self.shape):
+            raise AudioError(
+                f"{self.path.name}: cannot hold a wave of shape {wave.shape} and type {wave.dtype}; give floats, "
+                "(samples,) or (samples, channels), as many channels each time"
+            )
         wave = np.ascontiguousarray(wave, np.float32)
         if wave.size:
             check_wave(wave, self.sampling_rate, self.path.name)

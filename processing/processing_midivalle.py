@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
 
-from .audio_midivalle import SAMPLING_RATE, check_wave, read_audio, to_mono_32k
+from .audio_midivalle import MAX_CHANNELS, SAMPLING_RATE, check_wave, read_audio, to_mono_32k
 from .prompts_midivalle import check_offset, choose_excerpt
 from .windows_midivalle import GRID_S, plan_windows
 
@@ -420,6 +420,11 @@ class MidiValleProcessor(ProcessorMixin):
             )
         if wave.ndim == 2 and wave.shape[0] < wave.shape[1]:
             wave = wave.T  # channels first
+        if wave.ndim == 2 and wave.shape[1] > MAX_CHANNELS:
+            raise ProcessorError(
+                f"prompt_audio has {wave.shape[1]} channels (limit {MAX_CHANNELS}); give the prompts of several pieces "
+                "as a list"
+            )
         if wave.dtype.kind == "i":
             wave = wave / -float(np.iinfo(wave.dtype).min)
         elif wave.size and np.abs(wave).max() > LOUDEST:

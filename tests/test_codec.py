@@ -164,6 +164,12 @@ def test_unusable_input(codec):
             codec.encode_codes(wave)
     with pytest.raises(ValueError, match="a row without a sample"):
         codec.encode_codes(noise(1, 1, 640), torch.zeros(1, 640))
+    for mask in (torch.ones(1, 641), torch.arange(640)[None] > 9, torch.arange(640)[None] != 9):
+        with pytest.raises(ValueError, match=r"padding_mask must be \(1, 640\), with padding on the right alone"):
+            codec.encode_codes(noise(1, 1, 640), mask)
+    for wave in (torch.full((1, 1, 640), torch.nan), torch.full((1, 1, 640), 300)):
+        with pytest.raises(ValueError, match="must be finite floats"):
+            codec.encode_codes(wave)
     with pytest.raises(ValueError, match=r"must be \(B, K, T\)"):
         codec.decode_codes(torch.zeros(1, 5, 3, dtype=torch.long))
     for code in (-1, 2048):

@@ -423,6 +423,7 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
         ({"prompt_audio": np.full(64_000, np.nan)}, AudioError, "not finite"),
         ({"prompt_audio": np.zeros((2, 2, 9))}, ProcessorError, "has shape"),
         ({"prompt_audio": np.zeros(64_000, bool)}, ProcessorError, "type bool"),
+        ({"prompt_audio": np.zeros((9, 64_000))}, ProcessorError, "has 9 channels .*give the prompts .* as a list"),
         ({"prompt_audio": np.zeros(0)}, AudioError, "no samples"),
         ({"midi": None}, ProcessorError, "midi is missing"),
         ({"midi": []}, ProcessorError, "empty list"),

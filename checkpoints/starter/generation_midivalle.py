@@ -178,8 +178,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         prompt_codes, prompt_lengths = self._encode_prompt(
             len(counts), input_ids, input_values, padding_mask, prompt_codes, prompt_lengths
         )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids[..., 0])
+        attention_mask = self._check_mask(input_ids, attention_mask)
         if sampling.get("compat") is not None:
             target_frames = None  # the model sets the length
         else:
@@ -281,11 +280,12 @@ class MidiValleGenerationMixin(GenerationMixin):
             [`GeneratedFrames`]: the new frames; codes are 0 after a row's end.
         """
         refuse_options(unknown)
+        if not nar_temperature >= 0:
+            raise ValueError(f"nar_temperature must be at least 0, got {nar_temperature}")
         B = len(input_ids)
         prompt_codes, prompt_lengths = self._encode_prompt(B, input_ids, None, None, prompt_codes, prompt_lengths)
         context_codes, context_lengths = self._check_codes("context", B, input_ids, context_codes, context_lengths)
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids[..., 0])
+        attention_mask = self._check_mask(input_ids, attention_mask)
         if compat is None:
             defaults = self.generation_config
             known = prompt_lengths + context_lengths
@@ -449,6 +449,14 @@ class MidiValleGenerationMixin(GenerationMixin):
         if lengths.shape != (B,) or not 0 <= int(lengths.min()) <= int(lengths.max()) <= codes.shape[-1]:
             raise ValueError(f"{what}_lengths must be {B} numbers from 0 to {codes.shape[-1]}, got {lengths.tolist()}")
         return codes.to(input_ids.device), lengths.to(input_ids.device)
+
+    def _check_mask(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """`attention_mask` `(W, N)` of the checked `input_ids`; ones for None."""
+        if attention_mask is None:
+            return torch.ones_like(input_ids[..., 0])
+        if attention_mask.shape != input_ids.shape[:2]:
+            raise ValueError(f"attention_mask must be {tuple(input_ids.shape[:2])}, got {tuple(attention_mask.shape)}")
+        return attention_mask
 
     def _check_windows(
         self, W: int, window_counts: torch.LongTensor | None, context_frames: torch.LongTensor | None
