@@ -143,6 +143,11 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         if shared is None:
             shared = self.share_inputs(audio_codes, midi_ids, midi_attention_mask, attention_mask, prompt_lengths)
         midi_states, described, is_prompt, mask, rotary = shared
+        if labels is not None:
+            targets = labels.gather(1, stages.expand(B, 1)[..., None].expand(-1, -1, T))[:, 0]
+            targets = targets.masked_fill(is_prompt | ~attended, -100)
+            # before the layers, lest a GPU be waited for
+            check_codes("labels of each row's stage", targets, self.config.codebook_size, targets != -100)
         hidden_states = self._sum_codebooks(audio_codes, attended, is_prompt, stages)
         hidden_states = self.embeddings.audio_dropout(hidden_states + described.to(hidden_states.dtype))
         hidden_states = torch.cat([midi_states.to(hidden_states.dtype), hidden_states], 1)
@@ -151,12 +156,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             last = logits_to_keep if layer is self.layers[-1] else 0
             hidden_states = layer(hidden_states, condition, attention_mask=mask, rotary=rotary, last=last, **kwargs)
         logits = self._apply_heads(self.norm(hidden_states[:, -(logits_to_keep or T) :], condition), stage)
-        loss = None
-        if labels is not None:
-            targets = labels.gather(1, stages.expand(B, 1)[..., None].expand(-1, -1, T))[:, 0]
-            targets = targets.masked_fill(is_prompt | ~attended, -100)
-            check_codes("labels of each row's stage", targets, self.config.codebook_size, targets != -100)
-            loss = self.loss(logits, targets, attended, prompt_lengths, **kwargs)
+        loss = None if labels is None else self.loss(logits, targets, attended, prompt_lengths, **kwargs)
         return MidiValleNAROutput(loss=loss, logits=logits)
 
     def condition(self, stages: torch.LongTensor) -> torch.Tensor:
