@@ -52,7 +52,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MidiValleBlock"]
-    _keep_in_fp32_modules_strict = ["codec", "scale"]
+    _keep_in_fp32_modules_strict = ["codec"]
     _supports_sdpa = True
     _supports_attention_backend = True
 

@@ -177,6 +177,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.quantization:
             quantize_linears(self)
+            self._keep_in_fp32_modules_strict = ["scale"]  # of int8 layers
         self.post_init()
 
     @can_return_tuple

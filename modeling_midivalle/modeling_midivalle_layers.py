@@ -365,7 +365,6 @@ class MidiVallePreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MidiValleBlock, "attentions": MidiValleAttention}
-    _keep_in_fp32_modules_strict = ["scale"]  # of int8 layers
 
     def quantize_(self, dtype: Literal["int8"] = "int8") -> None:
         """

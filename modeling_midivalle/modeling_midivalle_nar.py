@@ -80,6 +80,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         self._tied_weights_keys = {f"heads.{i}.weight": f"audio_embeddings.{i + step}.weight" for i in range(K - step)}
         if config.quantization:
             quantize_linears(self)
+            self._keep_in_fp32_modules_strict = ["scale"]  # of int8 layers
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
