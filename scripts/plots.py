@@ -29,8 +29,8 @@ RANGE_DB = 80.0
 def log_spectrogram(wave: np.ndarray) -> np.ndarray:
     """`wave` (samples,) at 32 kHz -> dB relative to its peak `(ROWS, columns)`, rows geometric in frequency."""
     hop = max(256, -(-len(wave) // MAX_COLUMNS))
-    window = max(4096, 2 * hop)
-    wave = np.pad(wave, (0, max(window - len(wave), 0)))  # a shorter one would be a shorter window's
+    window = min(max(4096, 2 * hop), len(wave))
+    hop = min(hop, window)
     frequencies, _, spectrum = stft(wave, SAMPLING_RATE, nperseg=window, noverlap=window - hop, boundary="zeros")
     level = np.log10(np.maximum(np.abs(spectrum), 1e-10)) * 20
     wanted = np.geomspace(LOWEST_HZ, HIGHEST_HZ, ROWS)

@@ -921,3 +921,5 @@ def test_plots(inputs, monkeypatch, capsys):
     peak = np.geomspace(plots.LOWEST_HZ, plots.HIGHEST_HZ, plots.ROWS)[image.mean(1).argmax()]
     assert peak == pytest.approx(440, rel=0.02)
     assert plots.log_spectrogram(tone[:100]).shape[0] == plots.ROWS  # shorter than a window
+    late = plots.log_spectrogram(tone[:1600] * (np.arange(1600) > 1200)).max(0).argmax()
+    assert late > 0.6 * plots.log_spectrogram(tone[:1600]).shape[1]
