@@ -60,16 +60,9 @@ class CodecRecipe:
         counts = ("mixed_excerpts", "accumulation", "steps", "kmeans_vectors", "save_steps", "log_steps")
         positive = ("learning_rate", "discriminator_learning_rate", "clip_norm", "validation_seconds")
         shares = ("memory", "final_learning_rate_share", "codebook_decay", "average_decay")
-        rest = (
-            "lead_seconds",
-            "warmup_steps",
-            "sing_steps",
-            "dead_code",
-            "adversarial_from",
-            "validation_crops",
-            "seed",
-        )
-        check_ranges(self, positive, shares, **dict.fromkeys(counts, 1), **dict.fromkeys(rest, 0), crop_seconds=0.1)
+        rest = ("lead_seconds", "warmup_steps", "sing_steps", "dead_code", "adversarial_from", "validation_crops")
+        least = dict.fromkeys(counts, 1) | dict.fromkeys(rest, 0) | {"seed": 0, "crop_seconds": 0.1}
+        check_ranges(self, positive, shares, **least)
         check_fields("model", self.model, PianoEncodecConfig)
         if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
             crop = f"{self.crop_seconds} s after {self.lead_seconds} s"

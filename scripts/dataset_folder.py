@@ -190,6 +190,7 @@ def finish(folder: Path, excluded: list[dict]) -> dict[str, tuple[int, Counter]]
 
 
 def _excluded_before(path: Path) -> list[dict]:
+    """What an earlier run has listed of tables' rows that were never tried; `source` tells them from shards' items."""
     try:
         items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     except ValueError as error:

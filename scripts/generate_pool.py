@@ -75,8 +75,9 @@ def generate(model, processor, items: list, seconds: float) -> list[np.ndarray]:
     return [array.cpu().numpy() for array in found]
 
 
-def pool_files(output: Path, sha256: str, items: int, frames: int, books: int, axes: int) -> dict:
-    """For `PoolFiles`."""
+def pool_arrays(output: Path, sha256: str, items: int, frames: int, books: int, axes: int) -> dict:
+    """Shape and type of each file of the pool `output`, for `PoolFiles`: audio, struck keys, codes and, with `axes`,
+    mean vectors of `items` of `frames`."""
     files = {
         output: ((items, frames * HOP), np.int16),
         onsets_path(output): ((items, frames, PITCHES), np.uint8),
@@ -104,7 +105,7 @@ def make_pool(args: argparse.Namespace) -> None:
     settings = {"items": args.items, "seconds": seconds, "mean_vectors": args.mean_vectors, "codec_sha256": sha256}
     settings |= {"batch_size": size, "model_sha256": weights_sha256(folder)}  # in bf16 the batch decides the last bits
     books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
-    files = pool_files(output, sha256, args.items, round(seconds * 50), books, axes)
+    files = pool_arrays(output, sha256, args.items, round(seconds * 50), books, axes)
     with PoolFiles(files, settings | recordings.settings) as pool:
         if pool.done < args.items:
             _generate_items(pool, model, Drawn(recordings, data, processor), size, args.workers)

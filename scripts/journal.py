@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.manifest import MOST_THREADS
+
 
 class Journal:
     """A file of one line, the key of what is rendered, and after it the frames of each finished window.
@@ -95,9 +97,10 @@ class Journal:
 
 
 def journal_threads(path: Path) -> int | None:
-    """The number of threads that the windows of a journal were made with; None if there is none."""
+    """The number of threads that the windows of a journal were made with; None if it tells none that can be."""
     try:
         with open(path, "rb") as file:
-            return int(file.readline(200).split()[1])
+            threads = int(file.readline(200).split()[1])
     except (OSError, ValueError, IndexError):
         return None
+    return threads if 1 <= threads <= MOST_THREADS else None

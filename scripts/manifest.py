@@ -11,10 +11,10 @@ import numpy as np
 
 FORMAT = 2
 KINDS = {"settings": dict, "threads": int, "software": dict, "layout": list | None, "weights_sha256": str}
-SETTINGS = dict.fromkeys("prompt prompt_audio prompt_midi sustain quantize compat".split(), str | None)
-SETTINGS |= dict.fromkeys("start end temperature top_p".split(), int | float | None)
-SETTINGS |= {"model": str, "device": str, "dtype": str, "ring_out": int | float, "seed": int, "top_k": int | None}
-SETTINGS |= {"parallel": bool, "as_recorded": bool | None}
+SETTINGS = {"model": str, "prompt": str | None, "prompt_audio": str | None, "prompt_midi": str | None, "device": str}
+SETTINGS |= {"start": int | float | None, "end": int | float | None, "ring_out": int | float, "sustain": str | None}
+SETTINGS |= {"seed": int, "parallel": bool, "quantize": str | None, "dtype": str, "temperature": int | float | None}
+SETTINGS |= {"top_k": int | None, "top_p": int | float | None, "compat": str | None, "as_recorded": bool | None}
 MOST_THREADS = 1024  # far fewer do any good, and far more end the process
 CODE = ("tokenization", "processing", "modeling_midivalle")
 
@@ -86,7 +86,7 @@ def read_manifest(path: str | Path) -> dict:
         if content["format"] != FORMAT:
             raise KeyError("format")
         _check_kinds(recipe, KINDS)
-        _check_kinds(recipe["settings"], {name: SETTINGS[name] for name in recipe["settings"].keys() & SETTINGS})
+        _check_kinds(recipe["settings"], {name: SETTINGS[name] for name in recipe["settings"]})  # no others
         _check_kinds(content, {"midi_file": str, "files": dict, "attempts": list})
         if not all(isinstance(sha, str) for sha in files.values()) or not 1 <= recipe["threads"] <= MOST_THREADS:
             raise TypeError("files or threads")

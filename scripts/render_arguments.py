@@ -5,12 +5,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from scripts.manifest import MOST_THREADS
+from scripts.manifest import MOST_THREADS, SETTINGS
 from scripts.model_folder import DEFAULT_MODEL
 
 MIDI_ENDINGS = (".mid", ".midi")
-OPTIONS = "model prompt prompt_audio prompt_midi device start end ring_out sustain seed parallel quantize dtype"
-OPTIONS += " temperature top_k top_p compat as_recorded"
 
 
 class RenderError(ValueError):
@@ -126,7 +124,7 @@ def with_manifest(args: argparse.Namespace, settings: dict) -> argparse.Namespac
         RenderError: an option that says otherwise.
     """
     parser = build_parser("")
-    given = {name for name in [*OPTIONS.split(), "batch_size"] if getattr(args, name) != parser.get_default(name)}
+    given = {name for name in [*SETTINGS, "batch_size"] if getattr(args, name) != parser.get_default(name)}
     for name in sorted(given - {"model"}):
         if name not in settings or settings[name] != getattr(args, name):
             raise RenderError(f"--{name.replace('_', '-')} is what the manifest says: leave it out")

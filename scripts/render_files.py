@@ -19,6 +19,7 @@ from processing.audio_midivalle import check_output
 from scripts.journal import Journal, journal_threads
 from scripts.manifest import (
     FORMAT,
+    SETTINGS,
     differences,
     file_sha256,
     journal_key,
@@ -32,7 +33,6 @@ from scripts.model_folder import choose_prompt, load_model, load_processor, mode
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import (
     MIDI_ENDINGS,
-    OPTIONS,
     RenderError,
     outputs_of,
     sampling_options,
@@ -193,7 +193,7 @@ def make_setting(
             raise RenderError(f"{folder}: is not the model any more that {args.from_manifest} was made with")
     part = {} if prompt is None else {"start_s": prompt.start, "seconds": prompt.seconds, "offset_s": prompt.offset}
     recipe = {
-        "settings": {name: getattr(args, name) for name in OPTIONS.split()} | {"device": model.device.type},
+        "settings": {name: getattr(args, name) for name in SETTINGS} | {"device": model.device.type},
         "prompt": {"files": list(files.values())} | part,
         "weights_sha256": sha256.result(),
         "threads": set_threads(args, model, recorded, journals, most),

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than
 import csv
 import queue
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,27 @@ def prepare_command(tiny_pack):
 
     source = ["--midi-root", str(tiny_pack / "midi"), "--piano", str(tiny_pack / "piano")]
     return lambda output, *more: prepare_dataset.main(_prepare_arguments(tiny_pack, output, *source, *more))
+
+
+@pytest.fixture
+def interrupted_pool(monkeypatch):
+    """`with interrupted_pool():` a pool of `scripts.pool_files` is interrupted behind its first items."""
+    from scripts.pool_files import PoolFiles
+
+    add = PoolFiles.add
+
+    def stop(self, *arguments):
+        if self.done:
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    @contextmanager
+    def interrupted():
+        with monkeypatch.context() as patch:
+            patch.setattr(PoolFiles, "add", stop)
+            yield
+
+    return interrupted
 
 
 @pytest.fixture(scope="session")

@@ -224,16 +224,10 @@ def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_pool_goes_on_where_it_stopped_and_is_never_replaced(make_pool, tiny_pack, tmp_path, monkeypatch):
+def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack, tmp_path, monkeypatch):
+    """And is never replaced."""
     pool, add = tmp_path / "pool.npy", PoolFiles.add
-
-    def stop(self, *arguments):
-        if self.done:
-            raise KeyboardInterrupt
-        add(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PoolFiles, "add", stop)
+    with interrupted_pool():
         assert make_pool() == (130, "interrupted; start it again to go on: what is finished is kept")
     assert not pool.exists() and "(seed was 0, is 1)" in make_pool("--seed", 1)[1]
     done = []

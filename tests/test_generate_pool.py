@@ -41,7 +41,7 @@ def files_of(folder):
     return {path.name: np.load(path) for path in sorted(folder.glob("pool*.npy"))}
 
 
-def test_a_pool(make, tmp_path, monkeypatch):
+def test_a_pool(make, interrupted_pool, tmp_path, monkeypatch):
     """What a decoder learns from that is told its keys; interrupted and started again, the same."""
     assert make("--items", 5)[0] == 0
     whole, sha256 = files_of(tmp_path), codec_hash(tmp_path / "codec")
@@ -65,14 +65,7 @@ def test_a_pool(make, tmp_path, monkeypatch):
         path.unlink()
 
     add = PoolFiles.add
-
-    def stop(self, *arguments):
-        if self.done:
-            raise KeyboardInterrupt
-        add(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PoolFiles, "add", stop)
+    with interrupted_pool():
         code, said = make("--items", 5)
     assert code == 130 and said.endswith("what is finished is kept\n") and not pool.exists()
     assert "another pool was made or begun here (items was 5, is 4)" in make("--items", 4)[1]

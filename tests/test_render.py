@@ -28,7 +28,7 @@ from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
 from scripts import manifest, model_folder, plots, render, render_files
 from scripts.decoding import Decoding
-from scripts.journal import Journal
+from scripts.journal import Journal, journal_threads
 from scripts.pcm_stream import PcmStream
 from scripts.render_arguments import RenderError
 from scripts.transcription import TranscriptionError
@@ -464,6 +464,10 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
     assert code == 130 and "start it again to go on" in err
     journal = Path(".piece.wav.windows")
     assert not Path("piece.wav").exists() and journal.exists()
+    damaged = Path("damaged")  # numbers of threads that would end the process are not taken
+    for threads, told in (("1", 1), ("99999999", None), ("-3", None), ("two", None)):
+        damaged.write_text(f"key {threads}\n")
+        assert journal_threads(damaged) == told
     journal.write_bytes(journal.read_bytes()[:-3])  # cut short by a kill: that window is made again
     calls = counted(monkeypatch)
     code, out, err = run("piece.mid", "piece.wav", *options)
@@ -599,6 +603,7 @@ def test_manifest(run, folder, monkeypatch):
         (("recipe", "settings"), []),
         (("recipe", "settings", "temperature"), "hot"),
         (("recipe", "settings", "seed"), True),
+        (("recipe", "settings", "output_dir"), "elsewhere"),
         (("recipe", "settings", "ring_out"), None),
         (("recipe", "threads"), -4),
         (("recipe", "software"), []),

@@ -92,11 +92,8 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            check_codes("input_ids", input_ids, self.config.vocab_size)
-            inputs_embeds = self.audio_embedding(input_ids)
-        B, T, _ = inputs_embeds.shape
-        device = inputs_embeds.device
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        (B, T), device = given.shape[:2], given.device
         if midi_ids is None:
             midi_ids = torch.zeros(B, 0, len(self.config.midi_vocab_sizes), dtype=torch.long, device=device)
         if midi_attention_mask is None:
@@ -109,6 +106,10 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
             raise ValueError("gradient checkpointing keeps no cache in train mode: call model.eval() before generate")
         seen, prefill = _seen_frames(past_key_values, midi_ids.shape[1])
         check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes, values=prefill)
+        if inputs_embeds is None:
+            if prefill:  # as above: a step of generation is not held up
+                check_codes("input_ids", input_ids, self.config.vocab_size)
+            inputs_embeds = self.audio_embedding(input_ids)
         places = seen + torch.arange(T, device=device)
         if attention_mask is None:
             index = places.expand(B, -1)
