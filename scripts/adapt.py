@@ -25,16 +25,16 @@ import torch
 from modeling_midivalle.recording_midivalle import RecordingStream
 from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import Prompt
-from scripts.decoder_objectives import DecoderLosses
-from scripts.manifest import write_json
-from scripts.metrics import note_scores, timbre_distance
-from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
-from scripts.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
-from scripts.publishing import export
-from scripts.recipe_file import check_ranges, read_recipe
-from scripts.rendering import recording_of, render_wave
-from scripts.schedules import warmup_cosine
-from scripts.transcription import Transcriber, TranscriptionError
+from scripts.dataset.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
+from scripts.decoders.objectives import DecoderLosses
+from scripts.measuring.metrics import note_scores, timbre_distance
+from scripts.measuring.transcription import Transcriber, TranscriptionError
+from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
+from scripts.rendering.manifest import write_json
+from scripts.rendering.pieces import recording_of, render_wave
+from scripts.training.publishing import export
+from scripts.training.recipe_file import check_ranges, read_recipe
+from scripts.training.schedules import warmup_cosine
 from tokenization.midi_midivalle import Performance
 
 PARTS = {"ar": r"ar\.model", "nar": "nar", "both": r"(ar\.model|nar)"}

@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleForConditionalGeneration
 from processing import MidiValleProcessor
-from scripts.model_folder import model_type, reason
-from scripts.trained_parts import WHOLE, load_part
+from scripts.models.model_folder import model_type, reason
+from scripts.models.trained_parts import WHOLE, load_part
 from tokenization import MidiValleTokenizer
 
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB

@@ -27,7 +27,7 @@ from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneratio
 from modeling_midivalle.configuration_midivalle import SIZES, UNITS_PER_FRAME, UNITS_PER_TICK
 from modeling_midivalle.decoding_midivalle_ar import FrameDecoder
 from modeling_midivalle.generation_midivalle import GeneratedFrames
-from scripts.model_folder import load_model, model_folder
+from scripts.models.model_folder import load_model, model_folder
 
 MARKS = (100, 250, 1000)  # frames at which the cost of a frame is looked at
 AROUND = 20  # frames before them that are looked at

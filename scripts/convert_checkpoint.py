@@ -6,7 +6,7 @@
 
 Either file may be given alone: without --codec the model makes codes but no audio; without --midi-valle the folder is a
 codec. --codec also takes a Hugging Face EnCodec folder. With --check the model is compared with a recording of the
-original program, see `scripts.published_check`. The folder is made beside --output, compared with the files, loaded
+original program, see `scripts.published.check`. The folder is made beside --output, compared with the files, loaded
 again, and renamed; it holds the report `conversion.json`. Exit code 1: a check failed; 2: a file that cannot be used.
 Neither leaves a folder.
 """
@@ -27,16 +27,16 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor
-from scripts.published_check import Check, compare
-from scripts.published_codec import read_codec_export
-from scripts.published_weights import (
+from scripts.models.trained_parts import load_part
+from scripts.published.check import Check, compare
+from scripts.published.codec import read_codec_export
+from scripts.published.weights import (
     CheckpointError,
     published_names,
     read_configs,
     read_published,
     to_our_state_dict,
 )
-from scripts.trained_parts import load_part
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"

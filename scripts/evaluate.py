@@ -10,7 +10,7 @@ against one transcription of the truth; `--truth RESULTS.json` of an earlier run
 notes are the same. `--piano FONT.sf2` (through fluidsynth) and rooms that were not trained on show what a codec does
 with what it never heard. Needs `make install-eval`.
 
-Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/metrics.py`:
+Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/metrics.py`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
     onset_bias_ms, onset_error_ms, velocity_correlation   of the notes found: median, median absolute, Spearman
     log_mel_db              80 bands, equal RMS, dB
@@ -38,8 +38,11 @@ from tqdm import tqdm
 from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor, Prompt
 from processing.processing_midivalle import MAX_PROMPT_S, MAX_RING_OUT_S
-from scripts.manifest import write_json
-from scripts.metrics import (
+from scripts.audio.pianos import SAMPLING_RATE, load_piano
+from scripts.audio.rendered_audio import onset_roll
+from scripts.audio.rooms import ROOMS
+from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
+from scripts.measuring.metrics import (
     chroma_distance,
     code_statistics,
     log_mel_distance,
@@ -50,15 +53,12 @@ from scripts.metrics import (
     spectrogram_nrmse,
     timbre_distance,
 )
-from scripts.model_folder import load_model, load_processor, model_folder
-from scripts.pianos import SAMPLING_RATE, load_piano
-from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
-from scripts.render_arguments import check_sampling, sampling_options
-from scripts.rendered_audio import onset_roll
-from scripts.rendering import render_wave
-from scripts.rooms import ROOMS
-from scripts.trained_parts import load_part
-from scripts.transcription import Transcriber
+from scripts.measuring.transcription import Transcriber
+from scripts.models.model_folder import load_model, load_processor, model_folder
+from scripts.models.trained_parts import load_part
+from scripts.rendering.arguments import check_sampling, sampling_options
+from scripts.rendering.manifest import write_json
+from scripts.rendering.pieces import render_wave
 from tokenization import Performance
 
 COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velocity_correlation", "log_mel_db")

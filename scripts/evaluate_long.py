@@ -23,11 +23,11 @@ import numpy as np
 from symusic import Note, Score, Track
 
 from processing import Prompt, read_audio
-from scripts.metrics import match_onsets, note_scores, timbre_distance
-from scripts.model_folder import DEFAULT_MODEL, load_model, load_processor, read_prompts
-from scripts.rendered_audio import list_midi
-from scripts.rendering import render_wave
-from scripts.transcription import Transcriber
+from scripts.audio.rendered_audio import list_midi
+from scripts.measuring.metrics import match_onsets, note_scores, timbre_distance
+from scripts.measuring.transcription import Transcriber
+from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, read_prompts
+from scripts.rendering.pieces import render_wave
 from tokenization import Performance, load_performance
 
 RATE = 32_000

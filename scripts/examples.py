@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from scripts.composing import Piece, Voice, perform
-from scripts.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
-from scripts.rooms import Room
+from scripts.audio.composing import Piece, Voice, perform
+from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
+from scripts.audio.rooms import Room
 from tokenization.midi_midivalle import load_performance
 
 PROMPT_SECONDS = 6.0
@@ -134,7 +134,7 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """One bundled prompt: music of `PROMPT_MUSIC` on a piano of `LICENCES` in a room of `scripts.rooms.ROOMS`."""
+    """One bundled prompt: music of `PROMPT_MUSIC` on a piano of `LICENCES` in a room of `scripts.audio.rooms.ROOMS`."""
 
     name: str
     description: str

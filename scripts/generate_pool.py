@@ -28,16 +28,16 @@ from tqdm import tqdm
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
-from scripts.manifest import weights_sha256
-from scripts.model_folder import load_model, load_processor
-from scripts.pianos import SAMPLING_RATE
-from scripts.pool_files import PoolFiles
-from scripts.processes import follow_parent
-from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings
-from scripts.rendered_audio import HOP, PITCHES, codes_path, onsets_path
-from scripts.rendering import encode_prompt
-from scripts.rooms import ROOMS
-from scripts.trained_parts import codec_hash, load_part
+from scripts.audio.pianos import SAMPLING_RATE
+from scripts.audio.rendered_audio import HOP, PITCHES, codes_path, onsets_path
+from scripts.audio.rooms import ROOMS
+from scripts.codec.pool_files import PoolFiles
+from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
+from scripts.models.model_folder import load_model, load_processor
+from scripts.models.trained_parts import codec_hash, load_part
+from scripts.rendering.manifest import weights_sha256
+from scripts.rendering.pieces import encode_prompt
+from scripts.training.processes import follow_parent
 from tokenization import Performance
 
 REDRAW = 1_000_000  # from an item's number to that of the next try

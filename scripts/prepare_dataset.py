@@ -36,22 +36,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.dataset_folder import check_folder, finish, flac, midi_bytes, write_shard
-from scripts.model_folder import model_folder
-from scripts.paired_recordings import PairedRecordings
-from scripts.pianos import SAMPLING_RATE, RenderError
-from scripts.processes import follow_parent
-from scripts.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
-from scripts.rendered_audio import HOP, onset_roll
-from scripts.rooms import ROOMS
-from scripts.shards import shard_names
-from scripts.trained_parts import codec_hash, load_part
+from scripts.audio.pianos import SAMPLING_RATE, RenderError
+from scripts.audio.rendered_audio import HOP, onset_roll
+from scripts.audio.rooms import ROOMS
+from scripts.dataset.folder import check_folder, finish, flac, midi_bytes, write_shard
+from scripts.dataset.paired_recordings import PairedRecordings
+from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
+from scripts.dataset.shards import shard_names
+from scripts.models.model_folder import model_folder
+from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.processes import follow_parent
 from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import MidiError
 
 
 def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: int = 1) -> tuple[list, list]:
-    """Rows of a shard by column (see `scripts.dataset_folder.features`), and items that could not be made with reasons.
+    """Rows of a shard by column (see `scripts.dataset.folder.features`), and items that could not be made with reasons.
 
     Args:
         codec: `PianoEncodecModel`; encodes the windows of `batch_size` items at a time.

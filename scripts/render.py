@@ -21,9 +21,9 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 
-from scripts.model_folder import model_folder, read_prompts
-from scripts.render_arguments import build_parser, check_arguments, say
-from scripts.startup import quick_imports
+from scripts.models.model_folder import model_folder, read_prompts
+from scripts.rendering.arguments import build_parser, check_arguments, say
+from scripts.rendering.startup import quick_imports
 
 BEGIN = time.perf_counter()  # before anything heavy is imported
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None, imports: AbstractContextManager | None =
         if args.list_prompts:
             return list_prompts(args)
         with imports or nullcontext():
-            from scripts.render_files import render_files
+            from scripts.rendering.files import render_files
 
         return render_files(args, BEGIN)
     except ValueError as error:  # RenderError, FolderError, or MidiError, AudioError, ProcessorError: not yet imported

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.pianos import SAMPLING_RATE, load_piano
-from scripts.pool_files import PoolFiles
-from scripts.processes import follow_parent
-from scripts.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
-from scripts.rooms import ROOMS
+from scripts.audio.pianos import SAMPLING_RATE, load_piano
+from scripts.audio.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
+from scripts.audio.rooms import ROOMS
+from scripts.codec.pool_files import PoolFiles
+from scripts.training.processes import follow_parent
 
 EXCERPT_S = 12.0
 CHUNK = 4  # excerpts that a process renders and hands over at a time

@@ -26,15 +26,15 @@ from modeling_midivalle import (
     MidiValleNARConfig,
     MidiValleNARModel,
 )
-from scripts.data import DataError, TrainingStream, dataset_info, shard_files
-from scripts.decoder_objectives import start_from_codebooks
-from scripts.model_folder import model_folder
-from scripts.processes import FolderLock, StopSignals
-from scripts.publishing import push
-from scripts.recipe_file import model_of
-from scripts.train_recipe import TrainRecipe
-from scripts.train_run import BadLossError, Run
-from scripts.trained_parts import codec_hash, load_part
+from scripts.decoders.data import DataError, TrainingStream, dataset_info, shard_files
+from scripts.decoders.objectives import start_from_codebooks
+from scripts.decoders.recipe import TrainRecipe
+from scripts.decoders.run import BadLossError, Run
+from scripts.models.model_folder import model_folder
+from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.processes import FolderLock, StopSignals
+from scripts.training.publishing import push
+from scripts.training.recipe_file import model_of
 from tokenization import MidiValleTokenizer
 
 PARTS = {"ar": (MidiValleARConfig, MidiValleARModel), "nar": (MidiValleNARConfig, MidiValleNARModel)}

@@ -24,7 +24,7 @@
 little, learn for longer to hear struck keys, at any time, for its other axes stay; `codebooks` fits the residual stack
 to what it does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns
 to hear struck keys, and makes every note that the decoder loses a loss of its own. `kicks` gives each struck key an
-attack of its own where its partials already sound (`scripts.codec_oscillators`). `whole` fine-tunes all of any 32 kHz
+attack of its own where its partials already sound (`scripts.codec.oscillators`). `whole` fine-tunes all of any 32 kHz
 EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. Several processes: `accelerate launch -m
@@ -36,14 +36,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
-from scripts.codec_parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
-from scripts.codec_recipe import CodecRecipe
-from scripts.codec_run import CPU_BATCH, Run
-from scripts.model_folder import model_folder
-from scripts.recorded_audio import RecordedExcerpts
-from scripts.rendered_audio import RenderedExcerpts
-from scripts.trained_parts import codec_hash
+from scripts.audio.recorded_audio import RecordedExcerpts
+from scripts.audio.rendered_audio import RenderedExcerpts
+from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
+from scripts.codec.parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
+from scripts.codec.recipe import CodecRecipe
+from scripts.codec.run import CPU_BATCH, Run
+from scripts.models.model_folder import model_folder
+from scripts.models.trained_parts import codec_hash
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
 VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of training
@@ -87,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def source_of(args: argparse.Namespace, recipe: CodecRecipe):
-    """Where the sound comes from, see `scripts.codec_data`."""
+    """Where the sound comes from, see `scripts.codec.data`."""
     seconds, seed = recipe.excerpt_seconds, recipe.seed
     if not args.audio:
         return RenderedExcerpts(args.midi_root, "train", args.piano, recipe.rooms, seconds, seed)

@@ -267,8 +267,8 @@ def prepare_command(tiny_pack):
 
 @pytest.fixture
 def interrupted_pool(monkeypatch):
-    """`with interrupted_pool():` a pool of `scripts.pool_files` is interrupted behind its first items."""
-    from scripts.pool_files import PoolFiles
+    """`with interrupted_pool():` a pool of `scripts.codec.pool_files` is interrupted behind its first items."""
+    from scripts.codec.pool_files import PoolFiles
 
     add = PoolFiles.add
 

@@ -178,7 +178,7 @@ def draw_inputs(seed=5, codes=20):
 
 
 def record(w, heads, layers, prefixes=(5, 4, 6), frames=12):
-    """Tensors and facts of a recording, as `scripts.published_check` reads them."""
+    """Tensors and facts of a recording, as `scripts.published.check` reads them."""
     x, x_lens, y, y_lens = draw_inputs()
     logits, loss = ar_forward(w, x, x_lens, y, y_lens, heads, layers)
     tensors = {"x": x, "x_lens": x_lens, "y": y, "y_lens": y_lens, "ar_logits": logits}

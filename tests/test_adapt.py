@@ -12,8 +12,8 @@ from transformers import AutoModel, EncodecFeatureExtractor
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor, write_audio
 from scripts import adapt
-from scripts.own_recording import Recording, encode
-from scripts.rendered_audio import onset_roll
+from scripts.audio.rendered_audio import onset_roll
+from scripts.dataset.own_recording import Recording, encode
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 RECIPE = """

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_midivalle import MidiValleForConditionalGeneration
 from scripts import assemble_model
-from scripts.trained_parts import codec_hash
+from scripts.models.trained_parts import codec_hash
 
 LOAD_REMOTE = """
 import sys

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.checkpoints import MANIFEST, OPTIMIZERS, TENSORS, Checkpoints, gradients_of, restore_gradients
-from scripts.processes import FolderLock, RunError, StopSignals, any_process, check_unchanged, settings_of
+from scripts.training.checkpoints import MANIFEST, OPTIMIZERS, TENSORS, Checkpoints, gradients_of, restore_gradients
+from scripts.training.processes import FolderLock, RunError, StopSignals, any_process, check_unchanged, settings_of
 
 
 def content(step):
@@ -138,7 +138,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(limit, tmp_pa
 
 PARENT = """
 import multiprocessing, os, sys, time
-from scripts.processes import follow_parent
+from scripts.training.processes import follow_parent
 def work():
     follow_parent()
     print(os.getpid(), flush=True)
@@ -155,8 +155,8 @@ def test_a_worker_ends_with_the_process_that_started_it():
         assert parent.stdout.read() == ""  # ends when nobody can write to it any more
 
 
-HOLDER = "import sys, time; from scripts.processes import FolderLock\nwith FolderLock(sys.argv[1]):\n  print('has it', "
-HOLDER += "flush=True); time.sleep(60)"
+HOLDER = "import sys, time; from scripts.training.processes import FolderLock\n"
+HOLDER += "with FolderLock(sys.argv[1]):\n  print('has it', flush=True); time.sleep(60)"
 
 
 def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_no_hindrance(tmp_path):

@@ -15,8 +15,8 @@ from transformers import EncodecModel
 from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK
 from processing.audio_midivalle import read_audio, to_mono_32k
-from scripts.codec_parts import export_codec
-from scripts.codec_quantizer import ema_update, kmeans_start, nearest, quantize_train
+from scripts.codec.parts import export_codec
+from scripts.codec.quantizer import ema_update, kmeans_start, nearest, quantize_train
 
 STARTER = Path(__file__).resolve().parents[1] / "checkpoints" / "starter"
 

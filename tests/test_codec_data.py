@@ -16,13 +16,13 @@ import soundfile
 import torch
 
 from scripts import render_pool
-from scripts.codec_data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
-from scripts.codec_recipe import CodecRecipe
-from scripts.pianos import RenderError
-from scripts.pool_files import PoolFiles
-from scripts.processes import RunError
-from scripts.recorded_audio import RecordedExcerpts
-from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.audio.pianos import RenderError
+from scripts.audio.recorded_audio import RecordedExcerpts
+from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
+from scripts.codec.pool_files import PoolFiles
+from scripts.codec.recipe import CodecRecipe
+from scripts.training.processes import RunError
 from tokenization import load_performance
 
 RECIPE = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3)

@@ -18,16 +18,17 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
-from scripts import codec_run, train_codec
-from scripts.codec_listener import Listener
-from scripts.codec_objectives import WholeObjective
-from scripts.codec_parts import encode_pools, export_codec, save_whole
-from scripts.codec_quantizer import ema_update
-from scripts.codec_recipe import CodecRecipe
-from scripts.codec_run import Run
-from scripts.codec_step import batch_that_fits
-from scripts.processes import RunError
-from scripts.rendered_audio import RenderedExcerpts, onsets_path
+from scripts import train_codec
+from scripts.audio.rendered_audio import RenderedExcerpts, onsets_path
+from scripts.codec import run
+from scripts.codec.listener import Listener
+from scripts.codec.objectives import WholeObjective
+from scripts.codec.parts import encode_pools, export_codec, save_whole
+from scripts.codec.quantizer import ema_update
+from scripts.codec.recipe import CodecRecipe
+from scripts.codec.run import Run
+from scripts.codec.step import batch_that_fits
+from scripts.training.processes import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
@@ -138,7 +139,7 @@ def test_a_kill_during_saving_and_damage_fall_back(at_once, whole, tmp_path, cap
 
 def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp_path, capsys, monkeypatch):
     """SIGTERM in step 1: a checkpoint of step 1, from which the run goes on to the same end."""
-    learn = codec_run.Learner.__call__
+    learn = run.Learner.__call__
 
     def interrupted(self, step, batches):
         if step == 0:
@@ -146,7 +147,7 @@ def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp
         return learn(self, step, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(codec_run.Learner, "__call__", interrupted)
+        patch.setattr(run.Learner, "__call__", interrupted)
         assert train_codec.main(whole("stopped")) == 0
     assert [p.name for p in sorted((tmp_path / "stopped").glob("step_*"))] == ["step_0000001"]
     assert (tmp_path / "stopped" / "codec" / "config.json").is_file()
@@ -210,7 +211,7 @@ SUMS = """
 import torch
 from types import SimpleNamespace as S
 from torch import distributed
-from scripts.codec_quantizer import ema_update
+from scripts.codec.quantizer import ema_update
 distributed.init_process_group("gloo")
 rank, g = distributed.get_rank(), torch.Generator().manual_seed(0)
 vectors, embed = torch.randn(40, 4, generator=g), torch.randn(8, 4, generator=g)

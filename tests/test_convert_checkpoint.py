@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoProcessor, EncodecConfig, EncodecModel
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecModel
 from scripts import convert_checkpoint
-from scripts.published_weights import published_names
+from scripts.published.weights import published_names
 from tests.audiocraft_codec import BOOKS, CODES, decode, encode, random_export
 from tests.published_arithmetic import FIXTURES, add_aliases, random_weights
 

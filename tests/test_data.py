@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import prepare_dataset
-from scripts.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
-from scripts.paired_recordings import PairedRecordings
-from scripts.recordings import DataArguments, RenderedRecordings
-from scripts.trained_parts import codec_hash, load_part
+from scripts.dataset.paired_recordings import PairedRecordings
+from scripts.dataset.recordings import DataArguments, RenderedRecordings
+from scripts.decoders.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
+from scripts.models.trained_parts import codec_hash, load_part
 from tokenization import MidiError, MidiValleTokenizer, load_performance
 
 RATE = 32_000

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from modeling_midivalle import MidiValleARConfig, MidiValleARModel, MidiValleNARConfig, MidiValleNARModel
-from scripts.codec_quantizer import nearest
-from scripts.decoder_objectives import (
+from scripts.codec.quantizer import nearest
+from scripts.decoders.objectives import (
     ar_loss,
     disturb,
     frame_loss,

@@ -11,7 +11,7 @@ from transformers import EncodecFeatureExtractor
 
 from processing import MidiValleProcessor
 from scripts import evaluate
-from scripts.transcription import TranscriptionError
+from scripts.measuring.transcription import TranscriptionError
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 

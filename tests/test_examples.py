@@ -8,9 +8,9 @@ import pytest
 import soundfile
 from symusic import Score
 
-from scripts.composing import Piece, Voice, perform, pitch_number
+from scripts.audio.composing import Piece, Voice, perform, pitch_number
+from scripts.audio.rooms import ROOMS
 from scripts.examples import EXAMPLES, LICENCES, PROMPT_MUSIC, PROMPTS, main, write_examples
-from scripts.rooms import ROOMS
 from tokenization.midi_midivalle import load_performance
 
 ROOT = Path(__file__).resolve().parents[1]

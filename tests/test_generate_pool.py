@@ -9,12 +9,12 @@ from transformers import EncodecFeatureExtractor
 from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor
 from scripts import generate_pool
-from scripts.codec_data import StoredCrops
-from scripts.codec_objectives import DecoderObjective
-from scripts.pool_files import PoolFiles
-from scripts.recordings import DataArguments, RenderedRecordings
-from scripts.rendered_audio import codes_path, onsets_path
-from scripts.trained_parts import codec_hash
+from scripts.audio.rendered_audio import codes_path, onsets_path
+from scripts.codec.data import StoredCrops
+from scripts.codec.objectives import DecoderObjective
+from scripts.codec.pool_files import PoolFiles
+from scripts.dataset.recordings import DataArguments, RenderedRecordings
+from scripts.models.trained_parts import codec_hash
 from tokenization import MidiValleTokenizer
 
 

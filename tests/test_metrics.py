@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from scripts.metrics import (
+from scripts.measuring.metrics import (
     chroma_distance,
     code_statistics,
     log_mel_distance,

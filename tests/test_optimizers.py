@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scripts.optimizers import ScaledAdam, make_optimizer
-from scripts.schedules import eden, phase
+from scripts.decoders.optimizers import ScaledAdam, make_optimizer
+from scripts.training.schedules import eden, phase
 
 LR, B1, B2 = 0.05, 0.9, 0.95
 

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 import soxr
 
-from scripts.paired_recordings import PairedRecordings, read_pairs, read_stretch
-from scripts.recordings import DataArguments
+from scripts.dataset.paired_recordings import PairedRecordings, read_pairs, read_stretch
+from scripts.dataset.recordings import DataArguments
 from tokenization import MidiError
 
 MAESTRO = "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from scripts.convert_checkpoint import build_model
-from scripts.published_check import compare
+from scripts.published.check import compare
 from tests.published_arithmetic import FIXTURES, add_aliases, ar_forward, draw_inputs, nar_forward, random_weights
 
 PREFIXES = (5, 4, 6)

@@ -52,7 +52,7 @@ def gains_of(taps):
 
 def levels(wave):
     """dB of the bands of a wave `(samples,)`."""
-    from scripts.metrics import _long_term_spectrum
+    from scripts.measuring.metrics import _long_term_spectrum
 
     return _long_term_spectrum(wave.numpy(), RATE)
 

@@ -2,6 +2,7 @@
 """`python -m scripts.render`: exact lengths, same seed same file, and one sentence for everything it cannot use."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -26,13 +27,15 @@ from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneratio
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
 from processing.audio_midivalle import to_int16
-from scripts import manifest, model_folder, plots, render, render_files
-from scripts.decoding import Decoding
-from scripts.journal import Journal, journal_threads
-from scripts.pcm_stream import PcmStream
-from scripts.render_arguments import RenderError
-from scripts.transcription import TranscriptionError
-from scripts.verification import compare
+from scripts import plots, render
+from scripts.measuring.transcription import TranscriptionError
+from scripts.models import model_folder
+from scripts.rendering import files, manifest
+from scripts.rendering.arguments import RenderError
+from scripts.rendering.decoding import Decoding
+from scripts.rendering.journal import Journal, journal_threads
+from scripts.rendering.pcm_stream import PcmStream
+from scripts.rendering.verification import compare
 from tokenization import NOTE_DTYPE, MidiValleTokenizer, load_performance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -509,7 +512,7 @@ def test_a_disk_that_is_full_leaves_no_journal(run, monkeypatch):
         def __add__(self, data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(render_files, "Journal", full)
+    monkeypatch.setattr(files, "Journal", full)
     code, _, err = run("piece.mid", "piece.wav", "--ring-out", "0.2")
     assert code == 2 and "No space left on device" in err and os.listdir() == ["piece.mid"]
 
@@ -527,7 +530,7 @@ def test_a_stream_that_cannot_be_written_is_no_success():
     stream.write(np.zeros(640, np.float32))
     assert gone.wait(5) and stream.gone
     with pytest.raises(RenderError, match="cannot be written"):
-        render_files.refuse_broken(stream)
+        files.refuse_broken(stream)
     os.close(read), os.close(write)
 
 
@@ -572,6 +575,7 @@ def test_manifest(run, folder, monkeypatch):
     assert recipe["settings"]["seed"] == 3 and recipe["settings"]["start"] == 0.4 and recipe["threads"] >= 1
     assert recipe["midi"] == manifest["files"]["piece.mid"] and len(recipe["prompt"]["files"]) == 2
     assert {"torch", "transformers", "code_sha256", "processor"} <= set(recipe["software"])
+    assert recipe["software"]["code_sha256"] != hashlib.sha256().hexdigest()  # of no file
     threads = torch.get_num_threads()
     code, _, err = run("again.wav", "--from-manifest", "piece.json")
     assert code == 0 and torch.get_num_threads() == threads, err
@@ -667,14 +671,14 @@ def test_many_files_in_batches(music, run, monkeypatch):
 
 
 def test_a_file_that_cannot_be_written_stops_nobody(music, run, monkeypatch):
-    real = render_files.AudioWriter.close
+    real = files.AudioWriter.close
 
     def close(self):
         if self.path.name == "b.wav":
             raise AudioError("b.wav: cannot be written to out (disk full)")
         return real(self)
 
-    monkeypatch.setattr(render_files.AudioWriter, "close", close)
+    monkeypatch.setattr(files.AudioWriter, "close", close)
     code, out, err = run(*MANY)
     assert code == 2 and "b.wav: cannot be written" in err and out.count("s on cpu") == 2
     assert sorted(os.listdir("out")) == [".b.wav.windows", "a.json", "a.wav", "c.json", "c.wav"]
@@ -786,7 +790,7 @@ def test_threads(run, monkeypatch):
     """Measured when nothing is said; else the user's, the manifest's, or those of the render that goes on."""
     save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(14)])
     chosen = iter((1, 5))
-    monkeypatch.setattr(render_files, "choose_threads", lambda model, most: next(chosen))
+    monkeypatch.setattr(files, "choose_threads", lambda model, most: next(chosen))
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     interrupted = pytest.MonkeyPatch()
     interrupt_after(interrupted, 1)
@@ -846,7 +850,7 @@ class Listener:
 
 def test_self_check_and_repair(run, monkeypatch):
     """A window whose notes are not heard is generated anew, with other draws; the best is kept and all is reported."""
-    monkeypatch.setattr(render_files, "Transcriber", Listener)
+    monkeypatch.setattr(files, "Transcriber", Listener)
     save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(3)])
     calls = counted(monkeypatch)
     code, out, err = run("piece.mid", "piece.wav", "--ring-out", 0, "--verify", 3)
@@ -876,14 +880,14 @@ def test_a_prompt_without_its_midi(run, inputs, monkeypatch):
     def missing(*_):
         raise TranscriptionError("not installed")
 
-    monkeypatch.setattr(render_files, "Transcriber", missing)
+    monkeypatch.setattr(files, "Transcriber", missing)
     code, _, err = run("good.mid", "out.wav", "--prompt-audio", "noise.wav")
     assert code == 2 and "noise.wav comes without its MIDI: add --prompt-midi, or run `make install-eval`" in err
     heard = np.array([(0.2, 0.5, 60, 80)], NOTE_DTYPE)
-    monkeypatch.setattr(render_files, "Transcriber", lambda *_: lambda wave, rate: heard)
+    monkeypatch.setattr(files, "Transcriber", lambda *_: lambda wave, rate: heard)
     code, out, err = run("good.mid", "out.wav", "--prompt-audio", "noise.wav", "--ring-out", 0)
     assert code == 0 and "own prompt, transcribed" in out, err
-    monkeypatch.setattr(render_files, "Transcriber", lambda *_: lambda wave, rate: heard[:0])
+    monkeypatch.setattr(files, "Transcriber", lambda *_: lambda wave, rate: heard[:0])
     code, _, err = run("good.mid", "none.wav", "--prompt-audio", "noise.wav")
     assert code == 2 and "no note is heard in it" in err
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from modeling_midivalle import MidiValleConfig
-from scripts import resources
-from scripts.decoding import Decoding
-from scripts.scheduling import layouts, schedule, steps_again
-from scripts.startup import UNUSED, quick_imports
+from scripts.rendering import resources
+from scripts.rendering.decoding import Decoding
+from scripts.rendering.scheduling import layouts, schedule, steps_again
+from scripts.rendering.startup import UNUSED, quick_imports
 
 
 def test_a_piece_that_ends_makes_room():

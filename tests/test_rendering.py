@@ -10,10 +10,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from scripts import pianos
-from scripts.pianos import RenderError, SampledPiano, SoundFontPiano, load_piano, performance_level, velocity_gain
-from scripts.rendered_audio import RenderedExcerpts, list_midi, render
-from scripts.rooms import ROOMS, TARGET_RMS_DBFS, Room
+from scripts.audio import pianos
+from scripts.audio.pianos import RenderError, SampledPiano, SoundFontPiano, load_piano, performance_level, velocity_gain
+from scripts.audio.rendered_audio import RenderedExcerpts, list_midi, render
+from scripts.audio.rooms import ROOMS, TARGET_RMS_DBFS, Room
 from tokenization import NOTE_DTYPE, MidiError
 
 RATE = 32_000

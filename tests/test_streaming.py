@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from scripts import data, shards
-from scripts.data import DataError, TrainingStream, shard_files
-from scripts.dataset_folder import finish, write_shard
-from scripts.shards import Shards, shard_names
+from scripts.dataset import shards
+from scripts.dataset.folder import finish, write_shard
+from scripts.dataset.shards import Shards, shard_names
+from scripts.decoders import data
+from scripts.decoders.data import DataError, TrainingStream, shard_files
 from tests.range_server import serve
 from tokenization import MidiValleTokenizer
 

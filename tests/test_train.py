@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
-from scripts import publishing, run_log, train
-from scripts.data import TrainingStream, shard_files
-from scripts.optimizers import make_optimizer
-from scripts.train_run import BadLossError, Run
-from scripts.trained_parts import load_part
+from scripts import train
+from scripts.decoders.data import TrainingStream, shard_files
+from scripts.decoders.optimizers import make_optimizer
+from scripts.decoders.run import BadLossError, Run
+from scripts.models.trained_parts import load_part
+from scripts.training import publishing, run_log
 from tokenization import MidiValleTokenizer
 
 RECIPE = """
@@ -491,7 +492,7 @@ def test_trackers_get_sound_and_curves_at_each_validation(part, tiny_data, tiny_
     size = {"steps": 4, "save_steps": 2, "sample_seconds": 0.5, part: NO_DROPOUT}
     plain = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "plain", **size)
     assert plain.train() and not plain.shows_samples
-    monkeypatch.setattr("scripts.train_run.installed_trackers", lambda names: [tracker])
+    monkeypatch.setattr("scripts.decoders.run.installed_trackers", lambda names: [tracker])
     run = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "run", **size)
     assert run.train()
     assert_same(tmp_path / "plain" / "step_0000004", tmp_path / "run" / "step_0000004")

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
-from scripts.codec_listener import Listener, onset_f1
-from scripts.codec_objectives import (
+from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.codec.listener import Listener, onset_f1
+from scripts.codec.objectives import (
     DecoderObjective,
     KickObjective,
     ListenerObjective,
@@ -24,7 +25,7 @@ from scripts.codec_objectives import (
     listening_losses,
     struck_losses,
 )
-from scripts.codec_oscillators import (
+from scripts.codec.oscillators import (
     KICKED,
     PITCHES,
     front_layers,
@@ -33,8 +34,7 @@ from scripts.codec_oscillators import (
     kick_rows,
     struck_partials,
 )
-from scripts.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
-from scripts.trained_parts import codec_hash
+from scripts.models.trained_parts import codec_hash
 from tokenization import NOTE_DTYPE
 
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow

@@ -1,0 +1,155 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Excerpts of real recordings, with or without notes: folders of audio files, or parquet shards that hold audio.
+
+A file of audio has its notes in a `.mid` or `.midi` of the same name beside it. A column `audio` or `NAME_audio` of a
+shard (what `datasets.Audio` stores, a struct with `bytes`) has them in `NAME_onset`, `NAME_duration`, `NAME_pitch` and
+`NAME_velocity` (`scripts.prepare_dataset --keep-audio`), or in `midi` or `NAME_midi`, the bytes of a MIDI file.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+from torch.utils.data import Dataset
+
+from processing.audio_midivalle import check_wave, read_audio, to_mono_32k
+from scripts.audio.pianos import SAMPLING_RATE, RenderError
+from scripts.audio.rendered_audio import HOP, onset_roll, sounding_excerpt
+from tokenization.midi_midivalle import NOTE_DTYPE, load_performance
+
+AUDIO_FILES, MIDI_FILES = (".wav", ".flac"), (".mid", ".midi")
+FIELDS = ("onset", "duration", "pitch", "velocity")
+
+
+class RecordedExcerpts(Dataset):
+    """Excerpts of recordings: number i is drawn from (seed, i). A recording counts by its length, a row as one excerpt.
+
+    An item holds `wave` int16 (samples,) at 32 kHz, `onsets` uint8 (frames, 88), and `has_notes`, whether the recording
+    has any: without, `onsets` is zero. A recording that is too short is followed by silence.
+
+    Args:
+        paths: audio files, parquet shards, or folders to look for both in.
+        seconds: length of an excerpt.
+    Raises:
+        RenderError: nothing is there, or a file is neither.
+    """
+
+    def __init__(self, paths, seconds: float, seed: int = 0):
+        self.seconds, self.seed = seconds, seed
+        self.recordings = [r for path in paths for file in _files(Path(path)) for r in _recordings(file)]
+        if not self.recordings:
+            raise RenderError(f"{', '.join(map(str, paths))}: no .wav, .flac or .parquet file with audio is there")
+        weights = np.array([max(recording.seconds / seconds, 1.0) for recording in self.recordings])
+        self.weights = weights / weights.sum()
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng([self.seed, index])
+        recording = self.recordings[rng.choice(len(self.recordings), p=self.weights)]
+        wave, notes = recording.excerpt(rng, self.seconds)
+        samples = round(self.seconds * SAMPLING_RATE)
+        wave = np.pad(wave[:samples], (0, max(samples - len(wave), 0)))
+        has_notes, notes = notes is not None, np.empty(0, NOTE_DTYPE) if notes is None else notes
+        wave = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+        return {"wave": wave, "onsets": onset_roll(notes, samples // HOP), "has_notes": np.array(has_notes)}
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """One recording in a file; only what is wanted of it is read."""
+
+    path: Path
+    seconds: float
+
+    def excerpt(self, rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """Wave (samples,) at 32 kHz from a random place on, and its notes, if there are any."""
+        start = float(rng.uniform(0, max(self.seconds - seconds, 0.0)))
+        try:
+            with soundfile.SoundFile(self.path) as file:
+                rate = file.samplerate
+                file.seek(round(start * rate))
+                wave = file.read(round(seconds * rate), dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise RenderError(f"{self.path}: cannot be read as audio ({error})") from error
+        check_wave(wave, rate, str(self.path))
+        notes = _midi_beside(str(self.path))
+        return to_mono_32k(wave, rate), None if notes is None else sounding_excerpt(notes, start, seconds)
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One row of a shard."""
+
+    path: Path
+    group: int
+    row: int
+    name: str  # of the column
+    seconds: float = 0.0
+
+    def excerpt(self, rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `AudioFile.excerpt`."""
+        prefix = self.name.removesuffix("audio")
+        columns = [self.name, *(f"{prefix}{field}" for field in FIELDS), f"{prefix}midi"]
+        row = _row_group(str(self.path), self.group, tuple(columns)).slice(self.row, 1).to_pylist()[0]
+        place = f"{self.path.name}, row {self.row}, {self.name}"
+        if not (row[self.name] or {}).get("bytes"):
+            raise RenderError(f"{place}: holds no audio; save the dataset with its files' bytes in it")
+        wave = to_mono_32k(*read_audio(row[self.name]["bytes"], place))
+        start = float(rng.uniform(0, max(len(wave) / SAMPLING_RATE - seconds, 0.0)))
+        notes = _row_notes(row, prefix)
+        wave = wave[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
+        return wave, None if notes is None else sounding_excerpt(notes, start, seconds)
+
+
+def _files(path: Path) -> list[Path]:
+    kinds = (*AUDIO_FILES, ".parquet")
+    if path.is_dir():
+        return sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds)
+    if not path.is_file() or path.suffix.lower() not in kinds:
+        raise RenderError(f"{path}: neither a folder nor one of {', '.join(kinds)}")
+    return [path]
+
+
+def _recordings(path: Path) -> list[AudioFile | ShardRow]:
+    try:
+        if path.suffix.lower() in AUDIO_FILES:
+            return [AudioFile(path, soundfile.info(path).duration)]
+        shard = pq.ParquetFile(path)
+    except (soundfile.SoundFileError, RuntimeError, pa.ArrowInvalid, OSError) as error:
+        raise RenderError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    names = [field.name for field in shard.schema_arrow if field.name.split("_")[-1] == "audio"]
+    for name in names:
+        kind = shard.schema_arrow.field(name).type
+        if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise RenderError(f"{path}: its column {name} is {kind}, not audio as `datasets` stores it (with bytes)")
+    places = [(g, r) for g in range(shard.num_row_groups) for r in range(shard.metadata.row_group(g).num_rows)]
+    return [ShardRow(path, group, row, name) for group, row in places for name in names]
+
+
+def _row_notes(row: dict, prefix: str) -> np.ndarray | None:
+    if row.get(f"{prefix}midi") is not None:
+        return load_performance(row[f"{prefix}midi"]).notes
+    if any(row.get(f"{prefix}{field}") is None for field in FIELDS):
+        return None
+    notes = np.empty(len(row[f"{prefix}onset"]), NOTE_DTYPE)
+    for field in FIELDS:
+        notes[field] = row[f"{prefix}{field}"]
+    return notes
+
+
+@lru_cache(maxsize=256)
+def _midi_beside(audio: str) -> np.ndarray | None:
+    found = [p for suffix in MIDI_FILES if (p := Path(audio).with_suffix(suffix)).is_file()]
+    return load_performance(found[0]).notes if found else None
+
+
+@lru_cache(maxsize=4)
+def _row_group(path: str, group: int, columns: tuple[str, ...]) -> pa.Table:
+    try:
+        shard = pq.ParquetFile(path)
+        return shard.read_row_group(group, [name for name in columns if name in shard.schema_arrow.names])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise RenderError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

@@ -1,0 +1,188 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Endless audio for the codec: MIDI rendered on pianos and rooms as it is needed, so nothing is stored or seen twice.
+
+`RenderedExcerpts` draws a performance, an excerpt, a piano and a room from (seed, number) alone.
+"""
+
+import csv
+import hashlib
+import lzma
+import tarfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
+from scripts.audio.rooms import Room, without_clipping
+from tokenization.midi_midivalle import MidiError, Performance, load_performance
+
+HOP = 640
+CODES = ("heard", "played", "generated")  # kinds of codes of a pool, see `codes_path`
+LOWEST_PITCH, PITCHES = 21, 88
+
+
+@dataclass(frozen=True)
+class MidiFile:
+    """One performance of a MIDI pack: where it is and what its manifest says."""
+
+    path: str
+    archive: str | None
+    split: str
+    duration: float
+    composition_id: str
+    licence: str
+
+    def load(self, root: str) -> Performance:
+        """Read the notes, pedal applied.
+
+        Raises:
+            MidiError: the file cannot be used.
+            RenderError: the archive is damaged or not there, or the file is not in it.
+        """
+        if self.archive is None:
+            return load_performance(Path(root) / self.path)
+        archive = Path(root) / self.archive
+        try:
+            data = _archive_members(str(archive))[self.path]
+        except (OSError, EOFError, KeyError, lzma.LZMAError, tarfile.TarError) as error:
+            raise RenderError(f"{archive}: {self.path} cannot be read from it ({error})") from error
+        return load_performance(data)
+
+
+def list_midi(root: str | Path, split: str) -> list[MidiFile]:
+    """The files of one split of a MIDI folder.
+
+    Args:
+        root: folder with `manifest.csv` (columns path, split, duration_s, composition_id, licence, source) beside the
+            files or beside one `SOURCE.tar.xz` an archive; without a manifest every `.mid`/`.midi` below is taken.
+    Raises:
+        MidiError: nothing of that split is there.
+    """
+    root = Path(root)
+    manifest = root / "manifest.csv"
+    if not manifest.is_file():
+        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
+        found = [MidiFile(str(p.relative_to(root)), None, split, 0.0, p.stem, "unknown") for p in paths]
+    else:
+        try:
+            with open(manifest, newline="", encoding="utf-8-sig") as f:  # spreadsheets begin a file with a mark
+                rows = [row for row in csv.DictReader(f) if row["split"] == split]
+            found = [_manifest_file(root, row) for row in rows]
+        except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+            columns = "path, split, duration_s, composition_id, licence"
+            raise MidiError(f"{manifest}: expected a table with the columns {columns} ({error})") from error
+    if not found:
+        raise MidiError(f"{root}: no MIDI file of split {split!r}; expected manifest.csv or .mid files")
+    return found
+
+
+def sounding_excerpt(notes: np.ndarray, start: float, seconds: float) -> np.ndarray:
+    """Notes heard in [start, start + seconds), times relative to `start` (held ones have negative onsets)."""
+    ends = notes["onset"] + notes["duration"]
+    part = notes[(notes["onset"] < start + seconds) & (ends > start - 2.0)].copy()
+    part["onset"] -= start
+    return part
+
+
+def onset_roll(notes: np.ndarray, frames: int, lead: float = 0.0) -> np.ndarray:
+    """uint8 (frames, 88): the velocity of each key that is struck in a frame of 20 ms; notes relative to `lead` s after
+    frame 0."""
+    roll = np.zeros((frames, PITCHES), np.uint8)
+    at = np.floor((notes["onset"] + lead) * SAMPLING_RATE / HOP).astype(int)
+    struck = (at >= 0) & (at < frames)
+    roll[at[struck], notes["pitch"][struck] - LOWEST_PITCH] = notes["velocity"][struck]
+    return roll
+
+
+class RenderedExcerpts(Dataset):
+    """Endless rendered piano: excerpt i is drawn and rendered from (seed, i) alone.
+
+    An item holds `wave` int16 (samples,) at 32 kHz and `onsets` uint8 (frames, 88): the velocity of a key that is
+    struck in that 20 ms frame.
+
+    Args:
+        midi_root, split: see `list_midi`.
+        pianos: paths for `load_piano`.
+        rooms: names of `scripts.audio.rooms.ROOMS`.
+        seconds: length of an excerpt.
+    """
+
+    def __init__(self, midi_root, split, pianos, rooms, seconds: float = 12.0, seed: int = 0):
+        self.root, self.files = str(midi_root), list_midi(midi_root, split)
+        self.pianos, self.rooms = list(pianos), list(rooms)
+        self.seconds, self.seed = seconds, seed
+        durations = np.array([max(f.duration, 1.0) for f in self.files])
+        self.weights = durations / durations.sum()
+        self._performances = {}
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        wave, notes, _ = self.excerpt(np.random.default_rng([self.seed, index]))
+        wave = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+        return {"wave": wave, "onsets": onset_roll(notes, len(wave) // HOP)}
+
+    def excerpt(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict]:
+        """One rendered excerpt: wave (samples,) float32, notes relative to its start, and what it is."""
+        file = self.files[rng.choice(len(self.files), p=self.weights)]
+        performance = self._load(file)
+        start = float(rng.uniform(0, max(performance.end - self.seconds, 0.01)))
+        piano = self.pianos[rng.integers(len(self.pianos))]
+        room = self.rooms[rng.integers(len(self.rooms))]
+        seed = int(rng.integers(2**31))
+        wave = render(performance.notes, start, self.seconds, piano, Room(room, seed), rng)
+        notes = sounding_excerpt(performance.notes, start, self.seconds)
+        return wave, notes, {"path": file.path, "start": start, "piano": piano, "room": room, "room_seed": seed}
+
+    def _load(self, file: MidiFile) -> Performance:
+        if file.path not in self._performances:
+            self._performances[file.path] = file.load(self.root)
+        return self._performances[file.path]
+
+
+def source_settings(source) -> dict:
+    """What decides the items of a `RenderedExcerpts`, or `RenderedRecordings`, but for their lengths; no paths of a
+    machine."""
+    files = repr([(file.path, file.duration) for file in source.files])
+    found = {"seed": source.seed, "midi_sha256": hashlib.sha256(files.encode()).hexdigest()[:12]}
+    return found | {"pianos": [Path(piano).name for piano in source.pianos], "rooms": list(source.rooms)}
+
+
+def onsets_path(pool: str | Path) -> Path:
+    """Where the struck keys, uint8 velocities (excerpts, frames, 88), of a pool lie."""
+    return Path(pool).with_suffix(".onsets.npy")
+
+
+def codes_path(pool: str | Path, codec_sha256: str, kind: str = "heard") -> Path:
+    """Where the codes (excerpts, K, frames) of a pool by one codec lie: as `heard`, with its notes as `played`, or
+    `generated` from its notes; and the `means` (excerpts, A, frames) of those."""
+    return Path(pool).with_suffix(f".{codec_sha256[:12]}{'' if kind == 'heard' else '.' + kind}.npy")
+
+
+def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:
+    """Sound of `seconds` of a performance from `start` on, float32 (samples,), peak at most 0.97; the level follows the
+    whole performance."""
+    return without_clipping(record(notes, start, seconds, piano, room, performance_level(notes), rng))[0]
+
+
+def record(notes, start: float, seconds: float, piano: str, room: Room, level: float, rng) -> np.ndarray:
+    """The same at a gain for performances of the mean RMS `level`, without a limit; see `Room.record`.
+
+    One and a half seconds before the excerpt are rendered too and cut off, so that its start already rings.
+    """
+    lead = 1.5
+    dry = load_piano(str(piano))(sounding_excerpt(notes, start - lead, seconds + lead), seconds + lead)
+    return room.record(dry, level, rng)[round(lead * SAMPLING_RATE) :]
+
+
+def _manifest_file(root: Path, row: dict) -> MidiFile:
+    archive = None if (root / row["path"]).is_file() else f"{row['path'].split('/')[0]}.tar.xz"
+    return MidiFile(row["path"], archive, row["split"], float(row["duration_s"]), row["composition_id"], row["licence"])
+
+
+@lru_cache(maxsize=8)
+def _archive_members(archive: str) -> dict[str, bytes]:
+    """All MIDI files of one archive by path; about 10 MB an archive."""
+    with tarfile.open(archive) as tar:
+        return {m.name.removeprefix("./"): tar.extractfile(m).read() for m in tar if m.isfile()}

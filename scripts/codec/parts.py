@@ -1,0 +1,188 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The parts of the codec: how each begins, what is fitted at once, and what is written of it."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle.modeling_piano_encodec import write_keys
+from scripts.audio.pianos import SAMPLING_RATE
+from scripts.audio.rendered_audio import HOP, codes_path, onsets_path
+from scripts.codec.data import CropBatches, first_waves
+from scripts.codec.features import SpectralFeatures
+from scripts.codec.listener import Listener
+from scripts.codec.objectives import (
+    DecoderObjective,
+    EncoderObjective,
+    HearingObjective,
+    KickObjective,
+    ListenerObjective,
+    WholeObjective,
+    half_played,
+    start_balanced,
+)
+from scripts.codec.oscillators import start_oscillators, start_synthesis
+from scripts.codec.quantizer import kmeans_start
+from scripts.codec.recipe import CodecRecipe
+from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.recipe_file import model_of
+
+SHIPPED_DTYPE = torch.float16
+
+
+def objective_of(
+    part: str,
+    recipe: CodecRecipe,
+    batches: CropBatches,
+    codec: str | None = None,
+    features: str | None = None,
+    listener: str | None = None,
+    go_on: bool = False,
+):
+    """The objective of a part that is trained, with its start where it begins from nothing.
+
+    Args:
+        batches: what the starts are fitted to.
+        codec, features, listener: folders of earlier parts, see `scripts.train_codec`.
+        go_on: keep what the codec already knows of the part.
+    """
+    torch.manual_seed(recipe.seed)  # of the weights that are drawn
+    if part == "listener":
+        return ListenerObjective(Listener(bf16=recipe.bf16))
+    model = load_part("codec", codec or features)
+    config = model.config
+    if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
+        form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
+        raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
+    heard = load_listener(listener, recipe.bf16) if listener else None
+    if part == "whole":
+        return WholeObjective(model, recipe.bf16, heard)
+    if part == "kicks":
+        return KickObjective(model)
+    if part == "hearing":
+        return HearingObjective(model, recipe.bf16)
+    axes = load_features(features, recipe.memory) if features else None
+    if part == "encoder":
+        if not go_on:
+            wave = first_waves(batches, 4)[:4]
+            start_balanced(model.encoder.layers, wave[:, None], 1.0, float(axes(wave).std()))
+        return EncoderObjective(model, recipe.bf16, axes)
+    if not go_on:
+        with torch.no_grad():
+            start_oscillators(model, axes, model.encoder(first_waves(batches, 16)[:16, None]))
+            start_synthesis(model)
+    return DecoderObjective(model, recipe.bf16, 0 if go_on else recipe.sing_steps, heard)
+
+
+@torch.no_grad()
+def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> None:
+    """Fit the axes to audio; writes `features.safetensors` and a codec folder for the encoder to begin with."""
+    torch.manual_seed(recipe.seed)
+    with model_of("model"):
+        codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
+    features = SpectralFeatures(codec.config.hidden_size - codec.config.num_key_axes, recipe.memory)
+    bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
+    print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
+    export_codec(codec.state_dict(), codec.config, output)
+    save_whole(features.state_dict(), output / "features.safetensors")
+
+
+@torch.no_grad()
+def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
+    """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
+    codec = load_part("codec", encoder)
+    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
+
+    def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        latent = codec.encoder(batch["input_values"][:, None])
+        if codec.config.num_key_axes:
+            latent = half_played(latent, batch["onsets"], batch.get("has_notes"))
+        return latent.transpose(1, 2).flatten(0, 1)
+
+    vectors, step = collect(batches, latents, recipe.kmeans_vectors)
+    left = kmeans_start(codec.quantizer, vectors, step, torch.Generator().manual_seed(recipe.seed))
+    print(f"codebooks leave {[round(v, 4) for v in left]} of the variance")
+    export_codec(codec.state_dict(), codec.config, output)
+
+
+@torch.no_grad()
+def encode_pools(folder: str, pools: list[str]) -> None:
+    """Codes of whole pools, beside them, as heard and, if the codec has key axes, as played: training the decoder then
+    needs no encoder."""
+    codec, sha256 = load_part("codec", folder), codec_hash(folder)
+    kinds = ("heard", "played") if codec.config.num_key_axes else ("heard",)
+    for pool in pools:
+        targets = [codes_path(pool, sha256, kind) for kind in kinds]
+        if all(target.is_file() for target in targets):
+            continue
+        waves, onsets = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r")
+        codes = [[] for _ in kinds]
+        for start in tqdm(range(0, len(waves), 8), desc=targets[0].name):
+            latent = codec.encoder(torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None])
+            for kind, found in zip(kinds, codes, strict=True):
+                if kind == "played":
+                    latent = write_keys(latent, torch.from_numpy(onsets[start : start + 8].astype(np.float32) / 127))
+                found.append(codec.quantizer.encode(latent).transpose(0, 1).numpy().astype(np.int16))
+        for target, found in zip(targets, codes, strict=True):
+            temporary = target.with_name(f".{target.name}")
+            np.save(temporary, np.concatenate(found))
+            os.replace(temporary, target)
+
+
+def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, int]:
+    """At least `count` latent vectors (N, D) of audio, and how many one batch gives."""
+    found = []
+    for batch in batches():
+        found.append(latent_of(batch))
+        if sum(map(len, found)) >= count:
+            return torch.cat(found), len(found[0])
+
+
+def export_codec(state: dict[str, torch.Tensor], config: PianoEncodecConfig, folder: Path) -> None:
+    """Save weights rounded to the shipped precision and codebooks in fp32, as a folder `from_pretrained` takes."""
+    rounded = {
+        name: value.detach().cpu().to(torch.float32 if "codebook" in name else SHIPPED_DTYPE)
+        for name, value in state.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_whole(rounded, folder / "model.safetensors")
+    config.dtype = "float32"
+    config.save_pretrained(folder)
+
+
+def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A file of safetensors, complete or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+    os.replace(temporary, path)
+
+
+def load_features(folder: str, memory: float) -> SpectralFeatures:
+    """The fitted features of `train_codec features`."""
+    path = Path(folder) / "features.safetensors"
+    try:
+        with safe_open(path, "pt") as tensors:
+            axes = tensors.get_slice("basis").get_shape()[1]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read as features of `train_codec features` ({error})") from error
+    return _loaded(SpectralFeatures(axes, memory), path)
+
+
+def load_listener(folder: str, bf16: bool = False) -> Listener:
+    """The trained listener of `train_codec listener`."""
+    return _loaded(Listener(bf16=bf16), Path(folder) / "listener.safetensors")
+
+
+def _loaded(module: torch.nn.Module, path: Path) -> torch.nn.Module:
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot be read as the weights of a {type(module).__name__} ({error})") from error
+    return module

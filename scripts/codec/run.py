@@ -1,0 +1,192 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""One training run of one part of the codec: it goes on from its newest checkpoint as if it had never stopped.
+
+Nothing in a step is drawn from a global generator: batches are functions of the seed and their number (`codec_data`),
+revived codes come from a generator that is saved. On a CPU, a run that was stopped and one that was not are equal bit
+by bit, with one process or several.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+
+from scripts.codec.data import CropBatches
+from scripts.codec.listener import Listener
+from scripts.codec.parts import export_codec, save_whole
+from scripts.codec.step import Learner, add, batch_that_fits
+from scripts.codec.validation import draw_curves, read_log, validate
+from scripts.training.checkpoints import Checkpoint, Checkpoints
+from scripts.training.processes import (
+    FolderLock,
+    StopSignals,
+    any_process,
+    check_unchanged,
+    rank,
+    settings_of,
+    sum_over_processes,
+    world_size,
+)
+
+GPU_SHARE = 0.7  # of its memory that a batch of "auto" fills
+CPU_BATCH = 6
+
+
+class Run:
+    """One training run of one objective.
+
+    Args:
+        objective: of `scripts.codec.objectives`.
+        source: of `scripts.codec.data`.
+        output: `step_N` (checkpoints), `log.jsonl`, `curve.png`, `samples`, and `codec` or `listener.safetensors`, the
+            averaged weights, lie there.
+        workers: processes that prepare audio.
+        validation: a fixed batch, see `scripts.codec.data.fixed_batch`.
+        listener: hears the validation's output; None: the objective's own, if it has one.
+        about: what else must be the same when the run goes on.
+        force: go on with other settings than the checkpoint's.
+    """
+
+    def __init__(
+        self, objective, recipe, source, output, workers=0, validation=None, listener=None, about=None, force=False
+    ):
+        self.recipe, self.source, self.output, self.workers = recipe, source, Path(output), workers
+        self.device = Accelerator(cpu=not torch.cuda.is_available()).device  # the processes find one another here
+        self.objective, self.model = (
+            objective.to(self.device).train(),
+            objective.model,
+        )  # or cuDNN's LSTM has no gradient
+        self.listener = listener or getattr(objective, "listener", None)
+        if self.listener is not None:
+            self.listener.to(self.device)
+        self.validation = {k: v.to(self.device) for k, v in validation.items()} if validation else None
+        self.settings, self.force = settings_of(recipe.decisive(), **(about or {})), force
+        self.learner = Learner(objective, recipe, self.device, self.output)
+        self.step, self.saved, self.crops, self.seconds, self.totals = 0, -1, 0, 0.0, {}
+        self.batches, self.base, self.batch_size = 0, 0, 0  # see CropBatches
+
+    def train(self, stop_after: float | None = None) -> None:
+        """Run to the last step, for `stop_after` seconds of wall time, or until a signal; then save.
+
+        Raises:
+            RunError: the folder is in use, its settings are others, a loss is not finite, or a disk is full.
+        """
+        with FolderLock(self.output), StopSignals() as stop:
+            checkpoints = Checkpoints(self.output)
+            batches = self._begin(checkpoints.newest())
+            began, first, self.clock = time.time(), self.step, time.time()
+            while self.step < self.recipe.steps:
+                add(self.totals, self.learner(self.step, batches))
+                self.step, self.batches = self.step + 1, self.batches + self.recipe.accumulation
+                self.crops += self.recipe.accumulation * self.batch_size * world_size()
+                if self.step % self.recipe.log_steps == 0:
+                    self._log((time.time() - began) / (self.step - first))
+                if self.step % self.recipe.save_steps == 0 or self.step == self.recipe.steps:
+                    self._save(checkpoints, self.validation is not None)
+                if any_process(stop.received or (stop_after and time.time() - began > stop_after)):
+                    break
+            self._save(checkpoints, look=False)
+            self._export()  # also of a run that had ended before
+
+    def _begin(self, found: Checkpoint | None) -> Iterator[dict[str, torch.Tensor]]:
+        """Take over a checkpoint; then the batches from here on."""
+        if found is not None:
+            check_unchanged(found.state["settings"], self.settings, self.force)
+            self.learner.load(found.tensors, found.optimizers)
+            self._take_over(found)
+        self.batch_size = self.batch_size or self._batch_size()
+        place = (self.batch_size, self.workers, rank(), world_size(), self.base)
+        return CropBatches(self.source, self.recipe, *place)(self.batches)
+
+    def _take_over(self, found: Checkpoint) -> None:
+        state = found.state
+        self.step, self.saved, self.crops, self.seconds = found.step, found.step, state["crops"], state["seconds"]
+        self.batches, self.base, self.batch_size = state["batches"], state["base"], state["batch_size"]
+        self.totals = state["totals"] if rank() == 0 else {}
+        if found.world_size != world_size():  # the new processes begin with blocks that nobody has begun
+            before = CropBatches(self.source, self.recipe, self.batch_size, 0, 0, found.world_size, self.base)
+            self.base, self.batches = before.next_base(self.batches), 0
+        if rank() == 0:
+            rows = [row for row in read_log(self.output / "log.jsonl") if row["step"] <= self.step]
+            _write_text(self.output / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _log(self, step_s: float) -> None:
+        self._share_totals()
+        left = round(step_s * (self.recipe.steps - self.step))
+        figures = {k: round(v / world_size() / self.recipe.log_steps, 4) for k, v in self.totals.items()}
+        self.totals = {}
+        faster = f"{self._hours() * 3600 / max(self.seconds, 1e-3):.1f}x real time"
+        self._write_row(figures, f"{faster}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+
+    def _share_totals(self) -> None:
+        """Sums so far to the first process, and the clock forward."""
+        if names := sorted(self.totals):
+            totals = sum_over_processes([float(self.totals[name]) for name in names])
+            self.totals = dict(zip(names, totals, strict=True)) if rank() == 0 else {}
+        now = time.time()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+
+    def _hours(self) -> float:
+        return self.crops * self.recipe.crop_seconds / 3600
+
+    def _write_row(self, figures: dict, comment: str) -> None:
+        if rank() == 0:
+            row = {"step": self.step, "hours": round(self._hours(), 4), "wall_s": round(self.seconds, 1)} | figures
+            with open(self.output / "log.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{self.step}/{self.recipe.steps} {row} {comment}", flush=True)
+
+    def _save(self, checkpoints: Checkpoints, look: bool) -> None:
+        """Validation, then a checkpoint, then the averaged weights; in this order a kill in between loses none."""
+        if self.saved == self.step:
+            return
+        if look and rank() == 0:
+            with self.learner.averaged():
+                figures = validate(self.objective, self.listener, self.validation, self.output / "samples")
+            self._write_row({name: round(value, 4) for name, value in figures.items()}, "validation")
+        self._share_totals()
+        state = {"settings": self.settings, "batch_size": self.batch_size, "batches": self.batches, "base": self.base}
+        state |= {"seconds": self.seconds, "crops": self.crops, "totals": self.totals}
+        optimizers = [optimizer.state_dict() for optimizer in self.learner.optimizers]
+        checkpoints.save(self.step, self.learner.tensors(), optimizers, state)
+        self.saved = self.step
+        self._export()
+
+    def _export(self) -> None:
+        if rank() != 0:
+            return
+        if isinstance(self.model, Listener):
+            save_whole({k: v.cpu() for k, v in self.learner.average.items()}, self.output / "listener.safetensors")
+        else:
+            export_codec(self.learner.average, self.model.config, self.output / "codec")
+        draw_curves(self.output / "log.jsonl", self.output / "curve.png")
+
+    def _batch_size(self) -> int:
+        if self.recipe.batch_size != "auto":
+            return self.recipe.batch_size
+        if self.device.type != "cuda":
+            return CPU_BATCH
+
+        batch = next(CropBatches(self.source, self.recipe, 4)())
+
+        def memory_of(size: int) -> int:
+            return self.learner.memory_of({name: value[:size] for name, value in batch.items()})
+
+        limit = GPU_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+        size = batch_that_fits(memory_of, limit)
+        if world_size() > 1:  # the smallest of all
+            sizes = torch.tensor(size, device=self.device)
+            distributed.all_reduce(sizes, distributed.ReduceOp.MIN)
+            size = int(sizes)
+        return size
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

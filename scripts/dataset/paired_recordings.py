@@ -1,0 +1,287 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Pairs of prompt and target drawn from real recordings with their MIDI: MAESTRO, ATEPP, PiJAMA, or one's own.
+
+The table is a csv file, or a folder: the csv of a known corpus in it, or else all audio files with a MIDI file of the
+same name beside them. What a csv's columns mean is told by their names (`LAYOUTS`).
+"""
+
+import csv
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
+from scripts.audio.pianos import SAMPLING_RATE
+from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
+from tokenization.midi_midivalle import MidiError, load_performance
+
+AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
+MIDI_ENDINGS = (".mid", ".midi")
+HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90)}  # by composition
+MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the columns of a corpus' csv are called; empty where it has none.
+
+    Attributes:
+        midi, audio: paths relative to the csv; without `audio` it lies beside the MIDI under its name.
+        composition: columns that name what must not be in two splits.
+        quality, rejected: a column, and words in it that exclude a row.
+    """
+
+    name: str
+    midi: str
+    audio: str = ""
+    split: str = "split"
+    composition: tuple[str, ...] = ()
+    seconds: str = ""
+    start: str = ""
+    end: str = ""
+    quality: str = ""
+    rejected: tuple[str, ...] = ()
+    licence: str = "unknown"
+
+
+LAYOUTS = (
+    Layout("plain", "midi", "audio"),
+    Layout(  # maestro-v3.0.0.csv; Hawthorne et al., ICLR 2019
+        "MAESTRO",
+        "midi_filename",
+        "audio_filename",
+        composition=("canonical_composer", "canonical_title"),
+        seconds="duration",
+        licence="CC BY-NC-SA 4.0",
+    ),
+    Layout(  # ATEPP-metadata-1.2.csv and ATEPP-1.2-clean.csv; Zhang et al., ISMIR 2022. Audio is not part of it
+        "ATEPP",
+        "midi_path",
+        composition=("composition_id",),
+        seconds="track_duration",
+        quality="quality",
+        rejected=("low quality", "background noise", "applause", "corrupted"),
+        licence="MIDI CC BY 4.0, audio of commercial recordings",
+    ),
+    Layout(  # pijama.csv; Edwards et al., TISMIR 2023
+        "PiJAMA",
+        "midi_filepath",
+        "mp3_filepath",
+        composition=("title",),
+        seconds="duration_sec",
+        start="performance_start_sec",
+        end="performance_end_sec",
+        licence="MIDI CC BY-NC 3.0, audio of commercial recordings",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One recording: paths as the table has them, the part of it to be used in s, its length in s (0: unknown)."""
+
+    audio: str
+    midi: str
+    recording_id: str
+    licence: str
+    start: float = 0.0
+    end: float = math.inf
+    seconds: float = 0.0
+
+
+def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list[Pair], list[dict]]:
+    """The folder that paths are relative to, the pairs of a split (all without one), and what the corpus excludes.
+
+    A split comes from the table. Where it has no such column but knows compositions, nine in ten of these are for
+    training, by their hash; a table of one's own without that column is used whole for any split.
+
+    Raises:
+        MidiError: no table or pairs there, unknown columns, a number that is none, or nothing of that split.
+    """
+    source = Path(source)
+    if source.is_dir():
+        tables = [file for file in sorted(source.glob("*.csv")) if _layout(_read(file)[0])]
+        if len(tables) > 1:
+            raise MidiError(f"{source}: holds several tables ({', '.join(t.name for t in tables)}); name one of them")
+        if not tables:
+            return source, _same_names(source), []
+        source = tables[0]
+    header, rows = _read(source)
+    layout = _layout(header)
+    if layout is None:
+        known = "; ".join(f"{layout.name}: {layout.midi}" for layout in LAYOUTS[1:])
+        raise MidiError(
+            f"{source}: expected columns audio, midi (and optionally recording_id, licence, split) and one row, or "
+            f"those of a known corpus ({known})"
+        )
+    if not rows:
+        raise MidiError(f"{source}: expected columns audio, midi (and optionally recording_id, licence) and one row")
+    pairs, excluded = [], []
+    try:
+        for row in (row for row in rows if split is None or _is_of(layout, row, split)):
+            if any(word in row.get(layout.quality, "") for word in layout.rejected):
+                excluded.append({"source": row[layout.midi], "reason": f"{layout.name} says {row[layout.quality]}"})
+            else:
+                pairs.append(_pair(layout, row, source.parent))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise MidiError(f"{source}: a row is cut short, or a length in it is no number ({error})") from error
+    if not pairs:
+        raise MidiError(f"{source}: no usable row of split {split!r}")
+    return source.parent, pairs, excluded
+
+
+def read_stretch(path: Path, start: float, seconds: float) -> np.ndarray:
+    """A stretch of an audio file, mono, 32 kHz, float32; only that stretch is decoded. Silence outside the file.
+
+    Raises:
+        MidiError: not a regular audio file, damaged there, or not finite.
+    """
+    try:
+        with _open(path) as file:
+            step = file.samplerate // math.gcd(file.samplerate, SAMPLING_RATE)  # a whole number of output samples
+            margin = -(-round(MARGIN_S * file.samplerate) // step) * step
+            left = math.floor(start * file.samplerate / step) * step - margin
+            right = math.ceil((start + seconds) * file.samplerate) + margin
+            first, last = max(left, 0), min(right, file.frames)
+            wave = np.zeros((right - left, file.channels), np.float32)
+            if last > first:
+                file.seek(first)
+                if len(file.read(out=wave[first - left : last - left])) < last - first:
+                    raise MidiError(
+                        f"{path.name}: the audio is cut short; it ends before {last / file.samplerate:.1f} s"
+                    )
+            mono = to_mono_32k(check_wave(wave, file.samplerate, path.name), file.samplerate)
+            skip = round(start * SAMPLING_RATE) - left * SAMPLING_RATE // file.samplerate
+    except (soundfile.SoundFileError, RuntimeError, AudioError) as error:
+        raise MidiError(f"{path.name}: cannot be read as audio ({error})") from error
+    return mono[skip : skip + round(seconds * SAMPLING_RATE)]
+
+
+class PairedRecordings:
+    """Real recordings with their MIDI; item i draws one, by its length if known, and two windows from (seed, i).
+
+    Args:
+        pairs, split: as `read_pairs`.
+    """
+
+    def __init__(self, pairs: str, seed: int, split: str | None = None):
+        self.base, self.pairs, self.excluded = read_pairs(pairs, split)
+        self.seed = seed
+        table = hashlib.sha256(repr(self.pairs).encode()).hexdigest()[:12]
+        self.settings = {"seed": seed, "pairs_sha256": table}
+        seconds = np.array([pair.seconds for pair in self.pairs])
+        self.weights = seconds / seconds.sum() if (seconds > 0).all() else None
+
+    def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
+        """Prompt and target windows of item `index`, which do not overlap, and its provenance."""
+        rng = np.random.default_rng([self.seed, index])
+        pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
+        pair = self.pairs[pick]
+        notes, length = _notes(self.base / pair.midi), _length(self.base / pair.audio)
+        first, length = pair.start, min(length, pair.end) - pair.start
+        target_seconds = data.draw_target_seconds(rng)
+        need = data.prompt_seconds + target_seconds
+        if length < need:
+            what = f"{max(length, 0):.1f} s, but an item needs {need:.1f} s"
+            raise MidiError(f"{pair.audio}: {what} (shorten --target-seconds)")
+        start, prompt_start = _places(rng, length, data.prompt_seconds, target_seconds)
+        prompt = self._window(notes, pair, first + prompt_start, data.prompt_seconds, 0, 0)
+        target = self._window(notes, pair, first + start, target_seconds, LEAD_S, TAIL_S)
+        about = {"recording_id": pair.recording_id, "piano": "", "room": "", "licence": pair.licence}
+        return prompt, target, about
+
+    def _window(self, notes: np.ndarray, pair: Pair, start: float, seconds: float, lead: float, tail: float) -> Window:
+        wave = read_stretch(self.base / pair.audio, start - lead, seconds + lead + tail)
+        return Window(relative_notes(notes, start, seconds), wave, pair.midi, start, seconds)
+
+
+def _places(rng: np.random.Generator, length: float, prompt: float, target: float) -> tuple[float, float]:
+    """Starts of a target and of a prompt before or after it, s."""
+    start = float(rng.uniform(0, length - target))
+    if max(start, length - start - target) < prompt:  # no room on either side
+        start = float(rng.uniform(prompt, length - target))
+    before, after = start - prompt, length - start - target - prompt
+    if after < 0 or rng.random() * (max(before, 0) + after) < before:
+        return start, float(rng.uniform(0, max(before, 0)))
+    return start, start + target + float(rng.uniform(0, max(after, 0)))
+
+
+def _read(file: Path) -> tuple[list[str], list[dict]]:
+    """Names of the columns, and the rows."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as f:  # spreadsheets begin a file with a mark
+            table = csv.DictReader(f)
+            return table.fieldnames or [], list(table)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MidiError(f"{file}: cannot be read as a table ({error})") from error
+
+
+def _layout(header: list[str]) -> Layout | None:
+    return next((o for o in LAYOUTS if o.midi in header and (not o.audio or o.audio in header)), None)
+
+
+def _is_of(layout: Layout, row: dict, split: str) -> bool:
+    if layout.split in row:
+        return row[layout.split] == split
+    if not layout.composition:
+        return True
+    digest = hashlib.sha256("/".join(row[column] for column in layout.composition).encode()).digest()
+    low, high = HELD_OUT.get(split, (0.0, 0.0))
+    return low <= int.from_bytes(digest[:6], "big") / 2**48 < high
+
+
+def _pair(layout: Layout, row: dict, base: Path) -> Pair:
+    audio = row[layout.audio] if layout.audio else _beside(base, row[layout.midi])
+    return Pair(
+        audio,
+        row[layout.midi],
+        row.get("recording_id") or audio,
+        row.get("licence") or layout.licence,
+        float(row[layout.start] or 0) if layout.start else 0.0,
+        float(row[layout.end] or math.inf) if layout.end else math.inf,
+        float(row[layout.seconds] or 0) if layout.seconds else 0.0,
+    )
+
+
+def _beside(base: Path, midi: str) -> str:
+    """Audio of the same name; the first ending if none is there, for the message of what is missing."""
+    names = [str(Path(midi).with_suffix(ending)) for ending in AUDIO_ENDINGS]
+    return next((name for name in names if (base / name).is_file()), names[0])
+
+
+def _same_names(folder: Path) -> list[Pair]:
+    """Audio and MIDI files of one name, in the same folder."""
+    files = sorted(p.relative_to(folder) for p in folder.rglob("*") if not p.name.startswith("."))
+    midi, audio = (
+        {p.with_suffix(""): str(p) for p in files if p.suffix.lower() in endings}
+        for endings in (MIDI_ENDINGS, AUDIO_ENDINGS)
+    )
+    names = sorted(midi.keys() & audio.keys())
+    if not names:
+        raise MidiError(f"{folder}: no table of a known corpus, and no audio file with MIDI of its name beside it")
+    return [Pair(audio[name], midi[name], audio[name], "unknown") for name in names]
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    if not path.is_file():  # opening a FIFO would block for ever
+        raise MidiError(f"{path.name}: cannot be read as audio (there is no such file)")
+    return soundfile.SoundFile(path)
+
+
+@lru_cache(maxsize=4096)
+def _length(path: Path) -> float:
+    try:
+        with _open(path) as file:
+            return file.frames / file.samplerate
+    except soundfile.SoundFileError as error:
+        raise MidiError(f"{path.name}: cannot be read as audio ({error})") from error
+
+
+@lru_cache(maxsize=256)
+def _notes(path: Path) -> np.ndarray:
+    return load_performance(path).notes

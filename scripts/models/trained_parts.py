@@ -1,0 +1,64 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Codec, AR or NAR of a folder: of its own, as training saves it, or of a whole model's."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from modeling_midivalle import MidiValleARModel, MidiValleForConditionalGeneration, MidiValleNARModel, PianoEncodecModel
+from scripts.models.model_folder import check_weight_files, load_weights, model_type
+
+PART_CLASSES = {"codec": PianoEncodecModel, "ar": MidiValleARModel, "nar": MidiValleNARModel}
+CODEC_TYPES, WHOLE = ("piano_encodec", "encodec"), MidiValleForConditionalGeneration.config_class.model_type
+
+
+class PartError(ValueError):
+    """A folder without the part that is wanted; the message names it, what is wrong and what to do."""
+
+
+def load_part(name: str, folder: str | Path):
+    """The model `name` (`codec`, `ar` or `nar`) of its own folder or of a whole model's, in fp32, every weight found.
+
+    Raises:
+        PartError: no such folder, or another kind of model.
+        FolderError: see `load_weights`.
+    """
+    model_class, folder = PART_CLASSES[name], Path(folder)
+    if not (folder / "config.json").is_file():
+        raise PartError(f"--{name} {folder}: holds no config.json; give the folder that the training saved")
+    kind = model_type(folder)
+    whole = kind == WHOLE
+    kinds = CODEC_TYPES if name == "codec" else (model_class.config_class.model_type,)
+    if not whole and kind not in kinds:
+        raise PartError(f"--{name} {folder}: holds a {kind} model, expected {' or '.join(kinds)}")
+    loaded_class = MidiValleForConditionalGeneration if whole else model_class
+    model = load_weights(loaded_class, folder, dtype=torch.float32)
+    if whole and not hasattr(model, name):
+        raise PartError(f"--{name} {folder}: was converted without a codec")
+    model = getattr(model, name) if whole else model
+    model.config.name_or_path = ""  # it would be saved, with the path of this machine
+    return model
+
+
+def codec_hash(folder: str | Path) -> str:
+    """sha256 of what decides a codec's codes: encoder and codebooks. Its decoder may go on learning.
+
+    Raises:
+        ValueError: there is no codec in `folder`, or a damaged file.
+    """
+    found, prefix = {}, "codec." if model_type(Path(folder)) == WHOLE else ""
+    check_weight_files(folder)
+    for file in Path(folder).glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            for name in tensors.keys():
+                own = name.removeprefix(prefix)
+                if name == prefix + own and (own.startswith("encoder.") or own.endswith("codebook.embed")):
+                    found[own] = tensors.get_tensor(name).tobytes()
+    if not found:
+        raise PartError(f"{folder}: holds no codec; give the folder of one, or of a whole model")
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.encode() + found[name])
+    return digest.hexdigest()

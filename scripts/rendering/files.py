@@ -1,0 +1,428 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""The work of `scripts.render`: files in, files out; batches, manifests, a stream, resuming."""
+
+import _thread
+import argparse
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from modeling_midivalle.recording_midivalle import RecordingChain
+from processing import AudioWriter
+from processing.audio_midivalle import check_output
+from scripts.measuring.transcription import Transcriber, TranscriptionError
+from scripts.models.model_folder import choose_prompt, load_model, load_processor, model_folder
+from scripts.rendering.arguments import (
+    MIDI_ENDINGS,
+    RenderError,
+    outputs_of,
+    sampling_options,
+    say,
+    with_manifest,
+)
+from scripts.rendering.journal import Journal, journal_threads
+from scripts.rendering.manifest import (
+    FORMAT,
+    SETTINGS,
+    differences,
+    file_sha256,
+    journal_key,
+    manifest_path,
+    read_manifest,
+    software,
+    weights_sha256,
+    write_json,
+)
+from scripts.rendering.pcm_stream import PcmStream
+from scripts.rendering.pieces import Job, encode_prompt, frames_of, keys_of, recording_of, render_jobs, window_sizes
+from scripts.rendering.resources import batch_rows, choose_threads
+from scripts.rendering.scheduling import layouts, schedule, steps_again
+from tokenization import Performance, load_performance
+
+TRANSCRIBED_S = 120.0  # of a long prompt without MIDI
+RUN_IN_S = 1.0  # with --parallel a window begins so much earlier; that part is dropped where it overlaps the one before
+
+
+@dataclass
+class Task:
+    """One input: where it goes (None: to the stream), and whether it is there."""
+
+    source: Path
+    output: Path | None
+    performance: Performance | None = None
+    windows: list = field(default_factory=list)
+    sha256: str = ""
+    recipe: dict = field(default_factory=dict)  # of its manifest
+    is_done: bool = False
+
+
+@dataclass
+class Setting:
+    """What all files of a command share."""
+
+    args: argparse.Namespace
+    processor: object
+    model: object
+    prompt: object
+    label: str
+    files: dict[str, str]  # path of a prompt file -> sha256
+    recipe: dict
+    verifier: object
+    recorded: dict | None
+    begin: float = 0.0  # `time.perf_counter()` when the command began
+    differs: bool = False  # from what the manifest says
+
+
+def render_files(args: argparse.Namespace, begin: float) -> int:
+    """Render what the command line names; exit code 0, 1 if a manifest's render came out otherwise, 2 for failures.
+    `begin`: `time.perf_counter()` when the command began."""
+    recorded = read_manifest(args.from_manifest) if args.from_manifest else None
+    if recorded:
+        args = with_manifest(args, recorded["recipe"]["settings"])
+    every = find_tasks(args, recorded)
+    several = bool(args.output_dir)
+    inputs = [Path(path).resolve() for path in (args.prompt_audio, args.prompt_midi) if path]
+    tasks = keep_going(every, several, lambda task: keep_inputs(args, task, inputs))
+    tasks = keep_going(tasks, several, lambda task: load_performance(task.source))  # before a model is fetched
+    if not tasks:
+        return 2
+    folder = model_folder(args.model)
+    processor = load_processor(folder)
+    if args.parallel:
+        processor.context_seconds = RUN_IN_S
+    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
+    setting = make_setting(args, folder, processor, recorded, [journal_path(task) for task in tasks if task.output])
+    setting.begin = begin
+    tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
+    render_tasks(setting, tasks)
+    if recorded and setting.differs:
+        say(f"{args.paths[0]}: is not bit for bit what {Path(args.from_manifest).name} describes")
+        return 1
+    return 0 if all(task.is_done for task in every if task.output) else 2
+
+
+def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
+    """Inputs and outputs of a command line."""
+    if recorded:
+        output = check_output(args.paths[0])
+        return [Task(Path(recorded["midi_file"]), output)]
+    if not args.output_dir:
+        return [Task(Path(args.paths[0]), check_output(args.paths[1]) if len(args.paths) == 2 else None)]
+    tasks = []
+    for path in map(Path, args.paths):
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in MIDI_ENDINGS) if path.is_dir() else [path]
+        if not found:
+            raise RenderError(f"{path}: holds no {' or '.join(MIDI_ENDINGS)} file")
+        tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]
+    for task in tasks:
+        if len(twins := [other.source for other in tasks if other.output == task.output]) > 1:
+            raise RenderError(f"{twins[0]} and {twins[1]} would both become {task.output.name}: rename one of them")
+    return tasks
+
+
+def keep_inputs(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
+    """RenderError if what a task writes is one of the prompt's own files `inputs`, resolved, even with --force."""
+    for path in outputs_of(args, task.output) if task.output else ():
+        if path.resolve() in inputs:
+            raise RenderError(f"{path}: is the prompt; give the output another name or folder")
+
+
+def keep_going(items: list, several: bool, work) -> list:
+    """Do `work(item)`; if the command is about several files, drop what it refuses, with a sentence. What is left."""
+    kept = []
+    for item in items:
+        try:
+            work(item)
+            kept.append(item)
+        except ValueError as error:
+            if not several:
+                raise
+            say(error)
+    return kept
+
+
+def load_task(args: argparse.Namespace, processor, task: Task) -> None:
+    """Read a performance, plan its windows, and tell what is left out of it."""
+    whole = processor.tokenizer.load_performance(task.source, args.sustain)
+    task.performance = processor.load(whole, start=args.start, end=args.end)
+    task.windows = processor.windows(task.performance, args.ring_out)
+    if args.compat:
+        if task.windows[-1][1] > processor.max_window_seconds:
+            raise RenderError(
+                f"--compat {args.compat} renders one segment of at most {processor.max_window_seconds} s, and "
+                f"{task.performance.name} lasts {task.windows[-1][1]:.1f} s: give --start and --end"
+            )
+        task.windows = [(0.0, task.windows[-1][1])]
+    task.sha256 = file_sha256(task.source)
+    if changes := describe_changes(processor, task.performance, task.windows):
+        say(changes)
+
+
+def describe_changes(processor, performance, windows) -> str:
+    """One sentence on notes that are left out and durations that are clipped; empty if there are none."""
+    reports = [processor.encode_window(performance, *window)[1] for window in windows]
+    clipped, held = (sum(report[key] for report in reports) for key in ("clipped_durations", "held_left_out"))
+    parts = [performance.warning.removeprefix(f"{performance.name}: ")] if performance.warning else []
+    if clipped:
+        parts.append(f"notes that sound for more than 6 s in one window are clipped there ({clipped} times)")
+    if held:
+        parts.append(f"notes that sound on from before a window's context are left out there ({held} times)")
+    return f"{performance.name}: {'; '.join(parts)}" if parts else ""
+
+
+def make_setting(
+    args: argparse.Namespace, folder: Path, processor, recorded: dict | None, journals: list[Path]
+) -> Setting:
+    """Prompt and model, and what of them decides the sound."""
+    label, prompt, files = load_prompt(args, folder, processor)
+    most = torch.get_num_threads()
+    torch.set_num_threads(1)  # loading gains nothing by more
+    with ThreadPoolExecutor(1) as pool:  # meanwhile
+        sha256 = pool.submit(weights_sha256, folder)
+        model = load_model(folder, args.device, args.quantize, args.dtype)
+    if recorded:
+        if other := differences(recorded["recipe"]):
+            say(other)
+        if recorded["recipe"]["weights_sha256"] != sha256.result():
+            raise RenderError(f"{folder}: is not the model any more that {args.from_manifest} was made with")
+    part = {} if prompt is None else {"start_s": prompt.start, "seconds": prompt.seconds, "offset_s": prompt.offset}
+    recipe = {
+        "settings": {name: getattr(args, name) for name in SETTINGS} | {"device": model.device.type},
+        "prompt": {"files": list(files.values())} | part,
+        "weights_sha256": sha256.result(),
+        "threads": set_threads(args, model, recorded, journals, most),
+        "software": software(),
+        "verify": None if args.verify is None else [args.verify, args.verify_threshold],
+    }
+    verifier = None
+    if args.verify is not None:
+        from scripts.rendering.verification import Verifier
+
+        verifier = Verifier(model.codec, Transcriber(model.device.type), args.verify, args.verify_threshold)
+    return Setting(args, processor, model, prompt, label, files, recipe, verifier, recorded)
+
+
+def set_threads(args: argparse.Namespace, model, recorded: dict | None, journals: list[Path], most: int) -> int:
+    """Threads of the CPU: what the user or the manifest says, else those of an interrupted render, else the best up to
+    `most`, measured."""
+    threads = args.threads or (recorded["recipe"]["threads"] if recorded else None)
+    threads = threads or next(filter(None, map(journal_threads, journals)), None)
+    if threads is None:
+        return choose_threads(model, most)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def load_prompt(args: argparse.Namespace, folder: Path, processor) -> tuple[str, object, dict[str, str]]:
+    """A label for the user, the prompt (None if the model has none), and its files with their sha256."""
+    if args.prompt_audio is None:
+        label, files = choose_prompt(folder, args.prompt)
+    else:
+        label, files = "own prompt", (args.prompt_midi, args.prompt_audio)
+    if files is None:
+        return label, None, {}
+    midi, audio = files
+    if midi is None:
+        midi, label = transcribe_prompt(processor, audio), "own prompt, transcribed"
+    prompt = processor.prepare_prompt(midi, audio, sustain=args.sustain)
+    if prompt.remark:
+        say(prompt.remark)
+    return label, prompt, {str(file): file_sha256(file) for file in files if file is not None}
+
+
+def transcribe_prompt(processor, audio: str) -> Performance:
+    """The notes of a prompt that comes without MIDI."""
+    wave, name = processor.read_prompt(audio), Path(audio).name
+    try:
+        transcriber = Transcriber()
+    except TranscriptionError as error:
+        raise RenderError(
+            f"{name} comes without its MIDI: add --prompt-midi, or run `make install-eval`, and it is transcribed"
+        ) from error
+    rate = processor.feature_extractor.sampling_rate
+    notes = transcriber(wave[: round(TRANSCRIBED_S * rate)], rate)
+    if not len(notes):
+        raise RenderError(f"{name}: no note is heard in it; give a prompt in which the piano plays")
+    return Performance(notes, name, dict.fromkeys(("drum_notes", "outside_notes", "unended_notes"), 0))
+
+
+def check_done(setting: Setting, task: Task) -> None:
+    """Of several files: see whether this one has been rendered the same way before; else its output must be free."""
+    if setting.args.force or not setting.args.output_dir:
+        return
+    if task.output.exists():
+        try:
+            recipe = read_manifest(manifest_path(task.output))["recipe"]
+            decisive = setting.recipe.keys() - {"threads"}  # these were measured then
+            same = all(recipe[key] == setting.recipe[key] for key in decisive)
+            task.is_done = same and recipe["midi"] == task.sha256
+        except (ValueError, LookupError):
+            pass
+        if task.is_done:
+            say(f"{task.output.name}: is there already, made the same way")
+    for path in outputs_of(setting.args, task.output):
+        if path.exists() and not task.is_done:
+            raise RenderError(f"{path.name}: exists already; add --force to replace it")
+
+
+def journal_path(task: Task) -> Path:
+    """The hidden file beside an output that holds its finished windows until it is written."""
+    return task.output.with_name(f".{task.output.name}.windows")
+
+
+def make_job(
+    setting: Setting,
+    task: Task,
+    prompt_codes: torch.Tensor,
+    recording: RecordingChain | None,
+    layout: list[dict] | None,
+) -> Job:
+    """The job of a task; when its turn comes it finds what an interrupted render has left."""
+    args, model = setting.args, setting.model
+    recipe = setting.recipe | {"midi": task.sha256, "windows": task.windows, "layout": layout}
+    keys = keys_of(model, setting.processor, task.performance, task.windows, setting.prompt)
+    job = Job(task.performance, task.windows, setting.prompt, prompt_codes, args.seed, recording, keys, layout=layout)
+    job.is_exact, job.carries = args.compat is None, not args.parallel
+    if setting.recorded:
+        job.planned = setting.recorded["attempts"]
+
+    def opened(job: Job) -> None:
+        task.recipe = recipe
+        if task.output:
+            job.sinks.insert(0, AudioWriter(task.output, model.config.sampling_rate))
+            if job.is_exact:
+                books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
+                job.journal = Journal(journal_path(task), journal_key(recipe), books, frames_of(task.windows), axes)
+
+    job.opened = opened
+    return job
+
+
+def plan(setting: Setting, tasks: list[Task]) -> tuple[list[list[tuple[int, int]]], list[list[dict] | None]]:
+    """Which windows are generated together, and the layout of each task's batches (None: each window alone)."""
+    args, counts = setting.args, [len(task.windows) for task in tasks]
+    if setting.recorded:
+        layout = setting.recorded["recipe"]["layout"]
+        return steps_again(layout, counts[0], args.parallel), [layout]
+    size = args.batch_size or (batch_rows(setting.model, args.parallel) if args.parallel or len(tasks) > 1 else 1)
+    steps = schedule(counts, size, args.parallel)
+    if size == 1:
+        return steps, [None] * len(tasks)
+    sizes = [window_sizes(setting.processor, task.performance, task.windows, setting.prompt) for task in tasks]
+    return steps, layouts(steps, sizes)
+
+
+def render_tasks(setting: Setting, tasks: list[Task]) -> None:
+    """Render files, of which those that are there only have their places in the batches."""
+    args, begin, ready = setting.args, time.perf_counter(), []
+    codes = encode_prompt(setting.model, setting.prompt)
+    recording = recording_of(setting.model, setting.prompt, codes, args.as_recorded)
+    steps, found = plan(setting, tasks)
+    jobs = {i: make_job(setting, task, codes, recording, found[i]) for i, task in enumerate(tasks) if not task.is_done}
+    owners, owned = {id(job): tasks[i] for i, job in jobs.items()}, list(jobs.values())
+    only = jobs.get(0)
+    stream = open_stream(setting, tasks[0], only) if args.stream else None
+    bar = tqdm(total=sum(len(job.windows) for job in jobs.values()), unit="window", desc="render", disable=None)
+    try:
+        sampling = sampling_options(args) | {"compat": args.compat}
+        for job, window in render_jobs(setting.model, setting.processor, jobs, steps, sampling, setting.verifier):
+            task = owners[id(job)]
+            if job.error:
+                give_up(setting, task, job.error)
+                continue
+            if stream and stream.gone and task.output is None:
+                raise KeyboardInterrupt  # the thread's own may have come where Python ignores exceptions
+            ready.append(time.perf_counter())
+            bar.update(window + 1 - bar.n if len(tasks) == 1 else 1)
+            if window + 1 == len(job.windows) and task.output:
+                keep_going([task], bool(args.output_dir), lambda task, job=job: finish(setting, task, job))
+        if stream:
+            stream.close()
+            refuse_broken(stream)
+            say(describe_stream(setting, stream, begin, ready, only))
+    except KeyboardInterrupt:
+        if stream is None or not stream.gone:
+            raise
+        refuse_broken(stream)
+        say("the reader of the stream has gone")
+    finally:
+        bar.close()
+        for job in owned:
+            if job.journal:
+                job.journal.close()
+
+
+def give_up(setting: Setting, task: Task, error: ValueError) -> None:
+    """A file that cannot be rendered stops the command if it is the only one."""
+    if not setting.args.output_dir:
+        raise error
+    say(f"{task.source.name}: {error}")
+
+
+def open_stream(setting: Setting, task: Task, job: Job) -> PcmStream:
+    """Give a job the standard output. When its reader goes, the work ends, unless there is a file to be finished."""
+    rate, args = setting.model.config.sampling_rate, setting.args
+    samples = round(task.windows[-1][1] * rate) if job.is_exact else None
+
+    def on_gone():
+        if task.output is None:
+            _thread.interrupt_main()
+
+    stream = PcmStream(1, rate, samples, args.raw, on_gone)
+    job.sinks.append(stream)
+    return stream
+
+
+def refuse_broken(stream: PcmStream) -> None:
+    """`RenderError` if the stream could not be written for another reason than that its reader has gone."""
+    if stream.error:
+        raise RenderError(f"--stream: cannot be written ({stream.error.strerror})")
+
+
+def describe_stream(setting: Setting, stream: PcmStream, begin: float, ready: list[float], job: Job) -> str:
+    """When the first audio was there, and how fast the longer chunks followed."""
+    lengths = [end - start for start, end in job.windows[-len(ready) :]]
+    took = [later - earlier for earlier, later in zip([begin, *ready], ready, strict=False)]
+    steady = [(time, length) for time, length in zip(took, lengths, strict=True) if length >= max(lengths) / 2]
+    slowest, median = max(time for time, _ in steady), statistics.median(length / time for time, length in steady)
+    return (
+        f"first audio after {stream.first_at - begin:.2f} s, {stream.first_at - setting.begin:.2f} s with loading; "
+        f"chunks of up to {max(lengths):.1f} s in up to {slowest:.2f} s, {median:.1f}x real time"
+    )
+
+
+def finish(setting: Setting, task: Task, job: Job) -> None:
+    """Write the files of a finished job, and say so."""
+    args, model, took = setting.args, setting.model, time.perf_counter() - job.began
+    rate, digest = model.config.sampling_rate, job.digest.hexdigest()
+    gain = job.sinks[0].close()
+    files = {str(task.source): task.sha256} | setting.files
+    about = {"path": str(task.output), "seconds": job.samples / rate, "gain": gain, "samples_sha256": digest}
+    content = {"format": FORMAT, "recipe": task.recipe, "midi_file": str(task.source), "files": files}
+    content |= {"attempts": job.attempts, "output": about}
+    if setting.verifier:
+        report = setting.verifier.report(job)
+        write_json(task.output.with_suffix(".report.json"), report)
+        total = report["summary"]
+        say(f"{task.output.name}: {total['right']} of {total['notes']} notes are heard, onset F1 {total['f1']}")
+    write_json(manifest_path(task.output), content)
+    if job.journal:
+        job.journal.remove()
+    seconds = job.samples / rate
+    turned_down = f", turned down by {gain:.2f} to avoid clipping" if gain < 1 else ""
+    resumed = f", {job.resumed} windows were there already" if job.resumed else ""
+    made = seconds - (job.windows[job.resumed - 1][1] if job.resumed else 0.0)  # what was there costs next to nothing
+    print(
+        f"{task.output}: {seconds:.3f} s, {len(task.performance.notes)} notes, {len(job.windows)} windows, "
+        f"{setting.label}, {took:.1f} s on {model.device} ({made / took:.2f}x real time){resumed}{turned_down}",
+        file=sys.stderr if args.stream else sys.stdout,
+    )
+    task.is_done = True
+    if setting.recorded:
+        setting.differs = digest != setting.recorded["output"]["samples_sha256"]

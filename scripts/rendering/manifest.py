@@ -1,0 +1,117 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""What a render was made of, `OUTPUT.json`: enough to make it again bit by bit on the same machine and software."""
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+FORMAT = 2
+KINDS = {"settings": dict, "threads": int, "software": dict, "layout": list | None, "weights_sha256": str}
+SETTINGS = {"model": str, "prompt": str | None, "prompt_audio": str | None, "prompt_midi": str | None, "device": str}
+SETTINGS |= {"start": int | float | None, "end": int | float | None, "ring_out": int | float, "sustain": str | None}
+SETTINGS |= {"seed": int, "parallel": bool, "quantize": str | None, "dtype": str, "temperature": int | float | None}
+SETTINGS |= {"top_k": int | None, "top_p": int | float | None, "compat": str | None, "as_recorded": bool | None}
+MOST_THREADS = 1024  # far fewer do any good, and far more end the process
+CODE = ("tokenization", "processing", "modeling_midivalle")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read, or that does not hold any more; one sentence."""
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file, in hexadecimal; `ManifestError` if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def weights_sha256(folder: Path) -> str:
+    """One sha256 for configuration and weights of a model folder."""
+    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
+
+
+def software() -> dict[str, str]:
+    """What else decides the last bit: versions, this code, the kind of processor."""
+    import torch
+    import transformers
+
+    root = Path(__file__).resolve().parents[2]
+    files = sorted(file for package in CODE for file in (root / package).glob("*.py"))
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    versions |= {"transformers": transformers.__version__, "code_sha256": code}
+    return versions | {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
+
+
+def journal_key(recipe: dict) -> str:
+    """One line for all of a manifest that decides the sound, and the number of threads."""
+    return f"{hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()} {recipe['threads']}"
+
+
+def manifest_path(output: Path) -> Path:
+    """`piece.json` of `piece.wav`."""
+    return output.with_suffix(".json")
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write a file of JSON, complete or not at all; `ManifestError` if it cannot be written."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise ManifestError(f"{path.name}: cannot be written to {path.parent} ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_manifest(path: str | Path) -> dict:
+    """A manifest, checked for its keys and for files that have changed since.
+
+    Raises:
+        ManifestError: not a manifest, or a MIDI or prompt file is gone or not the same.
+    """
+    name = Path(path).name
+    try:
+        content = json.loads(Path(path).read_text())
+        recipe, files = content["recipe"], content["files"]
+        if content["format"] != FORMAT:
+            raise KeyError("format")
+        _check_kinds(recipe, KINDS)
+        _check_kinds(recipe["settings"], {name: SETTINGS[name] for name in recipe["settings"]})  # no others
+        _check_kinds(content, {"midi_file": str, "files": dict, "attempts": list})
+        if not all(isinstance(sha, str) for sha in files.values()) or not 1 <= recipe["threads"] <= MOST_THREADS:
+            raise TypeError("files or threads")
+        if not all(type(attempt) is int for attempt in content["attempts"]):
+            raise TypeError("attempts")
+    except OSError as error:
+        raise ManifestError(f"{name}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{name}: is not a manifest of scripts.render") from error
+    for file, sha in files.items():
+        if file_sha256(file) != sha:
+            raise ManifestError(f"{file}: is not the file any more that {name} was made from")
+    return content
+
+
+def _check_kinds(content: dict, kinds: dict) -> None:
+    """KeyError or TypeError where a field is not there, or of another kind; true and false are no numbers."""
+    for name, kind in kinds.items():
+        value = content[name]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
+            raise TypeError(name)
+
+
+def differences(recipe: dict) -> str:
+    """One sentence on the software of `recipe` that is not what runs now; empty if all is the same."""
+    now = software()
+    other = [key for key, value in recipe["software"].items() if now.get(key) != value]
+    return f"other than when it was made: {', '.join(other)}; the last bits may differ" if other else ""
