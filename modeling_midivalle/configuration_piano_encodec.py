@@ -15,6 +15,8 @@ class PianoEncodecConfig(EncodecConfig):
     Args:
         num_key_axes (`int`, *optional*, defaults to 0): Last axes of the latent, one a key from A0 on, that the encoder
             has been taught to say the struck keys with; 0 or 88. See [`~PianoEncodecModel.encode_codes`].
+        num_oscillators (`int`, *optional*, defaults to 0): First pairs of channels behind the decoder's LSTM that hold
+            the oscillation at one pitch each, by semitones from E1 on. See `dynamics_midivalle.py`.
 
     Example:
 
@@ -36,6 +38,7 @@ class PianoEncodecConfig(EncodecConfig):
     codebook_size: int = 2048
     use_conv_shortcut: bool = False
     num_key_axes: int = 0
+    num_oscillators: int = 0
 
     def validate_architecture(self):
         """Refuse what MIDI-VALLE cannot use."""
@@ -44,6 +47,8 @@ class PianoEncodecConfig(EncodecConfig):
             raise ValueError("Piano-Encodec is mono, in one chunk and without level normalisation")
         if self.num_key_axes not in (0, 88) or self.num_key_axes >= self.hidden_size:
             raise ValueError(f"num_key_axes is 0 or 88 and less than hidden_size, got {self.num_key_axes}")
+        if not 0 <= 2 * self.num_oscillators <= self.num_filters * 2 ** len(self.upsampling_ratios):
+            raise ValueError(f"num_oscillators {self.num_oscillators} does not fit into the channels behind the LSTM")
         if self.sampling_rate % self.hop_length:
             raise ValueError(f"hop {self.hop_length} does not divide the sampling rate {self.sampling_rate}")
 

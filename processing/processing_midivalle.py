@@ -170,7 +170,7 @@ class MidiValleProcessor(ProcessorMixin):
         Returns:
             `BatchFeature`, of B pieces with W windows together: `input_ids (W, N, 6)`, `attention_mask (W, N)`;
             `target_frames (W,)` and `context_frames (W,)`, codec frames; `window_counts (B,)`, `prompt_lengths (B,)`;
-            with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
+            `mean_velocities (B,)`, over 127; with prompts `input_values (B, 1, L)`, `padding_mask (B, L)`.
 
         Raises:
             `ValueError` (`MidiError`, `AudioError` or `ProcessorError`): one sentence on what cannot be used.
@@ -197,14 +197,16 @@ class MidiValleProcessor(ProcessorMixin):
         else:
             prompts = [self.prepare_prompt(*prompt_arguments)] * len(midis)
         columns = [_per_item(value, len(midis)) for value in (sustain, start, end)]
-        items, counts = [], []
+        performances, items, counts = [], [], []
         for midi, prompt, mode, first, last in zip(midis, prompts, *columns, strict=True):
             performance = self.load(midi, mode, start=first, end=last)
             ring_out = 0.0 if last is None else last - (first or 0.0) - performance.end
             windows = self.windows(performance, max(ring_out, 0.0))
+            performances.append(performance)
             items += [(performance, *window, prompt) for window in windows]
             counts.append(len(windows))
         data = self._windows(items) | {"window_counts": np.array(counts)} | self._prompts(prompts)
+        data["mean_velocities"] = self.mean_velocities(performances)
         return BatchFeature(data, return_tensors)
 
     def load(self, midi, sustain: str | None = None, start: float | None = None, end: float | None = None):
@@ -345,6 +347,11 @@ class MidiValleProcessor(ProcessorMixin):
             rate = SAMPLING_RATE if sampling_rate is None else sampling_rate
             data |= self.feature_extractor(audio, sampling_rate=rate, **options["audio_kwargs"])
         return BatchFeature(data)
+
+    @staticmethod
+    def mean_velocities(performances: list) -> np.ndarray:
+        """Mean velocity of the notes of each performance, over 127, `(B,)`."""
+        return np.array([performance.notes["velocity"].mean() / 127 for performance in performances], np.float32)
 
     def context_of(self, start: float) -> float:
         """How much of its own music, s, a window that begins at `start` s is conditioned on."""

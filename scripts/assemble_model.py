@@ -88,6 +88,7 @@ def assemble(
     onset_delay_seconds: float = 0.0,
     keys_from_midi: bool = False,
     mean_vectors: bool = False,
+    velocity_gain_db: float = 0.0,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -96,7 +97,7 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        as_recorded, keys_from_midi, mean_vectors: as in `MidiValleConfig`.
+        as_recorded, keys_from_midi, mean_vectors, velocity_gain_db: as in `MidiValleConfig`.
         onset_delay_seconds: as in `MidiValleProcessor`.
     Returns:
         Parameters of each part by its name.
@@ -113,12 +114,16 @@ def assemble(
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
     if keys_from_midi and not getattr(parts["codec"].config, "num_key_axes", 0):
         raise AssembleError(f"--codec {codec}: has no axes of keys, which --keys-from-midi needs")
+    if velocity_gain_db and not (keys_from_midi and getattr(parts["codec"].config, "num_oscillators", 0)):
+        raise AssembleError(
+            f"--codec {codec}: --velocity-gain needs --keys-from-midi and a codec with oscillators (num_oscillators)"
+        )
     try:
         model = MidiValleForConditionalGeneration.from_sub_models(**parts)
     except StrictDataclassError as error:
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
-    model.config.mean_vectors = mean_vectors
+    model.config.mean_vectors, model.config.velocity_gain_db = mean_vectors, velocity_gain_db
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -180,6 +185,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keys-from-midi", action="store_true", help="the MIDI tells the codec which keys are struck")
     parser.add_argument("--mean-vectors", action="store_true", help="the codec decodes means, not the chosen codes")
     parser.add_argument(
+        "--velocity-gain", type=float, default=0.0, metavar="DB", help="what loud keys lack over soft ones, dB"
+    )
+    parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
     args = parser.parse_args(argv)
@@ -187,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
         options |= {"keys_from_midi": args.keys_from_midi, "mean_vectors": args.mean_vectors}
+        options["velocity_gain_db"] = args.velocity_gain
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
         )

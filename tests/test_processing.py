@@ -23,6 +23,7 @@ from tokenization.midi_midivalle import to_ticks
 
 RATE = 32_000
 WINDOW_KEYS = {"input_ids", "attention_mask", "target_frames", "context_frames", "window_counts", "prompt_lengths"}
+WINDOW_KEYS |= {"mean_velocities"}
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_target_begins_where_the_prompts_audio_ends(processor):
     assert inputs["prompt_lengths"].tolist() == [100] and inputs["target_frames"].tolist() == [50]
     assert set(inputs) == WINDOW_KEYS | {"input_values", "padding_mask"}
     floats = {key for key, value in inputs.items() if value.dtype != torch.int64}
-    assert floats <= {"input_values", "padding_mask"}
+    assert floats <= {"input_values", "padding_mask", "mean_velocities"}
     assert torch.equal(inputs["input_values"][0, 0], torch.from_numpy(noise(2.3)[:64_000]))
 
 

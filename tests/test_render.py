@@ -64,9 +64,10 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
     config = MidiValleConfig.from_preset(
-        "tiny", {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88}
+        "tiny",
+        {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 16},
     )
-    config.keys_from_midi = True
+    config.keys_from_midi, config.velocity_gain_db = True, 30.0
     model = MidiValleForConditionalGeneration(config)
     for layer in model.codec.quantizer.layers:
         layer.codebook.embed.normal_(std=0.3)

@@ -101,6 +101,7 @@ def test_part_after_part(pool, tmp_path):
     assert run("decoder", *more) == 0
     before, after = (load_file(f / "model.safetensors") for f in (tmp_path / "begun", tmp_path / "decoder" / "codec"))
     assert codec_hash(codec) == codec_hash(tmp_path / "decoder" / "codec")
+    assert json.loads((tmp_path / "decoder" / "codec" / "config.json").read_text())["num_oscillators"] == PITCHES
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and all(name.startswith("decoder.") for name in moved)
     assert run("kicks", "--codec", tmp_path / "decoder" / "codec") == 0

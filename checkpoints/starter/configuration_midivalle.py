@@ -57,6 +57,7 @@ STARTER_CODEC = {
     "num_filters": 16,
     "hidden_size": 128,
     "num_key_axes": 88,
+    "num_oscillators": 84,
     "num_lstm_layers": 4,
     "last_kernel_size": 13,
 }
@@ -261,6 +262,9 @@ class MidiValleConfig(PreTrainedConfig):
             by the MIDI, not by the codes that were predicted from it; for a codec with `num_key_axes`.
         mean_vectors (`bool`, defaults to `False`): the codec's decoder is given the mean of all code vectors, each as
             likely as AR and NAR hold it, instead of those of the chosen codes; what follows still goes by the codes.
+        velocity_gain_db (`float`, defaults to 0.0): dB by which a key of velocity 127 is made louder than one of
+            velocity 0, beyond what the codec makes of them (`dynamics_midivalle.py`); for `keys_from_midi` and a codec
+            with `num_oscillators`.
 
     Example:
 
@@ -286,6 +290,7 @@ class MidiValleConfig(PreTrainedConfig):
     as_recorded: bool = False
     keys_from_midi: bool = False
     mean_vectors: bool = False
+    velocity_gain_db: float = 0.0
     initializer_range: float = 0.02
 
     @classmethod
@@ -331,6 +336,8 @@ class MidiValleConfig(PreTrainedConfig):
             raise ValueError(f"the codec must have {self.frame_rate} frames per second, see sampling_rate and ratios")
         if self.keys_from_midi and not codec.num_key_axes:
             raise ValueError("keys_from_midi needs a codec whose latent has axes of keys (num_key_axes)")
+        if self.velocity_gain_db and not (self.keys_from_midi and codec.num_oscillators):
+            raise ValueError("velocity_gain_db needs keys_from_midi and a codec with num_oscillators")
         sizes = [(c.midi_vocab_sizes, c.midi_embedding_sizes) for c in (ar, nar)]
         if sizes[0][0] != sizes[1][0] or (self.share_midi_embeddings and sizes[0] != sizes[1]):
             raise ValueError(

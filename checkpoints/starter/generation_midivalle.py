@@ -12,6 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
+from .dynamics_midivalle import KeyDynamics
 from .modeling_midivalle_frame_notes import read_notes, sounds_before, struck_keys
 from .modeling_midivalle_layers import check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
@@ -105,6 +106,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         target_frames: int | torch.LongTensor | None = None,
         context_frames: torch.LongTensor | None = None,
         window_counts: torch.LongTensor | None = None,
+        mean_velocities: torch.Tensor | None = None,
         seed: int | list[int] | None = None,
         as_recorded: bool | None = None,
         **sampling,
@@ -129,6 +131,8 @@ class MidiValleGenerationMixin(GenerationMixin):
                 if not given. At most what the piece has.
             window_counts (`torch.LongTensor` of shape `(B,)`, *optional*): windows of each piece, B = 1 for a stream;
                 one each if not given.
+            mean_velocities (`torch.Tensor` of shape `(B,)`, *optional*): of all notes of each piece, over 127, for
+                `config.velocity_gain_db`; 0.5 if not given.
             seed (`int` or `list[int]`, *optional*): of each piece. Window number w draws from (seed, w) alone: the
                 same audio alone or in any batch.
             as_recorded (`bool`, *optional*): give the audio the colour and the noise of the recording `input_values`;
@@ -143,7 +147,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         inputs = {"input_values": input_values, "padding_mask": padding_mask}
         inputs |= {"prompt_codes": prompt_codes, "prompt_lengths": prompt_lengths, "target_frames": target_frames}
         inputs |= {"context_frames": context_frames, "window_counts": window_counts, "seed": seed}
-        inputs["as_recorded"] = as_recorded
+        inputs |= {"mean_velocities": mean_velocities, "as_recorded": as_recorded}
         for _, _, audio in self._stream(input_ids, attention_mask, **inputs, **sampling):
             yield audio
 
@@ -166,6 +170,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         target_frames: int | torch.LongTensor | None = None,
         context_frames: torch.LongTensor | None = None,
         window_counts: torch.LongTensor | None = None,
+        mean_velocities: torch.Tensor | None = None,
         seed: int | list[int] | None = None,
         as_recorded: bool | None = None,
         **sampling,
@@ -192,7 +197,8 @@ class MidiValleGenerationMixin(GenerationMixin):
             recordings = [self.measure_prompt(w[0, : hop * P], codes[..., :P]) for w, codes, P in prompts]
         begins = [sum(counts[:b]) for b in range(len(counts))]  # each piece's first window
         silent = self.begins_silent(input_ids[begins], attention_mask[begins], prompt_lengths)
-        streams = [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent)]
+        dynamics = self.key_dynamics(mean_velocities, len(counts))
+        streams = [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent, dynamics)]
         history = [prompt_codes[:1, :, :0] for _ in counts]
         for w in range(max(counts)):
             pieces = [b for b, count in enumerate(counts) if w < count]
@@ -226,6 +232,17 @@ class MidiValleGenerationMixin(GenerationMixin):
         if not self.config.keys_from_midi:
             return None
         return struck_keys(input_ids, attention_mask, first.to(input_ids.device), frames)
+
+    def key_dynamics(self, mean_velocities: torch.Tensor | None, pieces: int) -> list[KeyDynamics | None]:
+        """What single keys of each of some `pieces` lack in loudness, for [`CodecStream`]; None without
+        `config.velocity_gain_db`. `mean_velocities` `(pieces,)` as in [`generate_stream`]."""
+        means = torch.full((pieces,), 0.5) if mean_velocities is None else torch.as_tensor(mean_velocities)
+        if means.shape != (pieces,) or not ((means >= 0) & (means <= 1)).all():
+            raise ValueError(f"mean_velocities must be {pieces} numbers from 0 to 1, got {means.tolist()}")
+        if not self.config.velocity_gain_db:
+            return [None] * pieces
+        given = self.config.codec_config.num_oscillators, self.config.frame_rate
+        return [KeyDynamics(self.config.velocity_gain_db, mean, *given) for mean in means.tolist()]
 
     def begins_silent(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
+from .dynamics_midivalle import KeyDynamics
 from .recording_midivalle import RecordingChain, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
@@ -50,6 +51,7 @@ class CodecStream:
         recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
         begins_silent (`bool`, *optional*): until the first key is struck, nothing but that noise is heard: oscillators
             that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `struck`.
+        dynamics (`KeyDynamics`, *optional*): makes struck keys as loud as their velocities say. Needs `struck`.
 
     Example:
 
@@ -58,7 +60,13 @@ class CodecStream:
     >>> audio = torch.cat([stream.push(codes[..., :100]), stream.push(codes[..., 100:], is_last=True)], -1)
     ```"""
 
-    def __init__(self, codec, recording: RecordingChain | None = None, begins_silent: bool = False):
+    def __init__(
+        self,
+        codec,
+        recording: RecordingChain | None = None,
+        begins_silent: bool = False,
+        dynamics: KeyDynamics | None = None,
+    ):
         layers = list(codec.decoder.layers)
         recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
@@ -66,6 +74,7 @@ class CodecStream:
         self.behind = SlidingLayers(layers[recurrent + 1 :], CONTEXT_BEHIND_LSTM, codec.config.hop_length)
         self.recording = None if recording is None else RecordingStream(recording)
         self.is_silent, self.silent_frames, self.given = begins_silent, 0, 0  # so far; samples that were given
+        self.dynamics, self.gains = dynamics, None  # of frames that the LSTM has not had yet
 
     @property
     def delay(self) -> int:
@@ -92,13 +101,20 @@ class CodecStream:
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
         if self.is_silent:
             self._listen(audio_codes.shape[-1], struck)
+        if self.dynamics is not None:
+            gains = self.dynamics(_told(struck))
+            self.gains = gains if self.gains is None else torch.cat([self.gains, gains], 1)
         latent = self.codec.latent_of(audio_codes, struck, vectors)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
             return nothing
         frames = hidden.permute(2, 0, 1)
         remembered, self.state = self.lstm(frames, self.state)
-        wave = self.behind.push((remembered + frames).permute(1, 2, 0), is_last)
+        hidden = (remembered + frames).permute(1, 2, 0)
+        if self.dynamics is not None:
+            gains, self.gains = self.gains[:, : len(frames)], self.gains[:, len(frames) :]
+            hidden[:, : gains.shape[-1]] *= gains.transpose(1, 2).to(hidden)
+        wave = self.behind.push(hidden, is_last)
         if wave is None:
             return nothing
         wave = self._silenced(wave.float())
@@ -106,9 +122,7 @@ class CodecStream:
 
     def _listen(self, frames: int, struck: torch.Tensor | None) -> None:
         """Count frames up to the first of `struck` `(1, frames, 88)` in which a key is."""
-        if struck is None:
-            raise ValueError("a stream that begins silent has to be told which keys are struck")
-        when = struck[0].any(-1).nonzero()
+        when = _told(struck)[0].any(-1).nonzero()
         self.is_silent = not len(when)
         self.silent_frames += int(when[0]) if len(when) else frames
 
@@ -120,6 +134,12 @@ class CodecStream:
             return wave
         place = torch.arange(begin, self.given, device=wave.device) / hop
         return wave * (place - (self.silent_frames - 1)).clamp(0, 1)
+
+
+def _told(struck: torch.Tensor | None) -> torch.Tensor:
+    if struck is None:
+        raise ValueError("a stream with dynamics, or one that begins silent, has to be told which keys are struck")
+    return struck
 
 
 __all__ = ["CodecStream"]

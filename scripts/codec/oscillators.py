@@ -20,9 +20,11 @@ import math
 import torch
 from torch.nn import functional as F
 
+from modeling_midivalle.dynamics_midivalle import OSCILLATOR_PITCH
 from scripts.codec.features import KNEE, SpectralFeatures
 
-LOWEST_HZ, PITCHES = 440 * 2 ** ((28 - 69) / 12), 84  # E1 to D#8; below, a note is known by its partials
+# E1 to D#8; below, a note is known by its partials
+LOWEST_HZ, PITCHES = 440 * 2 ** ((OSCILLATOR_PITCH - 69) / 12), 84
 OPEN, SHUT = 6.0, -6.0  # gate biases
 RADIUS = 0.1  # of the oscillation, where tanh is nearly linear
 CLEARANCE = 0.05  # rad a frame (0.4 Hz): nearer to a quarter turn, tanh would lock an oscillator to standstill
@@ -59,6 +61,7 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
     weight = conv.weight.clone() * 0.1
     weight[:n] *= 1e-2  # these channels reach the sound past the LSTM
     weight[n + axes :, axes:] *= STRUCK_GAIN
+    codec.config.num_oscillators = PITCHES
     weight[passed] = 0
     weight[passed, :axes, conv.kernel_size[0] // 2] = torch.diag(scale)
     conv.weight = weight

@@ -37,6 +37,10 @@ class Keys:
         """The keys that are struck in the new frames of a window, `(1, frames, 88)`."""
         return self.model.struck_keys(*self._rows(window), frames)
 
+    def dynamics(self):
+        """What single keys lack in loudness, a `KeyDynamics` or None."""
+        return self.model.key_dynamics(self.processor.mean_velocities([self.performance]), 1)[0]
+
     def begin_silent(self) -> bool:
         """Whether nothing sounds until a key is struck."""
         return self.model.begins_silent(*self._rows(0))[0]
@@ -101,7 +105,8 @@ class Job:
     def start(self, codec, decoding: Decoding) -> None:
         """Open the outputs, and decode the windows that an interrupted render has left."""
         self.decoding, self.began = decoding, time.perf_counter()
-        self.stream = CodecStream(codec, self.recording, bool(self.keys) and self.keys.begin_silent())
+        of_keys = (self.keys.begin_silent(), self.keys.dynamics()) if self.keys else ()
+        self.stream = CodecStream(codec, self.recording, *of_keys)
         if self.opened:
             self.opened(self)
         for attempt, *arrays in self.journal.windows if self.journal else []:

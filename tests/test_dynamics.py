@@ -1,0 +1,102 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""What velocities do to single keys behind the codec's LSTM."""
+
+import math
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+
+from modeling_midivalle import CodecStream, MidiValleConfig, PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle.dynamics_midivalle import FADING_S, KNOWN, MEMORY_S, SOFTEST_DB, KeyDynamics
+
+C4, C5 = 60 - 21, 72 - 21  # keys
+CODEC = {"num_filters": 4, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 32}
+
+
+def rolls(frames, *strikes):
+    struck = torch.zeros(1, frames, 88)
+    for frame, key, velocity in strikes:
+        struck[0, frame, key] = velocity
+    return struck
+
+
+def decibels(factors):
+    """(T, pitches); both channels of a pair have the same factor."""
+    assert torch.equal(factors[..., ::2], factors[..., 1::2])
+    return 20 * factors[0, :, ::2].log10()
+
+
+PARTIALS = {0: 1.0, 12: 0.8, 19: 0.6, 24: 0.5, 28: 0.4, 31: 0.35, 34: 0.3, 36: 0.3}  # semitones, share
+
+
+def test_a_key_is_made_louder_by_what_its_velocity_is_above_the_mean():
+    """Its fundamental and partials, from its frame on, ever less; of all other pitches nothing changes."""
+    gains = decibels(KeyDynamics(20.0, 0.5, 84, 50)(rolls(10, (4, C4, 0.8))))
+    fade = math.exp(-5 / 50 / MEMORY_S)  # of what is known of the piece, at the fifth frame
+    mean = (KNOWN * 0.5 * fade + 0.8) / (KNOWN * fade + 1)
+    wanted = torch.zeros(10, 84)
+    for above, share in PARTIALS.items():
+        wanted[4:, 60 + above - 28] = share * 20 * (0.8 - mean) * torch.exp(-torch.arange(6) / 50 / FADING_S)
+    torch.testing.assert_close(gains, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_soft_key_does_not_vanish():
+    gains = decibels(KeyDynamics(40.0, 0.9, 84, 50)(rolls(3, (1, C4, 0.1))))
+    assert gains.min() == pytest.approx(SOFTEST_DB)
+
+
+def test_a_soft_strike_takes_nothing_from_what_sounds():
+    """C5 is struck softly while C4 sounds loudly: C4's partials stay as loud, but for their fading; C5's others, where
+    nothing sounds, become softer. A loud strike makes louder what a soft one has made softer."""
+    gains = decibels(KeyDynamics(20.0, 0.5, 84, 50)(rolls(3, (0, C4, 0.9), (1, C5, 0.1), (2, C5, 0.9))))
+    shared, own = 72 - 28, 72 + 31 - 28
+    fade = math.exp(-1 / 50 / FADING_S)
+    assert gains[0, shared] > 1 and gains[1, shared] == pytest.approx(float(gains[0, shared]) * fade, rel=1e-4)
+    assert gains[0, own] == 0 > gains[1, own] and gains[2, own] > 0
+    assert gains[2, shared] > gains[1, shared]  # its own, not a share of C4's
+
+
+def test_a_stream_with_dynamics_is_the_same_in_chunks():
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    codes, struck = torch.randint(0, 2048, (1, 4, 60)), rolls(60, (3, 20, 0.9), (21, 30, 0.2), (40, 12, 0.7))
+    plain = CodecStream(codec).push(codes, True, struck)
+
+    def play(*ends):
+        stream, chunks = CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50)), []
+        for begin, end in zip((0, *ends), ends):
+            chunks.append(stream.push(codes[..., begin:end], end == 60, struck[:, begin:end]))
+        return torch.cat(chunks, -1)
+
+    whole = play(60)
+    torch.testing.assert_close(play(5, 6, 33, 60), whole, atol=1e-6, rtol=1e-4)
+    assert (whole - plain).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="has to be told which keys are struck"):
+        CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50)).push(codes)
+
+
+def test_refused_configurations():
+    with pytest.raises(StrictDataclassClassValidationError, match="num_oscillators 33 does not fit"):
+        PianoEncodecConfig(**CODEC | {"num_oscillators": 33})
+    for codec, told in ((CODEC, False), (CODEC | {"num_oscillators": 0}, True)):
+        parts = {"ar_config": MidiValleConfig.from_preset("tiny").ar_config.to_dict()}
+        parts["nar_config"] = MidiValleConfig.from_preset("tiny").nar_config.to_dict()
+        with pytest.raises(StrictDataclassClassValidationError, match="velocity_gain_db needs keys_from_midi"):
+            MidiValleConfig(codec_config=codec, **parts, keys_from_midi=told, velocity_gain_db=1.0)
+
+
+def test_pieces_have_means_of_their_own(make_model, make_rows):
+    """`generate` gives each piece its own; without them 0.5; wrong ones are refused."""
+    model = make_model("keys")
+    model.config.codec_config.num_oscillators, model.config.velocity_gain_db = 16, 30.0
+    rows = torch.stack([make_rows(seconds=0.4)] * 2)
+    given = {"target_frames": torch.tensor([20, 20])}
+    half, low = model.generate(rows, mean_velocities=torch.tensor([0.5, 0.1]), **given)
+    assert (half - low).abs().max() > 1e-5
+    torch.testing.assert_close(half, model.generate(rows[:1], target_frames=20)[0], atol=1e-6, rtol=1e-4)
+    for wrong in ([0.5], [0.5, 1.5], [0.5, math.nan]):
+        with pytest.raises(ValueError, match="mean_velocities must be 2 numbers from 0 to 1"):
+            model.generate(rows, mean_velocities=torch.tensor(wrong), **given)
