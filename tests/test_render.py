@@ -480,7 +480,54 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
         interrupt_after(patch, 2)
         run("piece.mid", "other.wav", *options)
     calls.clear()
-    assert run("piece.mid", "other.wav", *options, "--seed", 1)[0] == 0 and len(calls) == 3
+    code, _, err = run("piece.mid", "other.wav", *options, "--seed", 1)
+    assert code == 0 and len(calls) == 3 and "render: .other.wav.windows: is of other settings" in err
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "remark"),
+    [
+        (0, 0, "is of other settings or another version, or damaged"),  # the key
+        (12, 0, "window 1 is damaged"),  # the attempt
+        (110, 1, "window 2 is damaged"),  # a code, still a number that could be
+        (150, 1, "window 2 is damaged"),  # a vector
+        (-1, 2, "window 3 is damaged"),  # a checksum
+    ],
+)
+def test_a_damaged_journal(place, count, remark, tmp_path):
+    """The windows before the damage are used, the others made anew, with a word; then the file is whole again."""
+    path, codes, vectors = tmp_path / ".piece.wav.windows", np.arange(16).reshape(2, 8), np.ones((3, 8), np.float16)
+
+    def go_on():
+        return Journal(path, "key 1", 2, [8, 8, 8], 3)
+
+    journal = go_on()
+    for _ in range(3):
+        journal.append(1, codes, vectors)
+    journal.close()
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    journal = go_on()
+    assert len(journal.windows) == count and f".piece.wav.windows: {remark}" in journal.remark
+    for _ in range(3 - count):
+        journal.append(1, codes, vectors)
+    journal.close()
+    assert path.read_bytes() == whole and go_on().remark == ""
+
+
+def test_a_journal_of_the_version_before(tmp_path):
+    """It has no checksums: begun anew, with a word. One that was cut short within its head has lost nothing."""
+    path = tmp_path / ".piece.wav.windows"
+    path.write_bytes(b"key 1\n" + bytes(34))
+    journal = Journal(path, "key 1", 2, [8])
+    assert journal.windows == [] and "another version" in journal.remark and journal_threads(path) == 1
+    for cut in (b"", b"key 1 c"):
+        journal.close()
+        path.write_bytes(cut)
+        journal = Journal(path, "key 1", 2, [8])
+        assert (journal.windows, journal.remark) == ([], "")
 
 
 def test_what_is_there_is_not_replaced_unasked(run):
@@ -859,10 +906,12 @@ def test_self_check_and_repair(run, monkeypatch):
     assert report["summary"] == {"missing": 0, "extra": 0, "shifted": 0, "notes": 3, "right": 3, "f1": 1.0}
     assert report["windows"][0]["attempts"] == [0.0, 1.0] and report["windows"][0]["kept"] == 1
     assert json.loads(Path("piece.json").read_text())["attempts"] == [1]
-    code, _, err = run("again.wav", "--from-manifest", "piece.json")  # without the transcriber
+    with monkeypatch.context() as patch:  # killed behind its last window
+        patch.setattr(Journal, "remove", lambda self: None)
+        code, _, err = run("again.wav", "--from-manifest", "piece.json")  # without the transcriber
     assert code == 0 and Path("again.wav").read_bytes() == Path("piece.wav").read_bytes(), err
-    assert run("piece.mid", "plain.wav", "--ring-out", 0)[0] == 0
-    assert Path("plain.wav").read_bytes() != Path("piece.wav").read_bytes()
+    assert run("piece.mid", "again.wav", "--ring-out", 0, "--force")[0] == 0  # not by the attempts that are there
+    assert Path("again.wav").read_bytes() != Path("piece.wav").read_bytes()
 
 
 def test_notes_that_are_wrong_are_listed():

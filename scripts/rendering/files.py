@@ -291,6 +291,7 @@ def make_job(
     job.is_exact, job.carries = args.compat is None, not args.parallel
     if setting.recorded:
         job.planned = setting.recorded["attempts"]
+    key = journal_key(recipe | {"planned": job.planned})  # a plain render and one by a manifest keep other attempts
 
     def opened(job: Job) -> None:
         task.recipe = recipe
@@ -298,7 +299,9 @@ def make_job(
             job.sinks.insert(0, AudioWriter(task.output, model.config.sampling_rate))
             if job.is_exact:
                 books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
-                job.journal = Journal(journal_path(task), journal_key(recipe), books, frames_of(task.windows), axes)
+                job.journal = Journal(journal_path(task), key, books, frames_of(task.windows), axes)
+                if job.journal.remark:
+                    say(job.journal.remark)
 
     job.opened = opened
     return job
