@@ -639,13 +639,27 @@ def test_manifest(run, folder, monkeypatch):
     Path("wrong.json").write_text(json.dumps(manifest))
     code, _, err = run("third.wav", "--from-manifest", "wrong.json")
     assert code == 1 and "third.wav: is not bit for bit what wrong.json describes" in err
-    save_midi("piece.mid", (0.0, 0.3, 60))
+    save_midi("piece.mid", (0.5, 0.3, 60))
     code, _, err = run("no.wav", "--from-manifest", "piece.json")
     assert code == 2 and "piece.mid: is not the file any more" in err and not Path("no.wav").exists()
     Path("text.json").write_text("{}")
-    for name, message in (("text.json", "is not a manifest"), ("no.json", "no.json: cannot be read")):
+    Path("deep.json").write_text("[" * 100_000)
+    edited = {"nul.json": {"files": {"a\0.mid": "0"}}, "long.json": {"attempts": [0] * 9}}
+    for name, value in (("dtype", "wrong"), ("seed", -1)):
+        edited[f"{name}.json"] = {"recipe": recipe | {"settings": recipe["settings"] | {name: value}}}
+    for name, change in edited.items():
+        Path(name).write_text(json.dumps(manifest | {"files": {}} | change))
+    for name, message in (
+        ("text.json", "is not a manifest of scripts.render, or damaged; render the MIDI file anew"),
+        ("deep.json", "is not a manifest"),
+        ("dtype.json", "--dtype wrong is not one of float32, bfloat16"),
+        ("seed.json", "--seed -1 is outside 0 to 2^62"),
+        ("nul.json", "cannot be read (embedded null byte)"),
+        ("long.json", "tells of 9 windows where piece.mid has 1 now"),
+        ("no.json", "cannot be read (No such file or directory)"),
+    ):
         code, _, err = run("no.wav", "--from-manifest", name)
-        assert code == 2 and message in err and err.count("\n") == 1
+        assert code == 2 and message in err and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize(
@@ -659,15 +673,28 @@ def test_manifest(run, folder, monkeypatch):
         (("recipe", "threads"), -4),
         (("recipe", "software"), []),
         (("recipe", "layout"), 5),
+        (("recipe", "settings", "start"), 2**80),
+        (("recipe", "layout"), []),
+        (("recipe", "layout", 0), 5),
+        (("recipe", "layout", 0, "row"), 2),
+        (("recipe", "layout", 0, "row"), "x"),
+        (("recipe", "layout", 0, "rows", 1), [5, 0]),
+        (("recipe", "layout", 0, "rows", 1), [5, 0, 0]),
+        (("recipe", "layout", 0, "rows", 1), [5, 10**13, 50]),
         (("midi_file",), 5),
         (("attempts",), ["x"]),
+        (("attempts",), [0, 0]),
+        (("attempts",), [2**40]),
+        (("output",), None),
+        (("output", "samples_sha256"), 5),
     ],
 )
 def test_a_damaged_manifest(place, value, tmp_path):
     software = {"torch": "2"}
     recipe = {"settings": {"seed": 0, "ring_out": 2, "temperature": None}, "threads": 1, "software": software}
-    recipe |= {"layout": None, "weights_sha256": "0"}
+    recipe |= {"layout": [{"row": 1, "rows": [[8, 0, 50], [5, 0, 15]]}], "weights_sha256": "0"}
     content = {"format": 2, "recipe": recipe, "midi_file": "a.mid", "files": {}, "attempts": [0]}
+    content["output"] = {"samples_sha256": "0"}
     path = tmp_path / "piece.json"
     path.write_text(json.dumps(content))
     assert manifest.read_manifest(path) == content

@@ -96,7 +96,7 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     processor = load_processor(folder)
     if args.parallel:
         processor.context_seconds = RUN_IN_S
-    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
+    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task, recorded))
     setting = make_setting(args, folder, processor, recorded, [journal_path(task) for task in tasks if task.output])
     setting.begin = begin
     tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
@@ -147,8 +147,8 @@ def keep_going(items: list, several: bool, work) -> list:
     return kept
 
 
-def load_task(args: argparse.Namespace, processor, task: Task) -> None:
-    """Read a performance, plan its windows, and tell what is left out of it."""
+def load_task(args: argparse.Namespace, processor, task: Task, recorded: dict | None) -> None:
+    """Read a performance, plan its windows, as many as a manifest has, and tell what is left out of it."""
     whole = processor.tokenizer.load_performance(task.source, args.sustain)
     task.performance = processor.load(whole, start=args.start, end=args.end)
     task.windows = processor.windows(task.performance, args.ring_out)
@@ -159,6 +159,11 @@ def load_task(args: argparse.Namespace, processor, task: Task) -> None:
                 f"{task.performance.name} lasts {task.windows[-1][1]:.1f} s: give --start and --end"
             )
         task.windows = [(0.0, task.windows[-1][1])]
+    if recorded and (count := len(recorded["attempts"])) != len(task.windows):
+        raise RenderError(
+            f"{Path(args.from_manifest).name}: tells of {count} windows where {task.performance.name} has "
+            f"{len(task.windows)} now: it is damaged or of another version; render the MIDI file anew"
+        )
     task.sha256 = file_sha256(task.source)
     if changes := describe_changes(processor, task.performance, task.windows):
         say(changes)
