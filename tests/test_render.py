@@ -996,9 +996,11 @@ def test_plots(inputs, monkeypatch, capsys):
     assert plots.main(["noise.wav", "text.mid", "other.png"]) == 2 and not Path("other.png").exists()
     assert plots.main(["noise.wav", "good.mid", "none/plot.png"]) == 2
     assert plots.main(["noise.wav", "good.mid", "plot.wrong"]) == 2
+    assert plots.main(["noise.wav", "good.mid", "plot"]) == 2 and sorted(Path().glob("plot*")) == [Path("plot.png")]
     assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()][1:] == [
         "plots: none/plot.png: cannot be written",
         "plots: plot.wrong: cannot be written",
+        "plots: plot: has no ending that tells the kind of picture; add .png",
     ]
     tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     image = plots.log_spectrogram(tone)
