@@ -31,7 +31,7 @@ from scripts import plots, render
 from scripts.measuring.transcription import TranscriptionError
 from scripts.models import model_folder
 from scripts.rendering import files, manifest
-from scripts.rendering.arguments import RenderError
+from scripts.rendering.arguments import RenderError, build_parser
 from scripts.rendering.decoding import Decoding
 from scripts.rendering.journal import Journal, journal_threads
 from scripts.rendering.pcm_stream import PcmStream
@@ -237,16 +237,26 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
         (("good.mid", "out.mp3"), r"out.mp3: the output must end in .wav or .flac"),
         (("good.mid", "no/out.wav"), "the folder no does not exist"),
         (("good.mid", "noise.wav"), "noise.wav: exists already; add --force"),
+        (("good.mid", ""), "'' names no file: give OUTPUT.wav"),
+        (("good.mid", "folder.wav", "--force"), "folder.json: is a folder; give the output another name"),
         (("good.mid",), "give INPUT.mid and OUTPUT.wav"),
         (("good.mid", "a.wav", "b.wav"), "give INPUT.mid and OUTPUT.wav"),
         ((), "give INPUT.mid and OUTPUT.wav"),
     ],
 )
 def test_bad_outputs(arguments, message, run, inputs):
-    before = {path.name: path.read_bytes() for path in inputs.iterdir()}
+    (inputs / "folder.json").mkdir()
+    before = {path.name: path.is_file() and path.read_bytes() for path in inputs.iterdir()}
     code, out, err = run(*arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in inputs.iterdir()} == before
+    assert {path.name: path.is_file() and path.read_bytes() for path in inputs.iterdir()} == before
+
+
+def test_a_name_that_no_file_can_be_written_by():
+    """It is read from the system, but libsndfile does not take it; that would be found when all has been rendered."""
+    task = files.Task(Path("\udcff.mid"), Path("out/\udcff.wav"))
+    with pytest.raises(RenderError, match="its name is not UTF-8; rename \udcff.mid, or"):
+        files.check_names(build_parser("").parse_args([]), task, [])
 
 
 def test_force_replaces(run, inputs):
@@ -774,19 +784,20 @@ def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch
 
 
 def test_an_error_in_a_batch_stops_those_that_share_it(music, run, monkeypatch):
-    """The third step, of a and c, cannot be generated: b is there already, and d takes their place."""
+    """The third step, of a and c, does not fit into a GPU's memory: b is there already, and d takes their place."""
     save_midi(music / "music" / "d.mid", (0.0, 0.3, 60))
     real, calls = MidiValleForConditionalGeneration.generate_frames, []
 
     def generate_frames(self, *arguments, **options):
         calls.append(0)
         if len(calls) == 3:
-            raise ValueError("the weights are broken")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
     code, out, err = run(*MANY)
-    assert code == 2 and all(f"render: {name}.mid: the weights are broken\n" in err for name in "ac")
+    full = "the GPU's memory is full: give a smaller --batch-size"
+    assert code == 2 and all(f"render: {name}.mid: {full}\n" in err for name in "ac")
     assert {"b.wav", "d.wav"} <= set(os.listdir("out")) and not Path("out/a.wav").exists()
 
 
@@ -892,6 +903,7 @@ def test_threads(run, monkeypatch):
         (("music", "--output-dir", "nowhere"), "nowhere: the folder does not exist"),
         (("out", "--output-dir", "out"), "out: holds no .mid or .midi file"),
         (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
+        (("a.mid", "a.report.mid", "--output-dir", "out", "--verify"), "would both become a.report.json"),
         (("music", "--output-dir", "out", "--stream", "-"), "--stream is for one file"),
         (("music/a.mid", "x.wav", "--raw"), "--raw is for --stream"),
         (("music/a.mid", "--stream", "-", "--verify"), "--verify needs a file"),

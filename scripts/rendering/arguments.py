@@ -168,6 +168,8 @@ def check_paths(args: argparse.Namespace):
         if not Path(args.paths[0]).exists():
             raise RenderError(f"{Path(args.paths[0]).name}: no such file")
     for output in args.paths[0 if args.from_manifest else 1 :]:
+        if not Path(output).name:
+            raise RenderError(f"'{output}' names no file: give OUTPUT.wav")
         for path in outputs_of(args, Path(output)):
             if path.exists() and not args.force:
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")

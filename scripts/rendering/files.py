@@ -88,7 +88,7 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     every = find_tasks(args, recorded)
     several = bool(args.output_dir)
     inputs = [Path(path).resolve() for path in (args.prompt_audio, args.prompt_midi) if path]
-    tasks = keep_going(every, several, lambda task: keep_inputs(args, task, inputs))
+    tasks = keep_going(every, several, lambda task: check_names(args, task, inputs))
     tasks = keep_going(tasks, several, lambda task: load_performance(task.source))  # before a model is fetched
     if not tasks:
         return 2
@@ -120,17 +120,24 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
         if not found:
             raise RenderError(f"{path}: holds no {' or '.join(MIDI_ENDINGS)} file")
         tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]
+    writers = {}
     for task in tasks:
-        if len(twins := [other.source for other in tasks if other.output == task.output]) > 1:
-            raise RenderError(f"{twins[0]} and {twins[1]} would both become {task.output.name}: rename one of them")
+        for path in outputs_of(args, task.output):  # a.mid has a.report.json, and so would a.report.mid
+            if (other := writers.setdefault(path, task)) is not task:
+                raise RenderError(f"{other.source} and {task.source} would both become {path.name}: rename one of them")
     return tasks
 
 
-def keep_inputs(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
-    """RenderError if what a task writes is one of the prompt's own files `inputs`, resolved, even with --force."""
+def check_names(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
+    """RenderError, before anything is rendered, for what must or can not be written even with --force: the prompt's own
+    files (`inputs`, resolved), folders, names that libsndfile does not take."""
     for path in outputs_of(args, task.output) if task.output else ():
         if path.resolve() in inputs:
             raise RenderError(f"{path}: is the prompt; give the output another name or folder")
+        if path.is_dir():
+            raise RenderError(f"{path}: is a folder; give the output another name or folder")
+        if str(path).encode(errors="replace").decode() != str(path):
+            raise RenderError(f"{path}: its name is not UTF-8; rename {task.source}, or give the output another name")
 
 
 def keep_going(items: list, several: bool, work) -> list:
