@@ -268,11 +268,14 @@ def test_bad_models(folder, inputs, capsys, monkeypatch):
     monkeypatch.chdir(inputs)
     (inputs / "hollow").mkdir()
     (inputs / "hollow" / "config.json").write_text('{"model_type": "midivalle"}')
+    shutil.copytree("hollow", "cut")
+    (inputs / "cut" / "generation_config.json").write_text('{"do_sample": fal')
     for model, message in (
         ("nowhere", "no such folder, and not a Hub id"),
         ("./no/where", "no such folder, and not a Hub id"),
         (str(inputs), "holds no config.json"),
         ("hollow", "hollow: no processor can be loaded"),
+        ("cut", "cut/generation_config.json: is damaged (not a JSON object); copy or download it again"),
     ):
         assert render.main(["good.mid", "out.wav", "--model", model]) == 2
         err = capsys.readouterr().err
