@@ -85,6 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("midi", metavar="INPUT.mid", help="the performance that was rendered")
     parser.add_argument("output", metavar="OUTPUT.png", help="replaced if it exists")
     args = parser.parse_args(argv)
+    if not Path(args.output).suffix.strip("."):  # matplotlib would write another file, with .png behind the name
+        print(f"plots: {args.output}: has no ending that tells the kind of picture; add .png", file=sys.stderr)
+        return 2
     try:
         wave = to_mono_32k(*read_audio(args.audio))
         notes = load_performance(args.midi).notes

@@ -58,8 +58,12 @@ def prompt_files(name: str) -> dict[str, str]:
 
 
 def check_size(file: str, limit: int) -> None:
-    """Refuse a file of more than `limit` bytes."""
-    if os.path.getsize(file) > limit:
+    """Refuse a file that is not there any more (gradio clears its cache), or of more than `limit` bytes."""
+    try:
+        size = os.path.getsize(file)
+    except OSError as error:
+        raise SpaceError(f"{Path(file).name}: the file is not here any more; upload it again") from error
+    if size > limit:
         raise SpaceError(f"{Path(file).name}: the file is larger than {limit // 1_000_000} MB")
 
 

@@ -31,7 +31,7 @@ from scripts import plots, render
 from scripts.measuring.transcription import TranscriptionError
 from scripts.models import model_folder
 from scripts.rendering import files, manifest
-from scripts.rendering.arguments import RenderError
+from scripts.rendering.arguments import RenderError, build_parser
 from scripts.rendering.decoding import Decoding
 from scripts.rendering.journal import Journal, journal_threads
 from scripts.rendering.pcm_stream import PcmStream
@@ -238,16 +238,26 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
         (("good.mid", "out.mp3"), r"out.mp3: the output must end in .wav or .flac"),
         (("good.mid", "no/out.wav"), "the folder no does not exist"),
         (("good.mid", "noise.wav"), "noise.wav: exists already; add --force"),
+        (("good.mid", ""), "'' names no file: give OUTPUT.wav"),
+        (("good.mid", "folder.wav", "--force"), "folder.json: is a folder; give the output another name"),
         (("good.mid",), "give INPUT.mid and OUTPUT.wav"),
         (("good.mid", "a.wav", "b.wav"), "give INPUT.mid and OUTPUT.wav"),
         ((), "give INPUT.mid and OUTPUT.wav"),
     ],
 )
 def test_bad_outputs(arguments, message, run, inputs):
-    before = {path.name: path.read_bytes() for path in inputs.iterdir()}
+    (inputs / "folder.json").mkdir()
+    before = {path.name: path.is_file() and path.read_bytes() for path in inputs.iterdir()}
     code, out, err = run(*arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in inputs.iterdir()} == before
+    assert {path.name: path.is_file() and path.read_bytes() for path in inputs.iterdir()} == before
+
+
+def test_a_name_that_no_file_can_be_written_by():
+    """It is read from the system, but libsndfile does not take it; that would be found when all has been rendered."""
+    task = files.Task(Path("\udcff.mid"), Path("out/\udcff.wav"))
+    with pytest.raises(RenderError, match="its name is not UTF-8; rename \udcff.mid, or"):
+        files.check_names(build_parser("").parse_args([]), task, [])
 
 
 def test_force_replaces(run, inputs):
@@ -259,11 +269,14 @@ def test_bad_models(folder, inputs, capsys, monkeypatch):
     monkeypatch.chdir(inputs)
     (inputs / "hollow").mkdir()
     (inputs / "hollow" / "config.json").write_text('{"model_type": "midivalle"}')
+    shutil.copytree("hollow", "cut")
+    (inputs / "cut" / "generation_config.json").write_text('{"do_sample": fal')
     for model, message in (
         ("nowhere", "no such folder, and not a Hub id"),
         ("./no/where", "no such folder, and not a Hub id"),
         (str(inputs), "holds no config.json"),
         ("hollow", "hollow: no processor can be loaded"),
+        ("cut", "cut/generation_config.json: is damaged (not a JSON object); copy or download it again"),
     ):
         assert render.main(["good.mid", "out.wav", "--model", model]) == 2
         err = capsys.readouterr().err
@@ -481,7 +494,54 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
         interrupt_after(patch, 2)
         run("piece.mid", "other.wav", *options)
     calls.clear()
-    assert run("piece.mid", "other.wav", *options, "--seed", 1)[0] == 0 and len(calls) == 3
+    code, _, err = run("piece.mid", "other.wav", *options, "--seed", 1)
+    assert code == 0 and len(calls) == 3 and "render: .other.wav.windows: is of other settings" in err
+
+
+@pytest.mark.parametrize(
+    ("place", "count", "remark"),
+    [
+        (0, 0, "is of other settings or another version, or damaged"),  # the key
+        (12, 0, "window 1 is damaged"),  # the attempt
+        (110, 1, "window 2 is damaged"),  # a code, still a number that could be
+        (150, 1, "window 2 is damaged"),  # a vector
+        (-1, 2, "window 3 is damaged"),  # a checksum
+    ],
+)
+def test_a_damaged_journal(place, count, remark, tmp_path):
+    """The windows before the damage are used, the others made anew, with a word; then the file is whole again."""
+    path, codes, vectors = tmp_path / ".piece.wav.windows", np.arange(16).reshape(2, 8), np.ones((3, 8), np.float16)
+
+    def go_on():
+        return Journal(path, "key 1", 2, [8, 8, 8], 3)
+
+    journal = go_on()
+    for _ in range(3):
+        journal.append(1, codes, vectors)
+    journal.close()
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 1
+    path.write_bytes(damaged)
+    journal = go_on()
+    assert len(journal.windows) == count and f".piece.wav.windows: {remark}" in journal.remark
+    for _ in range(3 - count):
+        journal.append(1, codes, vectors)
+    journal.close()
+    assert path.read_bytes() == whole and go_on().remark == ""
+
+
+def test_a_journal_of_the_version_before(tmp_path):
+    """It has no checksums: begun anew, with a word. One that was cut short within its head has lost nothing."""
+    path = tmp_path / ".piece.wav.windows"
+    path.write_bytes(b"key 1\n" + bytes(34))
+    journal = Journal(path, "key 1", 2, [8])
+    assert journal.windows == [] and "another version" in journal.remark and journal_threads(path) == 1
+    for cut in (b"", b"key 1 c"):
+        journal.close()
+        path.write_bytes(cut)
+        journal = Journal(path, "key 1", 2, [8])
+        assert (journal.windows, journal.remark) == ([], "")
 
 
 def test_what_is_there_is_not_replaced_unasked(run):
@@ -593,13 +653,27 @@ def test_manifest(run, folder, monkeypatch):
     Path("wrong.json").write_text(json.dumps(manifest))
     code, _, err = run("third.wav", "--from-manifest", "wrong.json")
     assert code == 1 and "third.wav: is not bit for bit what wrong.json describes" in err
-    save_midi("piece.mid", (0.0, 0.3, 60))
+    save_midi("piece.mid", (0.5, 0.3, 60))
     code, _, err = run("no.wav", "--from-manifest", "piece.json")
     assert code == 2 and "piece.mid: is not the file any more" in err and not Path("no.wav").exists()
     Path("text.json").write_text("{}")
-    for name, message in (("text.json", "is not a manifest"), ("no.json", "no.json: cannot be read")):
+    Path("deep.json").write_text("[" * 100_000)
+    edited = {"nul.json": {"files": {"a\0.mid": "0"}}, "long.json": {"attempts": [0] * 9}}
+    for name, value in (("dtype", "wrong"), ("seed", -1)):
+        edited[f"{name}.json"] = {"recipe": recipe | {"settings": recipe["settings"] | {name: value}}}
+    for name, change in edited.items():
+        Path(name).write_text(json.dumps(manifest | {"files": {}} | change))
+    for name, message in (
+        ("text.json", "is not a manifest of scripts.render, or damaged; render the MIDI file anew"),
+        ("deep.json", "is not a manifest"),
+        ("dtype.json", "--dtype wrong is not one of float32, bfloat16"),
+        ("seed.json", "--seed -1 is outside 0 to 2^62"),
+        ("nul.json", "cannot be read (embedded null byte)"),
+        ("long.json", "tells of 9 windows where piece.mid has 1 now"),
+        ("no.json", "cannot be read (No such file or directory)"),
+    ):
         code, _, err = run("no.wav", "--from-manifest", name)
-        assert code == 2 and message in err and err.count("\n") == 1
+        assert code == 2 and message in err and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize(
@@ -613,15 +687,28 @@ def test_manifest(run, folder, monkeypatch):
         (("recipe", "threads"), -4),
         (("recipe", "software"), []),
         (("recipe", "layout"), 5),
+        (("recipe", "settings", "start"), 2**80),
+        (("recipe", "layout"), []),
+        (("recipe", "layout", 0), 5),
+        (("recipe", "layout", 0, "row"), 2),
+        (("recipe", "layout", 0, "row"), "x"),
+        (("recipe", "layout", 0, "rows", 1), [5, 0]),
+        (("recipe", "layout", 0, "rows", 1), [5, 0, 0]),
+        (("recipe", "layout", 0, "rows", 1), [5, 10**13, 50]),
         (("midi_file",), 5),
         (("attempts",), ["x"]),
+        (("attempts",), [0, 0]),
+        (("attempts",), [2**40]),
+        (("output",), None),
+        (("output", "samples_sha256"), 5),
     ],
 )
 def test_a_damaged_manifest(place, value, tmp_path):
     software = {"torch": "2"}
     recipe = {"settings": {"seed": 0, "ring_out": 2, "temperature": None}, "threads": 1, "software": software}
-    recipe |= {"layout": None, "weights_sha256": "0"}
+    recipe |= {"layout": [{"row": 1, "rows": [[8, 0, 50], [5, 0, 15]]}], "weights_sha256": "0"}
     content = {"format": 2, "recipe": recipe, "midi_file": "a.mid", "files": {}, "attempts": [0]}
+    content["output"] = {"samples_sha256": "0"}
     path = tmp_path / "piece.json"
     path.write_text(json.dumps(content))
     assert manifest.read_manifest(path) == content
@@ -701,19 +788,20 @@ def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch
 
 
 def test_an_error_in_a_batch_stops_those_that_share_it(music, run, monkeypatch):
-    """The third step, of a and c, cannot be generated: b is there already, and d takes their place."""
+    """The third step, of a and c, does not fit into a GPU's memory: b is there already, and d takes their place."""
     save_midi(music / "music" / "d.mid", (0.0, 0.3, 60))
     real, calls = MidiValleForConditionalGeneration.generate_frames, []
 
     def generate_frames(self, *arguments, **options):
         calls.append(0)
         if len(calls) == 3:
-            raise ValueError("the weights are broken")
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
     code, out, err = run(*MANY)
-    assert code == 2 and all(f"render: {name}.mid: the weights are broken\n" in err for name in "ac")
+    full = "the GPU's memory is full: give a smaller --batch-size"
+    assert code == 2 and all(f"render: {name}.mid: {full}\n" in err for name in "ac")
     assert {"b.wav", "d.wav"} <= set(os.listdir("out")) and not Path("out/a.wav").exists()
 
 
@@ -819,6 +907,7 @@ def test_threads(run, monkeypatch):
         (("music", "--output-dir", "nowhere"), "nowhere: the folder does not exist"),
         (("out", "--output-dir", "out"), "out: holds no .mid or .midi file"),
         (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
+        (("a.mid", "a.report.mid", "--output-dir", "out", "--verify"), "would both become a.report.json"),
         (("music", "--output-dir", "out", "--stream", "-"), "--stream is for one file"),
         (("music/a.mid", "x.wav", "--raw"), "--raw is for --stream"),
         (("music/a.mid", "--stream", "-", "--verify"), "--verify needs a file"),
@@ -860,10 +949,12 @@ def test_self_check_and_repair(run, monkeypatch):
     assert report["summary"] == {"missing": 0, "extra": 0, "shifted": 0, "notes": 3, "right": 3, "f1": 1.0}
     assert report["windows"][0]["attempts"] == [0.0, 1.0] and report["windows"][0]["kept"] == 1
     assert json.loads(Path("piece.json").read_text())["attempts"] == [1]
-    code, _, err = run("again.wav", "--from-manifest", "piece.json")  # without the transcriber
+    with monkeypatch.context() as patch:  # killed behind its last window
+        patch.setattr(Journal, "remove", lambda self: None)
+        code, _, err = run("again.wav", "--from-manifest", "piece.json")  # without the transcriber
     assert code == 0 and Path("again.wav").read_bytes() == Path("piece.wav").read_bytes(), err
-    assert run("piece.mid", "plain.wav", "--ring-out", 0)[0] == 0
-    assert Path("plain.wav").read_bytes() != Path("piece.wav").read_bytes()
+    assert run("piece.mid", "again.wav", "--ring-out", 0, "--force")[0] == 0  # not by the attempts that are there
+    assert Path("again.wav").read_bytes() != Path("piece.wav").read_bytes()
 
 
 def test_notes_that_are_wrong_are_listed():
@@ -921,9 +1012,11 @@ def test_plots(inputs, monkeypatch, capsys):
     assert plots.main(["noise.wav", "text.mid", "other.png"]) == 2 and not Path("other.png").exists()
     assert plots.main(["noise.wav", "good.mid", "none/plot.png"]) == 2
     assert plots.main(["noise.wav", "good.mid", "plot.wrong"]) == 2
+    assert plots.main(["noise.wav", "good.mid", "plot"]) == 2 and sorted(Path().glob("plot*")) == [Path("plot.png")]
     assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()][1:] == [
         "plots: none/plot.png: cannot be written",
         "plots: plot.wrong: cannot be written",
+        "plots: plot: has no ending that tells the kind of picture; add .png",
     ]
     tone = np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)
     image = plots.log_spectrogram(tone)

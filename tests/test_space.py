@@ -59,6 +59,7 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         "the seed is missing": (piece, "grand", 0, 1, 0, None),
         "choose a seed": (piece, "grand", 0, 1, 0, -1),
         "choose a temperature": (piece, "grand", 0, 1, -1),
+        "gone.mid: the file is not here any more; upload it again": (str(tmp_path / "gone.mid"), "grand", 0, 1, 0),
         "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
         "text.mid": (str(tmp_path / "text.mid"), "grand", 0, 1, 0),
         "no note sounds": (piece, "grand", 100, 1, 0),
@@ -97,6 +98,7 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
     requests = {
         "your piano's MIDI is missing": (audio, None),
         "your piano's recording is missing": (None, midi),
+        "gone.wav: the file is not here any more": (str(tmp_path / "gone.wav"), midi),
         "text.wav: is not WAV or FLAC": (str(tmp_path / "text.wav"), midi),
         "silence.wav: is silence": (str(tmp_path / "silence.wav"), midi),
         "text.mid: not a MIDI file": (audio, str(tmp_path / "text.mid")),

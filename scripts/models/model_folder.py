@@ -38,7 +38,20 @@ def model_folder(model: str, option: str = "--model") -> Path:
             raise FolderError(f"{option} {model}: cannot be downloaded ({str(error).splitlines()[0]})") from error
     if not (folder / "config.json").is_file():
         raise FolderError(f"{option} {model}: the folder holds no config.json")
+    check_configurations(folder)
     return folder
+
+
+def check_configurations(folder: Path) -> None:
+    """FolderError that names the first `*config.json` in `folder` that is damaged: transformers alone would ignore a
+    `generation_config.json`, and the model choose its codes in another way."""
+    for file in sorted(folder.glob("*config.json")):
+        try:
+            is_whole = isinstance(json.loads(file.read_text()), dict)
+        except (ValueError, RecursionError):
+            is_whole = False
+        if not is_whole:
+            raise FolderError(f"{file}: is damaged (not a JSON object); copy or download it again")
 
 
 def read_prompts(folder: Path) -> list[NamedPrompt]:

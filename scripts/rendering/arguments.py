@@ -105,8 +105,6 @@ def check_arguments(args: argparse.Namespace):
     for path in (args.prompt_audio, args.prompt_midi):
         if path is not None and not Path(path).exists():
             raise RenderError(f"{Path(path).name}: no such file")
-    if not 0 <= args.seed <= 2**62:
-        raise RenderError(f"--seed {args.seed} is outside 0 to 2^62")
     check_sampling(args)
     if args.verify is not None and (args.verify < 0 or not 0 <= args.verify_threshold <= 1):
         raise RenderError("--verify must not be negative, and --verify-threshold be 0 to 1")
@@ -121,15 +119,24 @@ def with_manifest(args: argparse.Namespace, settings: dict) -> argparse.Namespac
     """The command line with the `settings` of a manifest; only its model may be somewhere else now.
 
     Raises:
-        RenderError: an option that says otherwise.
+        RenderError: an option that says otherwise; a setting that the option would not take.
     """
-    parser = build_parser("")
+    parser, file = build_parser(""), Path(args.from_manifest).name
     given = {name for name in [*SETTINGS, "batch_size"] if getattr(args, name) != parser.get_default(name)}
     for name in sorted(given - {"model"}):
         if name not in settings or settings[name] != getattr(args, name):
             raise RenderError(f"--{name.replace('_', '-')} is what the manifest says: leave it out")
     moved = {"model": args.model} if "model" in given else {}  # its weights are compared
-    return argparse.Namespace(**(vars(args) | settings | moved))
+    args = argparse.Namespace(**(vars(args) | settings | moved))
+    for action in parser._actions:
+        value, choices = settings.get(action.dest), action.choices
+        if choices and value not in (None, *choices):
+            raise RenderError(f"{file}: --{action.dest} {value} is not one of {', '.join(choices)}")
+    try:
+        check_sampling(args)
+    except RenderError as error:
+        raise RenderError(f"{file}: {error}") from error
+    return args
 
 
 def check_paths(args: argparse.Namespace):
@@ -161,13 +168,17 @@ def check_paths(args: argparse.Namespace):
         if not Path(args.paths[0]).exists():
             raise RenderError(f"{Path(args.paths[0]).name}: no such file")
     for output in args.paths[0 if args.from_manifest else 1 :]:
+        if not Path(output).name:
+            raise RenderError(f"'{output}' names no file: give OUTPUT.wav")
         for path in outputs_of(args, Path(output)):
             if path.exists() and not args.force:
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")
 
 
 def check_sampling(args: argparse.Namespace):
-    """Refuse options of `sampling_options` that are out of their ranges."""
+    """Refuse a seed and options of `sampling_options` that are out of their ranges."""
+    if not 0 <= args.seed <= 2**62:
+        raise RenderError(f"--seed {args.seed} is outside 0 to 2^62")
     if args.temperature is not None and not args.temperature >= 0:
         raise RenderError(f"--temperature {args.temperature} must not be negative")
     if args.top_k is not None and args.top_k < 0:

@@ -88,7 +88,7 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     every = find_tasks(args, recorded)
     several = bool(args.output_dir)
     inputs = [Path(path).resolve() for path in (args.prompt_audio, args.prompt_midi) if path]
-    tasks = keep_going(every, several, lambda task: keep_inputs(args, task, inputs))
+    tasks = keep_going(every, several, lambda task: check_names(args, task, inputs))
     tasks = keep_going(tasks, several, lambda task: load_performance(task.source))  # before a model is fetched
     if not tasks:
         return 2
@@ -96,7 +96,7 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     processor = load_processor(folder)
     if args.parallel:
         processor.context_seconds = RUN_IN_S
-    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task))
+    tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task, recorded))
     setting = make_setting(args, folder, processor, recorded, [journal_path(task) for task in tasks if task.output])
     setting.begin = begin
     tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
@@ -120,17 +120,24 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
         if not found:
             raise RenderError(f"{path}: holds no {' or '.join(MIDI_ENDINGS)} file")
         tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]
+    writers = {}
     for task in tasks:
-        if len(twins := [other.source for other in tasks if other.output == task.output]) > 1:
-            raise RenderError(f"{twins[0]} and {twins[1]} would both become {task.output.name}: rename one of them")
+        for path in outputs_of(args, task.output):  # a.mid has a.report.json, and so would a.report.mid
+            if (other := writers.setdefault(path, task)) is not task:
+                raise RenderError(f"{other.source} and {task.source} would both become {path.name}: rename one of them")
     return tasks
 
 
-def keep_inputs(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
-    """RenderError if what a task writes is one of the prompt's own files `inputs`, resolved, even with --force."""
+def check_names(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
+    """RenderError, before anything is rendered, for what must or can not be written even with --force: the prompt's own
+    files (`inputs`, resolved), folders, names that libsndfile does not take."""
     for path in outputs_of(args, task.output) if task.output else ():
         if path.resolve() in inputs:
             raise RenderError(f"{path}: is the prompt; give the output another name or folder")
+        if path.is_dir():
+            raise RenderError(f"{path}: is a folder; give the output another name or folder")
+        if str(path).encode(errors="replace").decode() != str(path):
+            raise RenderError(f"{path}: its name is not UTF-8; rename {task.source}, or give the output another name")
 
 
 def keep_going(items: list, several: bool, work) -> list:
@@ -147,8 +154,8 @@ def keep_going(items: list, several: bool, work) -> list:
     return kept
 
 
-def load_task(args: argparse.Namespace, processor, task: Task) -> None:
-    """Read a performance, plan its windows, and tell what is left out of it."""
+def load_task(args: argparse.Namespace, processor, task: Task, recorded: dict | None) -> None:
+    """Read a performance, plan its windows, as many as a manifest has, and tell what is left out of it."""
     whole = processor.tokenizer.load_performance(task.source, args.sustain)
     task.performance = processor.load(whole, start=args.start, end=args.end)
     task.windows = processor.windows(task.performance, args.ring_out)
@@ -159,6 +166,11 @@ def load_task(args: argparse.Namespace, processor, task: Task) -> None:
                 f"{task.performance.name} lasts {task.windows[-1][1]:.1f} s: give --start and --end"
             )
         task.windows = [(0.0, task.windows[-1][1])]
+    if recorded and (count := len(recorded["attempts"])) != len(task.windows):
+        raise RenderError(
+            f"{Path(args.from_manifest).name}: tells of {count} windows where {task.performance.name} has "
+            f"{len(task.windows)} now: it is damaged or of another version; render the MIDI file anew"
+        )
     task.sha256 = file_sha256(task.source)
     if changes := describe_changes(processor, task.performance, task.windows):
         say(changes)
@@ -291,6 +303,7 @@ def make_job(
     job.is_exact, job.carries = args.compat is None, not args.parallel
     if setting.recorded:
         job.planned = setting.recorded["attempts"]
+    key = journal_key(recipe | {"planned": job.planned})  # a plain render and one by a manifest keep other attempts
 
     def opened(job: Job) -> None:
         task.recipe = recipe
@@ -298,7 +311,9 @@ def make_job(
             job.sinks.insert(0, AudioWriter(task.output, model.config.sampling_rate))
             if job.is_exact:
                 books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
-                job.journal = Journal(journal_path(task), journal_key(recipe), books, frames_of(task.windows), axes)
+                job.journal = Journal(journal_path(task), key, books, frames_of(task.windows), axes)
+                if job.journal.remark:
+                    say(job.journal.remark)
 
     job.opened = opened
     return job

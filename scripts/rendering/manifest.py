@@ -16,6 +16,9 @@ SETTINGS |= {"start": int | float | None, "end": int | float | None, "ring_out":
 SETTINGS |= {"seed": int, "parallel": bool, "quantize": str | None, "dtype": str, "temperature": int | float | None}
 SETTINGS |= {"top_k": int | None, "top_p": int | float | None, "compat": str | None, "as_recorded": bool | None}
 MOST_THREADS = 1024  # far fewer do any good, and far more end the process
+MOST_ATTEMPTS = 2**15  # a journal's numbers have 16 bits
+MOST_NUMBER = 2**62  # the largest seed; far larger ones are no floats any more
+LEAST_SIZE, MOST_SIZE = (1, 0, 1), 100_000  # MIDI rows, context and new frames of a window: far more than can be made
 CODE = ("tokenization", "processing", "modeling_midivalle")
 
 
@@ -28,8 +31,8 @@ def file_sha256(path: str | Path) -> str:
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ManifestError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
 
 
 def weights_sha256(folder: Path) -> str:
@@ -87,15 +90,19 @@ def read_manifest(path: str | Path) -> dict:
             raise KeyError("format")
         _check_kinds(recipe, KINDS)
         _check_kinds(recipe["settings"], {name: SETTINGS[name] for name in recipe["settings"]})  # no others
-        _check_kinds(content, {"midi_file": str, "files": dict, "attempts": list})
+        _check_kinds(content, {"midi_file": str, "files": dict, "attempts": list, "output": dict})
+        _check_kinds(content["output"], {"samples_sha256": str})
         if not all(isinstance(sha, str) for sha in files.values()) or not 1 <= recipe["threads"] <= MOST_THREADS:
             raise TypeError("files or threads")
-        if not all(type(attempt) is int for attempt in content["attempts"]):
+        if not all(type(attempt) is int and 0 <= attempt < MOST_ATTEMPTS for attempt in content["attempts"]):
             raise TypeError("attempts")
+        _check_layout(recipe["layout"], len(content["attempts"]))
     except OSError as error:
         raise ManifestError(f"{name}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{name}: is not a manifest of scripts.render") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ManifestError(
+            f"{name}: is not a manifest of scripts.render, or damaged; render the MIDI file anew"
+        ) from error
     for file, sha in files.items():
         if file_sha256(file) != sha:
             raise ManifestError(f"{file}: is not the file any more that {name} was made from")
@@ -103,11 +110,29 @@ def read_manifest(path: str | Path) -> dict:
 
 
 def _check_kinds(content: dict, kinds: dict) -> None:
-    """KeyError or TypeError where a field is not there, or of another kind; true and false are no numbers."""
+    """KeyError or TypeError where a field is not there, or of another kind; true and false are no numbers, nor is what
+    is too large for a setting."""
     for name, kind in kinds.items():
         value = content[name]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, bool | None)):
             raise TypeError(name)
+        if isinstance(value, int) and abs(value) > MOST_NUMBER:
+            raise TypeError(name)
+
+
+def _check_layout(layout: list[dict] | None, count: int) -> None:
+    """KeyError, TypeError or ValueError unless each of `count` windows has its row in a batch."""
+    if layout is None:
+        return
+    for place in layout:
+        _check_kinds(place, {"row": int, "rows": list})
+        sizes = [number for size in place["rows"] for number in zip(size, LEAST_SIZE, strict=True)]
+        if not all(type(number) is int and least <= number < MOST_SIZE for number, least in sizes):
+            raise TypeError("rows")
+        if not 0 <= place["row"] < len(place["rows"]):
+            raise TypeError("row")
+    if len(layout) != count:
+        raise TypeError("layout")
 
 
 def differences(recipe: dict) -> str:

@@ -276,12 +276,13 @@ def render_jobs(
 
 
 def _guard(jobs: list[Job], work: Callable, *arguments) -> None:
-    """Do `work(*arguments)`; what it refuses is the error of `jobs`."""
+    """Do `work(*arguments)`; what it refuses is the error of `jobs`, and so is a GPU that is too small for it."""
     try:
         work(*arguments)
-    except ValueError as error:
+    except (ValueError, torch.OutOfMemoryError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError)
         for job in jobs:
-            job.error = error
+            job.error = ValueError("the GPU's memory is full: give a smaller --batch-size") if is_full else error
 
 
 def _step(model, processor, members: list[tuple[Job, int]], sampling: dict, judge: Callable | None) -> None:

@@ -43,7 +43,8 @@ def steps_again(layout: list[dict] | None, count: int, parallel: bool) -> list[l
     """The steps of one piece of `count` windows, as piece 0, when it is made again without the others."""
     steps = []
     for window in range(count):
-        if parallel and layout and window and layout[window]["row"] > layout[window - 1]["row"]:
+        is_behind = parallel and layout and window and layout[window]["row"] > layout[window - 1]["row"]
+        if is_behind and layout[window]["rows"] == layout[window - 1]["rows"]:  # else the manifest is damaged
             steps[-1].append((0, window))
         else:
             steps.append([(0, window)])
