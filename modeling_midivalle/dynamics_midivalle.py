@@ -16,6 +16,7 @@ OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the other
 KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
+LEVEL_DB = -0.6  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S = 1.5  # in which what a strike changes falls to 1/e
 MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
@@ -54,7 +55,7 @@ class KeyDynamics:
                 self._strike(velocities[keys], self.partials[keys])
             gains.append(self.gain)
         decibels = torch.stack(gains) if gains else self.gain.new_zeros(0, self.num_pitches)
-        return (10 ** (decibels / 20)).repeat_interleave(2, 1)[None].to(struck.device)
+        return (10 ** ((decibels + LEVEL_DB) / 20)).repeat_interleave(2, 1)[None].to(struck.device)
 
     def _strike(self, velocities: torch.Tensor, partials: torch.Tensor) -> None:
         """Keys of `velocities` `(N,)` are struck in this frame, which have shares in pitches, `partials` `(N, P)`."""
