@@ -13,6 +13,7 @@ frame, as the published program does; it runs once. CPU seconds say more on a ma
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -28,6 +29,8 @@ from modeling_midivalle.configuration_midivalle import SIZES, UNITS_PER_FRAME, U
 from modeling_midivalle.decoding_midivalle_ar import FrameDecoder
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from scripts.models.model_folder import load_model, model_folder
+from scripts.rendering.manifest import MOST_THREADS
+from scripts.rendering.resources import bytes_of_row
 
 MARKS = (100, 250, 1000)  # frames at which the cost of a frame is looked at
 AROUND = 20  # frames before them that are looked at
@@ -82,6 +85,17 @@ def make_model(args: argparse.Namespace) -> MidiValleForConditionalGeneration:
     return model
 
 
+def check_memory(model, args: argparse.Namespace) -> None:
+    """BenchmarkError if the rows need more memory than there is in all: the system would end the process."""
+    needed = args.batch * bytes_of_row(model.config, args.midi_rows + args.prompt_frames + args.frames, 2)  # at least
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if model.device.type == "cuda":
+        total = torch.cuda.mem_get_info()[1]
+    if needed > total:
+        sizes = f"more than {needed / 2**30:.0f} GiB, and there are {total / 2**30:.0f}"
+        raise BenchmarkError(f"--batch {args.batch}, --midi-rows {args.midi_rows}: need {sizes}; give fewer")
+
+
 def make_inputs(model, args: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Rows of notes spread over prompt and target `midi_ids (B, N, 6)`, and a prompt of noise `wave (B, 1, L)`."""
     generator = torch.Generator().manual_seed(0)
@@ -111,7 +125,7 @@ def run_once(model, inputs: dict, frames: int, clock: Clock) -> tuple[list[float
     clock.start()
     prompt, moments = clock.measure("encode", model.codec.encode_codes, inputs["wave"]), []
     ids, mask, midi, lengths = ar_inputs(model, inputs["midi_ids"], prompt)
-    uniform = torch.zeros(len(prompt), frames, device=prompt.device)
+    uniform = torch.zeros(*prompt.shape[:2], frames, device=prompt.device)  # greedy: nothing is drawn with it
 
     def choose(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         moments.append(time.perf_counter())
@@ -119,12 +133,13 @@ def run_once(model, inputs: dict, frames: int, clock: Clock) -> tuple[list[float
 
     def run_ar() -> GeneratedFrames:
         decoder, means = FrameDecoder(model.ar, ids, mask, midi, lengths, frames), bool(model.num_vector_axes)
-        codes = decoder.decode(choose, uniform, model.config.ar_config.codebook_size, keep_logits=means)
+        codes = decoder.decode(choose, uniform[:, 0], model.config.ar_config.codebook_size, keep_logits=means)
         return GeneratedFrames(codes, model._mean_vectors(0, decoder.kept) if means else None)
 
     first = clock.measure("ar", run_ar)
     context, ends = (prompt[..., :0], torch.zeros_like(lengths)), torch.full_like(lengths, frames)
-    made = clock.measure("nar", model._generate_nar, midi, (prompt, lengths), context, first, ends, 0.0, uniform)
+    known = (midi, (prompt, lengths), context, first, ends)
+    made = clock.measure("nar", model._generate_nar, *known, 0.0, uniform[:, 1:])
     struck = model.struck_keys(*midi, lengths, frames)
     clock.measure("decode", model.codec.decode_codes, made.codes, struck, made.vectors)
     return moments, prompt, first.codes
@@ -191,6 +206,7 @@ def costs(stamps: list[list[float]], frames: int) -> dict[int, float]:
 def benchmark(args: argparse.Namespace) -> dict:
     """Measure what the command line says; the entries of the JSON line."""
     model = make_model(args)
+    check_memory(model, args)
     clock, stamps, prompt, first = measure(model, args)
     total, medians, marks = args.frames * args.batch, clock.medians(), costs(stamps, args.frames)
     parts = {
@@ -288,6 +304,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     counts = {name: getattr(args, name) for name in ("frames", "batch", "repeat", "midi_rows", "prompt_frames")}
     if wrong := [name for name, count in (counts | {"threads": args.threads or 1}).items() if count < 1]:
         raise BenchmarkError(f"--{wrong[0].replace('_', '-')} must be at least 1")
+    if (args.threads or 1) > MOST_THREADS:
+        raise BenchmarkError(f"--threads {args.threads} must be at most {MOST_THREADS}")
     if args.prompt_frames + args.frames > 1600:
         raise BenchmarkError(f"--frames {args.frames}: one window holds 1600 frames of prompt and target at most")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -304,6 +322,11 @@ def main(argv: list[str] | None = None) -> int:
         result = benchmark(args)
     except ValueError as error:
         say(error)
+        return 2
+    except RuntimeError as error:
+        if "memory" not in str(error):  # torch has no class for it on a CPU
+            raise
+        say(f"not enough memory for --batch {args.batch} and --midi-rows {args.midi_rows}; give fewer")
         return 2
     print(json.dumps(result) if args.json else report(result))
     return 0

@@ -59,10 +59,13 @@ from scripts.models.trained_parts import load_part
 from scripts.rendering.arguments import check_sampling, sampling_options
 from scripts.rendering.manifest import write_json
 from scripts.rendering.pieces import render_wave
+from scripts.training.processes import FolderLock
 from tokenization import Performance
 
 COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velocity_correlation", "log_mel_db")
 COLUMNS += ("multi_mel", "si_snr_db", "nrmse", "chroma")
+RESULTS = "results.json"
+MAX_SECONDS = 600.0  # of an excerpt: spectra of some GB; `scripts.evaluate_long` is for whole pieces
 
 
 class EvaluationError(ValueError):
@@ -77,7 +80,7 @@ class Excerpt:
         lead, size = round(LEAD_S * SAMPLING_RATE), round(arguments.target_seconds * SAMPLING_RATE)
         self.around, self.lead, self.wave = self.target.wave, lead, self.target.wave[lead : lead + size]
         self.on_pianos = {}  # the same music in the same room, by piano
-        for piano in recordings.pianos if len(recordings.pianos) > 1 else ():
+        for piano in recordings.pianos if len(set(recordings.pianos)) > 1 else ():
             _, target, about = recordings.draw(index, arguments, piano)
             self.on_pianos[about["piano"]] = target.wave[lead : lead + size]
         onset = self.target.notes["onset"]
@@ -155,6 +158,8 @@ def known_truths(path: str | None) -> dict[str, dict]:
         rows = json.loads(Path(path).read_text())["rows"] if path else []
         truths = [row for row in rows if row["system"] == "truth" and {"sha256", *COLUMNS} <= set(row)]
         return {row["sha256"]: {column: float(row[column]) for column in COLUMNS} for row in truths}
+    except OSError as error:
+        raise EvaluationError(f"--truth {path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path}: is not a results.json of scripts.evaluate") from error
 
@@ -249,9 +254,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.excerpts < 1 or min(args.first, args.seed) < 0:
         parser.error("--excerpts must be at least 1, --first and --seed at least 0")
-    if any(s % 0.5 or s <= 0 for s in (args.seconds, args.prompt_seconds)) or args.prompt_seconds > MAX_PROMPT_S:
+    limits = (args.seconds, MAX_SECONDS), (args.prompt_seconds, MAX_PROMPT_S)
+    if any(seconds % 0.5 or not 0 < seconds <= most for seconds, most in limits):
         parser.error(
-            f"--seconds and --prompt-seconds must be multiples of 0.5 above 0, the latter up to {MAX_PROMPT_S}"
+            "--seconds and --prompt-seconds must be multiples of 0.5 above 0, "
+            f"the former up to {MAX_SECONDS}, the latter up to {MAX_PROMPT_S}"
         )
     try:
         torch.ones(1, device=args.device).item()
@@ -260,12 +267,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def check_output(folder: Path) -> None:
-    """EvaluationError if `folder` is none, or holds the results of another run."""
+def check_output(folder: Path, *results: str) -> None:
+    """EvaluationError if `folder` is none, or holds `results` of another run."""
     if folder.exists() and not folder.is_dir():
         raise EvaluationError(f"{folder}: is not a folder; give another --output-dir")
-    if (folder / "results.json").exists():
-        raise EvaluationError(f"{folder / 'results.json'}: exists already; give another --output-dir")
+    if found := [folder / name for name in results if (folder / name).exists()]:
+        raise EvaluationError(f"{found[0]}: exists already; give another --output-dir, or move it away")
+
+
+def check_pianos(paths: list[str]) -> None:
+    """Load all; EvaluationError if two have one name, by which results tell whose sound is whose."""
+    named = {}
+    for path in paths:
+        other = named.setdefault(load_piano(path).name, path)
+        if Path(other).resolve() != Path(path).resolve():
+            raise EvaluationError(f"--piano {other} and {path}: have the same name; rename one of them")
 
 
 def load(args: argparse.Namespace):
@@ -278,43 +294,46 @@ def load(args: argparse.Namespace):
         name: load_part("codec", folder).to(args.device).eval()
         for name, folder in zip(codec_names(args.codec), args.codec, strict=True)
     }
+    for name, codec in codecs.items():
+        if (rate := codec.config.sampling_rate) != SAMPLING_RATE:
+            raise EvaluationError(f"--codec: {name} is a codec of {rate} Hz; excerpts have {SAMPLING_RATE}")
     return None, None, codecs
 
 
 def evaluate(args: argparse.Namespace) -> dict:
     """Score the excerpts, and write all but the table; what is in results.json."""
     output, rows = Path(args.output_dir), []
-    check_output(output)
+    check_output(output, RESULTS)
     check_sampling(args)
     known = known_truths(args.truth)
     recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed)
-    for piano in args.piano:
-        load_piano(piano)
+    check_pianos(args.piano)
     transcriber = Transcriber(args.device)
     model, processor, codecs = load(args)
     arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, keep_audio=False)
     codes, speeds = {name: [] for name in codecs}, {name: [] for name in codecs}
-    output.mkdir(parents=True, exist_ok=True)
-    for index in tqdm(range(args.first, args.first + args.excerpts), unit="excerpt"):
-        excerpt = Excerpt(recordings, index, arguments)
-        waves = {"truth": excerpt.wave}
-        for name, codec in codecs.items():
-            waves[name], found, speed = reconstruct(codec, excerpt)
-            codes[name].append(found)
-            speeds[name].append(speed)
-        if model is not None and model.config.keys_from_midi:
-            waves["codec_told"] = reconstruct_told(model, processor, excerpt, codes["codec"][-1])
-        if model is not None:
-            seed = args.seed + index
-            waves["generated"] = synthesise(model, processor, excerpt, args.seconds, seed, sampling_options(args))
-        for system, wave in waves.items():
-            rows.append({"index": index} | score(excerpt, system, wave, transcriber, known))
-            soundfile.write(output / f"{index:02d}_{system}.flac", np.clip(wave, -1, 1), SAMPLING_RATE)
-        plot(output / f"{index:02d}.png", excerpt, waves)
-        reports = {name: codec_report(codec, codes[name], speeds[name]) for name, codec in codecs.items()}
-        results = {"settings": vars(args), "summary": summarise(rows), "codecs": reports, "rows": rows}
-        results["own_piano"] = own_piano(rows)
-        write_json(output / "results.json", results)  # after each excerpt: what is done is done
+    with FolderLock(output):
+        check_output(output, RESULTS)  # of a run that has ended meanwhile
+        for index in tqdm(range(args.first, args.first + args.excerpts), unit="excerpt"):
+            excerpt = Excerpt(recordings, index, arguments)
+            waves = {"truth": excerpt.wave}
+            for name, codec in codecs.items():
+                waves[name], found, speed = reconstruct(codec, excerpt)
+                codes[name].append(found)
+                speeds[name].append(speed)
+            if model is not None and model.config.keys_from_midi:
+                waves["codec_told"] = reconstruct_told(model, processor, excerpt, codes["codec"][-1])
+            if model is not None:
+                seed = args.seed + index
+                waves["generated"] = synthesise(model, processor, excerpt, args.seconds, seed, sampling_options(args))
+            for system, wave in waves.items():
+                rows.append({"index": index} | score(excerpt, system, wave, transcriber, known))
+                soundfile.write(output / f"{index:02d}_{system}.flac", np.clip(wave, -1, 1), SAMPLING_RATE)
+            plot(output / f"{index:02d}.png", excerpt, waves)
+            reports = {name: codec_report(codec, codes[name], speeds[name]) for name, codec in codecs.items()}
+            results = {"settings": vars(args), "summary": summarise(rows), "codecs": reports, "rows": rows}
+            results["own_piano"] = own_piano(rows)
+            write_json(output / RESULTS, results)  # after each excerpt: what is done is done
     return results
 
 
@@ -324,9 +343,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         results = evaluate(args)
         (Path(args.output_dir) / "table.md").write_text(table(results["summary"]) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, soundfile.LibsndfileError) as error:  # the last: a full disk
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; the excerpts that are finished are in {args.output_dir}", file=sys.stderr)
+        return 130
     print(table(results["summary"]))
     if results["own_piano"]:
         print("own piano: " + ", ".join(f"{system} {share:.2f}" for system, share in results["own_piano"].items()))

@@ -12,7 +12,9 @@ the first and last minutes only (`--transcribe-minutes`). Nothing is generated a
 """
 
 import argparse
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,10 +26,20 @@ from symusic import Note, Score, Track
 
 from processing import Prompt, read_audio
 from scripts.audio.rendered_audio import list_midi
+from scripts.evaluate import EvaluationError, check_output
 from scripts.measuring.metrics import match_onsets, note_scores, timbre_distance
 from scripts.measuring.transcription import Transcriber
-from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, read_prompts
+from scripts.models.model_folder import (
+    DEFAULT_MODEL,
+    choose_prompt,
+    load_model,
+    load_processor,
+    model_folder,
+    read_prompts,
+)
+from scripts.rendering.manifest import file_sha256, write_json
 from scripts.rendering.pieces import render_wave
+from scripts.training.processes import FolderLock
 from tokenization import Performance, load_performance
 
 RATE = 32_000
@@ -36,6 +48,8 @@ PAUSE_S = 2.0  # between the pieces of a recital
 JOIN_S = 0.5  # on both sides of a join: "the second around it"
 BLOCK_S, MARGIN_S = 60.0, 3.0  # the transcriber hears a minute at a time, and a little around it
 PLACES = 2000  # random places that joins are compared with
+SHORTEST = 1.2  # minutes of a piece: with what is found of about that length it has a first and a last minute
+LONG, OFFSETS = "long.json", "offsets.json"
 
 
 def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -54,6 +68,10 @@ def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[s
         names.append(file.path)
         if end >= 0.9 * wanted:
             break
+    if not near and end < 0.9 * wanted:
+        raise EvaluationError(
+            f"--minutes {minutes:g}: the test split of {root} lasts {end / MINUTE_S:.1f}; give fewer, or more files"
+        )
     again = np.concatenate(parts)
     again = again[again["onset"] < MINUTE_S].copy()
     again["duration"] = np.minimum(again["duration"], MINUTE_S - again["onset"])
@@ -62,28 +80,52 @@ def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[s
     return np.sort(notes, order=("onset", "pitch", "duration")), names
 
 
-def write_midi(path: Path, notes: np.ndarray) -> Performance:
-    """Write notes (pedal applied) as a MIDI file, on a grid of 1/960 s; what is read back of it."""
+def midi_bytes(notes: np.ndarray) -> bytes:
+    """Notes (pedal applied) as a MIDI file, on a grid of 1/960 s."""
     score, track = Score(480, ttype="second"), Track(ttype="second")
     for onset, duration, pitch, velocity in notes.tolist():
         track.notes.append(Note(onset, duration, pitch, velocity, ttype="second"))
     score.tracks.append(track)
-    score.to("tick").dump_midi(str(path))
-    return load_performance(path)
+    return score.to("tick").dumps_midi()
 
 
-def run_render(*arguments: str, stdout=None) -> tuple[float, float, str]:
-    """Run `scripts.render`: seconds it took, its peak memory in MiB, what it said."""
-    begin = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.render", *arguments], stdout=stdout or subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    said = process.stdout.read().decode() if process.stdout else ""
+def run_render(*arguments: str) -> tuple[float, float]:
+    """Run `scripts.render`: seconds it took, its peak memory in MiB."""
+    begin, command = time.perf_counter(), [sys.executable, "-m", "scripts.render", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
+    refuse_failed(process, said)
+    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+
+
+def refuse_failed(process: subprocess.Popen, said: bytes) -> None:
+    """EvaluationError if a render has failed, with the last line that it `said`."""
     if process.returncode:
-        raise ValueError(f"scripts.render {' '.join(arguments)}: exit code {process.returncode}: {said[-400:]}")
-    return time.perf_counter() - begin, usage.ru_maxrss / 1024, said
+        last = said.decode(errors="replace").strip().splitlines()[-1:]
+        raise EvaluationError(
+            f"{' '.join(process.args[2:])}: ended with exit code {process.returncode}: {''.join(last)}"
+        )
+
+
+def windows_of(sound: Path, files: list[str]) -> list[list[float]]:
+    """The windows that a sound was rendered in, by its manifest.
+
+    Args:
+        files: sha256 of the MIDI file and of the prompt's files that it must have been made of.
+    Raises:
+        EvaluationError: it was made of others, or there is no manifest.
+    """
+    manifest = sound.with_suffix(".json")
+    try:
+        recipe = json.loads(manifest.read_text())["recipe"]
+        made_of, windows = [recipe["midi"], *recipe["prompt"]["files"]], recipe["windows"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise EvaluationError(f"{manifest}: is no manifest of scripts.render; leave out --reuse") from error
+    if made_of != files:
+        raise EvaluationError(f"{sound}: was made of other notes or another prompt; give these, or leave out --reuse")
+    return windows
 
 
 def transcribe(transcriber, wave: np.ndarray, spans: list[tuple[float, float]]) -> np.ndarray:
@@ -136,15 +178,20 @@ def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
     folder = Path(args.output_dir)
     midi, output = folder / f"{minutes:g}min.mid", folder / f"{minutes:g}min.wav"
     notes, names = make_piece(args.midi_root, minutes, args.seed)
-    piece = write_midi(midi, notes)
+    content = midi_bytes(notes)
+    piece = load_performance(content, name=midi.name)
+    _, prompt_files = choose_prompt(Path(args.model), args.prompt)
+    prompt = read_audio(prompt_files[1])[0][:, 0]
+    files = [hashlib.sha256(content).hexdigest(), *map(file_sha256, prompt_files)]
     options = ["--model", args.model, "--prompt", args.prompt, "--ring-out", "2", "--force"]
     options += ["--parallel"] if args.parallel else []
     took = memory = float("nan")
     if not (args.reuse and output.exists()):
-        took, memory, _ = run_render(str(midi), str(output), *options)
+        midi.write_bytes(content)
+        took, memory = run_render(str(midi), str(output), *options)
     wave = read_audio(output)[0][:, 0]
     total = piece.end + 2.0
-    windows = json.loads(output.with_suffix(".json").read_text())["recipe"]["windows"]
+    windows = windows_of(output, files)
     joins = np.array([start for start, _ in windows[1:]])
     head, tail = (0.0, MINUTE_S), (np.ceil(piece.end) - MINUTE_S, piece.end)
     half = args.transcribe_minutes * MINUTE_S / 2
@@ -159,7 +206,6 @@ def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
         parts = [n[(n["onset"] >= start) & (n["onset"] < end)] for n in (piece.notes, heard)]
         scores = note_scores(*parts)
         result |= {f"f1_{name}_minute": scores["f1"], f"bias_{name}_minute_ms": scores["onset_bias_ms"]}
-        prompt = read_audio(Path(args.model) / "prompts" / f"{args.prompt}.flac")[0][:, 0]
         result[f"timbre_{name}_minute_db"] = timbre_distance(prompt, wave[round(start * RATE) : round(end * RATE)])
     rng = np.random.default_rng(args.seed)
     places = rng.uniform(1.0, piece.end - 1.0, PLACES)
@@ -182,12 +228,14 @@ def measure_first_audio(args: argparse.Namespace, midi: Path) -> dict:
     process.stdout.read(2)
     first = time.perf_counter() - begin
     _, said = process.communicate()
+    refuse_failed(process, said)
     line = [line for line in said.decode().splitlines() if "first audio" in line]
     return {"first_audio_of_the_command_s": first, "said": line[-1] if line else said.decode()[-200:]}
 
 
 def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
-    """Onset F1 and bias of excerpts behind prompts whose MIDI is early by each offset, corrected and not."""
+    """Onset F1 and bias of excerpts behind prompts whose MIDI is early by each offset, corrected and not; their means.
+    All is written after each excerpt."""
     processor, model = load_processor(Path(args.model)), load_model(Path(args.model), "cpu")
     files = sorted(list_midi(args.midi_root, "test"), key=lambda file: file.path)
     rng, rows = np.random.default_rng([args.seed, 1]), []
@@ -197,6 +245,10 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
         whole = file.load(args.midi_root)
         start = float(rng.uniform(0, max(whole.end - args.seconds, 0.1)))
         piece = processor.load(whole, start=start, end=start + args.seconds)
+        struck = piece.notes[piece.notes["onset"] >= 0]
+        if not len(struck):  # even the truth would score 0
+            where = f"excerpt {number}, {file.path} from {start:.1f} s on"
+            raise EvaluationError(f"{where}: no note is struck in it; give longer --seconds or another --seed")
         name = prompts[number % len(prompts)]
         wave = read_audio(Path(args.model) / "prompts" / f"{name}.flac")[0][:, 0]
         true = load_performance(Path(args.model) / "prompts" / f"{name}.mid")
@@ -207,13 +259,14 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
             corrected = processor.prepare_prompt(early, wave, RATE)
             for kind, prompt in (("as given", Prompt(corrected.wave, notes)), ("corrected", corrected)):
                 audio = render_wave(model, processor, piece, prompt, args.seed, 0.0, {})
-                struck = piece.notes[piece.notes["onset"] >= 0]
                 scores = note_scores(struck, transcriber(audio, RATE))
                 row = {"excerpt": number, "prompt": name, "offset_ms": offset, "kind": kind}
                 row |= {"measured_ms": corrected.offset * 1000}
                 rows.append(row | {key: scores[key] for key in ("f1", "onset_bias_ms")})
                 print(rows[-1], flush=True)
-    return rows
+        summary = summarise_offsets(rows)
+        write_json(Path(args.output_dir) / OFFSETS, {"summary": summary, "rows": rows})
+    return summary
 
 
 def summarise_offsets(rows: list[dict]) -> list[dict]:
@@ -237,39 +290,69 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, nargs="*", default=[], help="lengths of the pieces")
     parser.add_argument("--transcribe-minutes", type=float, default=8.0, help="of each piece (default: %(default)s)")
     parser.add_argument("--parallel", action="store_true", help="rendered so: what that costs at the joins")
-    parser.add_argument("--reuse", action="store_true", help="measure the sounds that are in OUTPUT_DIR already")
+    parser.add_argument("--reuse", action="store_true", help="measure sounds that are in OUTPUT_DIR already")
     parser.add_argument("--offsets", type=float, nargs="*", default=[], help="of prompt MIDI, ms")
     parser.add_argument("--excerpts", type=int, default=4, help="for --offsets (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output-dir", required=True, help="long.json, offsets.json and the sounds go here")
     args = parser.parse_args(argv)
-    if args.transcribe_minutes < 2:
+    if not (args.minutes or args.offsets):
+        parser.error("nothing to do: give --minutes or --offsets")
+    if not args.transcribe_minutes >= 2:
         parser.error("--transcribe-minutes must be at least 2: the first and the last minute are compared")
+    if not all(SHORTEST <= minutes < math.inf for minutes in args.minutes):
+        parser.error(f"--minutes must be at least {SHORTEST}: the first and the last minute are compared")
+    if not all(map(math.isfinite, args.offsets)):
+        parser.error("--offsets must be numbers, in ms")
+    if not 0 < args.seconds < math.inf or args.excerpts < 1 or args.seed < 0:
+        parser.error("--seconds must be above 0, --excerpts at least 1, --seed at least 0")
     return args
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; 0 on success, 2 on input that cannot be used."""
-    args = parse(argv)
+def measure_pieces(args: argparse.Namespace, transcriber) -> None:
+    """Render and measure pieces of all `minutes`; what is done is written after each."""
+    folder, pieces = Path(args.output_dir), []
+    for minutes in args.minutes:
+        pieces.append(measure(args, transcriber, minutes))
+        print(json.dumps(pieces[-1], indent=1), flush=True)
+        write_json(folder / LONG, {"pieces": pieces})
+    first = measure_first_audio(args, folder / f"{args.minutes[0]:g}min.mid")
+    write_json(folder / LONG, {"pieces": pieces, "first_audio": first})
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure what the command line asks for, in a folder without results of the same kind."""
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        transcriber = Transcriber()
-        pieces = []
-        for minutes in args.minutes:
-            pieces.append(measure(args, transcriber, minutes))
-            print(json.dumps(pieces[-1], indent=1), flush=True)
-            first = measure_first_audio(args, folder / f"{args.minutes[0]:g}min.mid")
-            (folder / "long.json").write_text(json.dumps({"pieces": pieces, "first_audio": first}, indent=1) + "\n")
+    results = [name for name, asked in ((LONG, args.minutes), (OFFSETS, args.offsets)) if asked]
+    check_output(folder, *results)
+    model = model_folder(args.model)
+    args.model = str(model)  # of a Hub id its copy
+    if args.minutes:
+        choose_prompt(model, args.prompt)
+    if not read_prompts(model):
+        raise EvaluationError(f"--model {model}: has no bundled prompts; give a model that has some")
+    list_midi(args.midi_root, "test")
+    transcriber = Transcriber()
+    with FolderLock(folder):
+        check_output(folder, *results)  # of a run that has ended meanwhile
+        if args.minutes:
+            measure_pieces(args, transcriber)
         if args.offsets:
-            rows = measure_offsets(args, transcriber)
-            summary = summarise_offsets(rows)
-            (folder / "offsets.json").write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
-            print(json.dumps(summary, indent=1))
+            print(json.dumps(measure_offsets(args, transcriber), indent=1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; 0 on success, 2 on input that cannot be used, 130 if interrupted."""
+    args = parse(argv)
+    try:
+        evaluate(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is in {args.output_dir}", file=sys.stderr)
+        return 130
     return 0
 
 

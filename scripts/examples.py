@@ -9,6 +9,7 @@ pedal. The prompts are our own music. Equal arguments write equal MIDI files.
 """
 
 import argparse
+import io
 import json
 import sys
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def write_examples(output: Path) -> list[Path]:
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{name}.mid" for name in EXAMPLES]
     for seed, (path, compose) in enumerate(zip(paths, EXAMPLES.values(), strict=True)):
-        perform(compose(), seed).dump_midi(str(path))
+        path.write_bytes(perform(compose(), seed).dumps_midi())  # `dump_midi` says nothing of a full disk
     return paths
 
 
@@ -171,27 +172,30 @@ def write_prompts(pianos: dict[str, Path], output: Path) -> list[dict]:
     Returns:
         The entries of prompts.json, the default prompt first.
     Raises:
-        RenderError: a piano is missing or unreadable.
+        RenderError: a piano is missing or unreadable; nothing is written then.
     """
     missing = sorted(set(LICENCES) - set(pianos))
     if missing:
         raise RenderError(f"no piano named {', '.join(missing)}: give each by --piano PATH/NAME or PATH/NAME.tar")
-    output.mkdir(parents=True, exist_ok=True)
-    entries = []
+    entries, files = [], {}
     for seed, prompt in enumerate(PROMPTS):
         score = perform(PROMPT_MUSIC[prompt.music], seed)
-        score.dump_midi(str(output / f"{prompt.name}.mid"))
         notes = load_performance(score, sustain="extend").notes
         dry = load_piano(str(pianos[prompt.piano]))(notes, PROMPT_SECONDS)
         room = Room(prompt.room, seed, jitter=0.0)
         wave = room(dry, performance_level(notes), np.random.default_rng(seed))
-        soundfile.write(output / f"{prompt.name}.flac", wave, SAMPLING_RATE, subtype="PCM_16")
+        sound = io.BytesIO()
+        soundfile.write(sound, wave, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+        files |= {f"{prompt.name}.mid": score.dumps_midi(), f"{prompt.name}.flac": sound.getvalue()}
         licence, attribution = LICENCES[prompt.piano]
         entries.append(
             {"name": prompt.name, "description": prompt.description, "piano": prompt.piano, "room": prompt.room}
             | {"licence": licence, "attribution": f"{attribution}; simulated room; music and rendering by this project"}
         )
-    (output / "prompts.json").write_text(json.dumps(entries, indent=2) + "\n")
+    files["prompts.json"] = (json.dumps(entries, indent=2) + "\n").encode()
+    output.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():  # now that every piano has played
+        (output / name).write_bytes(content)
     return entries
 
 
@@ -210,9 +214,14 @@ def main(argv: list[str] | None = None) -> int:
             names = [str(path) for path in write_examples(arguments.output)]
         else:
             pianos = {path.name.removesuffix(".tar"): path for path in arguments.piano}
+            if len(pianos) < len(arguments.piano):
+                raise RenderError("--piano: two have the same name; give each piano once, as a folder or as a tar")
             names = [entry["name"] for entry in write_prompts(pianos, arguments.output)]
     except RenderError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:  # a file where the folder should be, a folder that is closed, a disk that is full
+        print(f"--output {arguments.output}: cannot be written to ({error.strerror}); give another", file=sys.stderr)
         return 2
     print("\n".join(names))
     return 0

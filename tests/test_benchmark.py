@@ -48,9 +48,33 @@ def test_growth_is_between_marks():
         (("--frames", "0"), "--frames must be at least 1"),
         (("--frames", "1594"), "1600 frames"),
         (("--threads", "-1"), "--threads must be"),
+        (("--threads", "100000"), "--threads 100000 must be at most 1024"),
+        (("--batch", "9" * 20), f"--batch {'9' * 20}, --midi-rows 9: need more than"),
+        (("--midi-rows", "100000000"), "--batch 1, --midi-rows 100000000: need more than"),
         (("--model", "nowhere"), "--model nowhere: no such folder"),
     ],
 )
 def test_what_cannot_be_used(capsys, change, message):
     assert benchmark.main([*SMALL, *change]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_single_frame(monkeypatch, capsys):
+    """Fewer frames than codebooks."""
+    monkeypatch.setattr(benchmark, "READ_BYTES", 2**20)
+    assert benchmark.main([*SMALL, "--frames", "1", "--repeat", "1"]) == 0
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch, capsys):
+    """Other errors of torch's stay what they are."""
+
+    def fail(args):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(benchmark, "benchmark", fail)
+    said = "DefaultCPUAllocator: can't allocate memory"
+    assert benchmark.main([*SMALL]) == 2
+    assert capsys.readouterr().err == "benchmark: not enough memory for --batch 1 and --midi-rows 9; give fewer\n"
+    said = "shapes"
+    with pytest.raises(RuntimeError, match="shapes"):
+        benchmark.main([*SMALL])

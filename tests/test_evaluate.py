@@ -2,6 +2,8 @@
 """`python -m scripts.evaluate` with a stand-in for the transcriber: what is compared, and what is written."""
 
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +14,7 @@ from transformers import EncodecFeatureExtractor
 from processing import MidiValleProcessor
 from scripts import evaluate
 from scripts.measuring.transcription import TranscriptionError
+from scripts.training.processes import FolderLock
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 
@@ -134,7 +137,8 @@ def test_whose_piano_it_sounds_like(tiny_pack, transcriber, tmp_path):
     for row in truths:
         own = row["timbre_db"].pop(row["piano"])
         assert own == 0.0 < min(row["timbre_db"].values())
-    assert run(tiny_pack, tmp_path / "alone", *codec) == 0  # of one piano there is nothing to say
+    twice = ["--piano", tiny_pack / "piano", "--excerpts", 1]
+    assert run(tiny_pack, tmp_path / "alone", *codec, *twice) == 0  # of one piano there is nothing to say
     assert json.loads((tmp_path / "alone" / "results.json").read_text())["own_piano"] == {}
 
 
@@ -177,6 +181,7 @@ def test_music_that_ends_early(make_model, tiny_pack, transcriber, write_midi, t
         (("--first", -1), "--first and --seed at least 0"),
         (("--seconds", 0.3), "--seconds and --prompt-seconds must be multiples of 0.5"),
         (("--seconds", "nan"), "--seconds and --prompt-seconds must be multiples of 0.5"),
+        (("--seconds", 1e9), "the former up to 600.0"),
         (("--prompt-seconds", 0), "--seconds and --prompt-seconds must be multiples of 0.5 above 0"),
         (("--prompt-seconds", 40), "the latter up to 15.0"),
         (("--device", "gpu"), "--device gpu: there is no such device"),
@@ -187,6 +192,47 @@ def test_options_out_of_range(options, message, tiny_pack, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", *options)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_one_run_a_folder(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):
+    """Also where the other run has begun, or ended, since this one looked; and an interrupted run says so."""
+    codec, out = ("--codec", tiny_pack / "codec"), tmp_path / "out"
+    with FolderLock(out):
+        assert run(tiny_pack, out, *codec) == 2
+    assert f"out: another run is at work here (pid {os.getpid()}); wait or stop it" in capsys.readouterr().err
+    assert [file.name for file in out.iterdir()] == [".lock"]
+    load = evaluate.load
+
+    def other(args):
+        (out / "results.json").write_text("theirs")
+        return load(args)
+
+    monkeypatch.setattr(evaluate, "load", other)
+    assert run(tiny_pack, out, *codec) == 2 and (out / "results.json").read_text() == "theirs"
+
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "load", interrupt)
+    assert run(tiny_pack, tmp_path / "new", *codec) == 130
+    assert "interrupted; the excerpts that are finished are in" in capsys.readouterr().err
+
+
+def test_what_would_be_taken_for_something_else(tiny_pack, transcriber, tmp_path, capsys):
+    """Two pianos of one name, a codec of another sampling rate, a truth that is not there."""
+    shutil.copytree(tiny_pack / "piano", tmp_path / "piano")
+    shutil.copytree(tiny_pack / "codec", tmp_path / "fast")
+    config = json.loads((tmp_path / "fast" / "config.json").read_text())
+    config |= {"sampling_rate": 64_000, "target_bandwidths": [4.4]}  # as many codebooks
+    (tmp_path / "fast" / "config.json").write_text(json.dumps(config))
+    codec = ("--codec", tiny_pack / "codec")
+    for options, message in (
+        ((*codec, "--piano", tmp_path / "piano"), f"and {tmp_path / 'piano'}: have the same name; rename one of them"),
+        ((*codec, "--codec", tmp_path / "fast"), "--codec: fast is a codec of 64000 Hz; excerpts have 32000"),
+        ((*codec, "--truth", tmp_path / "none.json"), "--truth .*none.json: cannot be read .No such file"),
+    ):
+        assert run(tiny_pack, tmp_path / "out", *options) == 2
+        assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err) and not (tmp_path / "out").exists()
 
 
 def test_refusals(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):

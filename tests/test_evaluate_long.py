@@ -1,29 +1,57 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """`python -m scripts.evaluate_long`: what it measures, on cases small enough to know."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from transformers import EncodecFeatureExtractor
 
+from processing import MidiValleProcessor, write_audio
 from scripts import evaluate_long
+from scripts.evaluate import EvaluationError
 from scripts.evaluate_long import (
     RATE,
     jumps,
     make_piece,
+    midi_bytes,
     onset_scores,
     summarise_offsets,
     transcribe,
-    write_midi,
 )
-from tokenization import NOTE_DTYPE
+from scripts.rendering.manifest import file_sha256
+from scripts.training.processes import FolderLock
+from tokenization import NOTE_DTYPE, MidiValleTokenizer, load_performance
 
 
 def notes(*rows):
     return np.array([(onset, 0.2, pitch, 80) for onset, pitch in rows], NOTE_DTYPE)
 
 
-def test_a_recital_ends_with_its_first_minute(tiny_pack, tmp_path, monkeypatch):
+@pytest.fixture
+def model(tmp_path):
+    """A model folder that has one prompt, and nothing else."""
+    folder = tmp_path / "model"
+    (folder / "prompts").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "prompts" / "p.mid").write_bytes(midi_bytes(notes((0.0, 60), (0.5, 64))))
+    write_audio(folder / "prompts" / "p.flac", 0.1 * np.random.default_rng(0).standard_normal(2 * RATE))
+    entry = dict.fromkeys(("description", "piano", "room", "licence"), "x") | {"name": "p"}
+    (folder / "prompts" / "prompts.json").write_text(json.dumps([entry]))
+    return folder
+
+
+@pytest.fixture
+def command(tiny_pack, tmp_path, monkeypatch, model):
+    """`command(...)` -> exit code, with minutes of 2 s and a transcriber that hears nothing."""
+    monkeypatch.setattr(evaluate_long, "MINUTE_S", 2.0)
+    monkeypatch.setattr(evaluate_long, "Transcriber", lambda: lambda wave, rate: notes())
+    arguments = ["--model", model, "--prompt", "p", "--midi-root", tiny_pack / "midi", "--output-dir", tmp_path / "out"]
+    return lambda *more: evaluate_long.main([str(argument) for argument in (*arguments, *more)])
+
+
+def test_a_recital_ends_with_its_first_minute(tiny_pack, monkeypatch):
     """Files are joined until it is long enough; then the first minute's notes come again, a whole number of s later."""
     monkeypatch.setattr(evaluate_long, "MINUTE_S", 2.0)
     made, names = make_piece(str(tiny_pack / "midi"), 6.0, 0)  # 12 s of 6 s files
@@ -32,8 +60,10 @@ def test_a_recital_ends_with_its_first_minute(tiny_pack, tmp_path, monkeypatch):
     last = made[-len(first) :]
     assert np.array_equal(last["pitch"], first["pitch"])
     assert np.allclose(last["onset"] - last["onset"][0], first["onset"] - first["onset"][0])
-    again = write_midi(tmp_path / "piece.mid", made)
+    again = load_performance(midi_bytes(made))
     assert len(again.notes) == len(made) and np.abs(again.notes["onset"] - made["onset"]).max() < 1e-3
+    with pytest.raises(EvaluationError, match="--minutes 99: the test split of .*/midi lasts [78].*; give fewer, or"):
+        make_piece(str(tiny_pack / "midi"), 99.0, 0)
 
 
 def test_notes_near_joins_and_elsewhere():
@@ -74,46 +104,126 @@ def test_means_of_offsets():
     assert (first["f1"], first["n"], second["offset_ms"], second["kind"]) == (pytest.approx(0.3), 2, 50, "corrected")
 
 
-def test_bad_input_is_one_sentence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(evaluate_long, "Transcriber", lambda: None)
-    (tmp_path / "midi").mkdir()
-    arguments = ["--midi-root", str(tmp_path / "midi"), "--minutes", "2", "--output-dir", str(tmp_path / "out")]
-    assert evaluate_long.main(arguments) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing to do: give --minutes or --offsets"),
+        (("--minutes", "inf"), "--minutes must be at least 1.2"),
+        (("--minutes", "5", "nan"), "--minutes must be at least 1.2"),
+        (("--minutes", "-1"), "--minutes must be at least 1.2"),
+        (("--minutes", "5", "--transcribe-minutes", "1"), "--transcribe-minutes must be at least 2"),
+        (("--minutes", "5", "--transcribe-minutes", "nan"), "--transcribe-minutes must be at least 2"),
+        (("--minutes", "5", "--seed", "-1"), "--seed at least 0"),
+        (("--offsets", "nan"), "--offsets must be numbers, in ms"),
+        (("--offsets", "0", "--seconds", "nan"), "--seconds must be above 0"),
+        (("--offsets", "0", "--seconds", "inf"), "--seconds must be above 0"),
+        (("--offsets", "0", "--excerpts", "0"), "--excerpts at least 1"),
+    ],
+)
+def test_options_out_of_range(options, message, command, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command(*options)
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_sentence(command, model, tmp_path, capsys, monkeypatch):
+    """Before anything is rendered or replaced; a folder is of one run."""
+
+    def refused(message, *options):
+        assert command(*options) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    with FolderLock(tmp_path / "held"):
+        refused("held: another run is at work here", "--minutes", 3, "--output-dir", tmp_path / "held")
+    monkeypatch.setattr(evaluate_long, "Transcriber", None)
+    refused("file: is not a folder; give another --output-dir", "--minutes", 3, "--output-dir", tmp_path / "file")
+    refused("--prompt x: not one of p", "--minutes", 3, "--reuse", "--prompt", "x")
+    refused("empty: no MIDI file of split 'test'", "--minutes", 3, "--midi-root", tmp_path / "empty")
+    (tmp_path / "offsets.json").write_text("{}")
+    refused("offsets.json: exists already; give another", "--offsets", 0, "--output-dir", tmp_path)
+
+
+def test_sounds_that_are_there_are_measured_again(command, tmp_path, monkeypatch, capsys):
+    """`--reuse`: but not for other notes, and not into the results that are there."""
+    out, rendered = tmp_path / "out", []
+
+    def render(midi, sound, *options):
+        rendered.append(options)
+        piece = load_performance(midi)
+        write_audio(sound, 0.1 * np.random.default_rng(1).standard_normal(round((piece.end + 2) * RATE)))
+        prompt = [file_sha256(tmp_path / "model" / "prompts" / name) for name in ("p.mid", "p.flac")]
+        recipe = {"midi": file_sha256(midi), "prompt": {"files": prompt}, "windows": [[0, 3], [3, piece.end + 2]]}
+        (out / "3min.json").write_text(json.dumps({"recipe": recipe}))
+        return 1.0, 2.0
+
+    monkeypatch.setattr(evaluate_long, "PLACES", 20)
+    monkeypatch.setattr(evaluate_long, "run_render", render)
+    monkeypatch.setattr(evaluate_long, "measure_first_audio", lambda args, midi: {"said": midi.name})
+    assert command("--minutes", 3) == 0 and len(rendered) == 1
+    results = json.loads((out / "long.json").read_text())
+    assert results["pieces"][0]["length_error_ms"] < 0.02 and results["first_audio"] == {"said": "3min.mid"}
+    assert command("--minutes", 3, "--reuse") == 2
+    assert "long.json: exists already; give another --output-dir, or move it away" in capsys.readouterr().err
+    (out / "long.json").unlink()
+    assert command("--minutes", 3, "--reuse") == 0 and len(rendered) == 1
+    assert json.loads((out / "long.json").read_text())["pieces"][0]["f1"] == results["pieces"][0]["f1"]
+    (out / "long.json").unlink()
+    before = (out / "3min.mid").read_bytes()
+    assert command("--minutes", 3, "--reuse", "--seed", 6) == 2 and (out / "3min.mid").read_bytes() == before
+    assert "3min.wav: was made of other notes or another prompt" in capsys.readouterr().err
+    (out / "3min.json").write_text("[]")
+    assert command("--minutes", 3, "--reuse") == 2
+    assert "3min.json: is no manifest of scripts.render; leave out --reuse" in capsys.readouterr().err
+
+
+def test_a_render_that_fails_is_no_time(command, tmp_path, monkeypatch, capsys):
+    """Its last line is the reason, whether the piece or the first audio was asked for."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho one >&2; echo render: no piano >&2; exit 2\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(evaluate_long.sys, "executable", str(program))
+    assert command("--minutes", 3) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("ended with exit code 2: render: no piano\n") and said.count("\n") == 1
+    monkeypatch.setattr(evaluate_long, "measure", lambda args, transcriber, minutes: {"minutes": minutes})
+    assert command("--minutes", 3) == 2
+    assert "--stream - --raw --end 60: ended with exit code 2: render: no piano" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "long.json").read_text()) == {"pieces": [{"minutes": 3.0}]}  # not lost
+
+
+def test_excerpts_that_are_done_are_kept(command, model, tmp_path, monkeypatch, capsys):
+    """The second has no note: even the truth would score 0."""
+    processor = MidiValleProcessor(EncodecFeatureExtractor(1, RATE), MidiValleTokenizer())
+    pieces = iter([notes((0.1, 60)), notes((-0.1, 60))])
+    load = processor.load
+    monkeypatch.setattr(evaluate_long, "load_processor", lambda folder: processor)
+    monkeypatch.setattr(evaluate_long, "load_model", lambda folder, device: None)
+    monkeypatch.setattr(evaluate_long, "render_wave", lambda *arguments: np.zeros(RATE))
+    monkeypatch.setattr(evaluate_long, "Transcriber", lambda: lambda wave, rate: notes((0.1, 60)))
+
+    def cut(midi, sustain=None, start=None, end=None):
+        return load(midi, sustain) if start is None else dataclasses.replace(midi, notes=next(pieces))
+
+    monkeypatch.setattr(processor, "load", cut)
+    assert command("--offsets", 0, 50) == 2
+    assert "no note is struck in it; give longer --seconds or another --seed" in capsys.readouterr().err
+    results = json.loads((tmp_path / "out" / "offsets.json").read_text())
+    assert len(results["rows"]) == 4
+    assert [(row["offset_ms"], row["f1"]) for row in results["summary"]] == [(0, 1), (0, 1), (50, 1), (50, 1)]
+    (model / "prompts" / "prompts.json").write_text("[]")
+    assert command("--offsets", 0, "--output-dir", tmp_path / "other") == 2
+    assert "has no bundled prompts; give a model that has some" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_command(tiny_pack, tmp_path, monkeypatch, make_model):
-    """A piece of seconds, rendered by a process of its own, with a transcriber that hears the MIDI."""
-    from transformers import EncodecFeatureExtractor
-
-    from processing import MidiValleProcessor, write_audio
-    from tokenization import MidiValleTokenizer, load_performance
-
-    folder = tmp_path / "model"
-    make_model().save_pretrained(folder)
-    extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE)
-    MidiValleProcessor(extractor, MidiValleTokenizer()).save_pretrained(folder)
-    (folder / "prompts").mkdir()
-    write_midi(folder / "prompts" / "p.mid", notes((0.0, 60), (0.5, 64)))
-    write_audio(folder / "prompts" / "p.flac", 0.1 * np.random.default_rng(0).standard_normal(2 * RATE))
-    entry = dict.fromkeys(("description", "piano", "room", "licence"), "x") | {"name": "p"}
-    (folder / "prompts" / "prompts.json").write_text(json.dumps([entry]))
-    monkeypatch.setattr(evaluate_long, "MINUTE_S", 2.0)
-    monkeypatch.setattr(evaluate_long, "Transcriber", lambda: lambda wave, rate: piece().notes[:0])
-
-    def piece():
-        return load_performance(tmp_path / "out" / "3min.mid")
-
-    arguments = ["--model", str(folder), "--prompt", "p", "--midi-root", str(tiny_pack / "midi"), "--minutes", "3"]
-    assert evaluate_long.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+def test_the_command(command, model, tmp_path, make_model):
+    """A piece of seconds, rendered by a process of its own."""
+    make_model().save_pretrained(model)
+    MidiValleProcessor(EncodecFeatureExtractor(1, RATE), MidiValleTokenizer()).save_pretrained(model)
+    assert command("--minutes", 3) == 0
     results = json.loads((tmp_path / "out" / "long.json").read_text())
     assert results["pieces"][0]["length_error_ms"] < 0.02 and results["pieces"][0]["peak_mib"] > 100
     assert results["first_audio"]["first_audio_of_the_command_s"] > 0
-
-
-def test_less_than_what_is_compared_is_refused(tmp_path, capsys):
-    """The first and the last minute are compared: they must be read."""
-    with pytest.raises(SystemExit, match="2"):
-        evaluate_long.main(["--midi-root", "x", "--transcribe-minutes", "1", "--output-dir", str(tmp_path / "out")])
-    assert "at least 2" in capsys.readouterr().err and not (tmp_path / "out").exists()

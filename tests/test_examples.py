@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The bundled music: notation, performance rules, and files that the code still writes."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,20 @@ def test_prompts_are_rendered_whole(tmp_path):
         assert 0.02 < np.abs(wave).max() < 0.99
 
 
-def test_a_missing_piano_is_named(tmp_path, capsys):
-    assert main(["prompts", "--piano", str(tmp_path / "upright_kw"), "--output", str(tmp_path / "out")]) == 2
-    assert "steinway_splendid" in capsys.readouterr().err and not (tmp_path / "out").exists()
+def test_bad_input_is_one_sentence_and_no_file(tmp_path, capsys, write_piano):
+    """A piano that is missing, damaged or there twice; a file where a folder should be. Pianos play before any is
+    replaced."""
+    pianos = [str(write_piano(tmp_path / name, seconds=0.1)) for name in LICENCES]
+    (tmp_path / "upright_kw" / "084_127.wav").write_bytes(b"")  # of the last prompts
+    (tmp_path / "file").write_text("mine")
+    prompts, out = ("prompts", "--piano"), str(tmp_path / "out")
+    for arguments, message in (
+        ((*prompts, pianos[0], "--output", out), "no piano named .*upright_kw"),
+        ((*prompts, *pianos, pianos[0], "--output", out), "two have the same name"),
+        ((*prompts, *pianos, "--output", out), "upright_kw: 084_127.wav cannot be read"),
+        (("midi", "--output", str(tmp_path / "file")), "file: cannot be written to .File exists"),
+    ):
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert re.search(message, said) and said.count("\n") == 1 and not Path(out).exists()
+    assert (tmp_path / "file").read_text() == "mine"

@@ -9,6 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import soundfile
 
 from scripts.audio import pianos
 from scripts.audio.pianos import RenderError, SampledPiano, SoundFontPiano, load_piano, performance_level, velocity_gain
@@ -158,6 +159,46 @@ def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
     monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
     with pytest.raises(RenderError, match="need the fluidsynth program"):
         load_piano(str(tmp_path / "font.sf2:3"))
+    with pytest.raises(RenderError, match="font.sf2:x: the program behind the colon must be 0 to 127"):
+        load_piano(str(tmp_path / "font.sf2:x"))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("index.csv", b"onset_db", b"onset", "index.csv: expected a table .*onset_db, peak_db \\('onset_db'"),
+        ("index.csv", b"-6.0", b"soft", "index.csv: expected a table .*'soft'"),
+        ("index.csv", b"-6.0", b"nan", "index.csv: expected a table .*a level of 036_127.wav is not finite"),
+        ("index.csv", b"file,", b"\xff,", "index.csv: expected a table .*'utf-8'"),
+        ("index.csv", b"060_127.wav", b"c4.wav", "holds no c4.wav, which index.csv lists"),
+        ("060_127.wav", b"RIFF", b"RIFX?", "060_127.wav cannot be read \\("),
+    ],
+)
+def test_damaged_pianos(file, old, new, message, write_piano, tmp_path):
+    """Whatever is wrong with a piano is one sentence that names it."""
+    path = write_piano(tmp_path / "p", seconds=0.1) / file
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(RenderError, match=f"^{tmp_path}/p: {message}"):
+        SampledPiano(tmp_path / "p")(notes((0.0, 0.1, 60, 80)), 0.1)
+
+
+@pytest.mark.parametrize("sound", [np.zeros((9, 2)), np.zeros(0)])
+def test_sounds_that_are_none(sound, write_piano, tmp_path):
+    piano = write_piano(tmp_path / "p", seconds=0.1)
+    soundfile.write(piano / "060_127.wav", sound, RATE)
+    with pytest.raises(RenderError, match="/p: 060_127.wav must be mono and not empty"):
+        SampledPiano(piano)(notes((0.0, 0.1, 60, 80)), 0.1)
+
+
+def test_a_piano_that_is_cut_short_and_one_of_a_spreadsheet(write_piano, tmp_path):
+    folder = write_piano(tmp_path / "p", seconds=0.1)
+    (folder / "index.csv").write_text((folder / "index.csv").read_text(), encoding="utf-8-sig")
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        tar.add(folder, "p")
+    assert SampledPiano(tmp_path / "p.tar").rows
+    (tmp_path / "p.tar").write_bytes((tmp_path / "p.tar").read_bytes()[:40_000])
+    with pytest.raises(RenderError, match="p.tar: cannot be read .*; copy or download it again"):
+        SampledPiano(tmp_path / "p.tar")
 
 
 FLUIDSYNTH = """#!{python}

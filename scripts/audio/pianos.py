@@ -7,10 +7,13 @@ law, `42 log10(velocity / 127)` dB, so that equal velocities mean equal levels w
 
 import csv
 import io
+import lzma
+import math
 import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -22,6 +25,8 @@ SAMPLING_RATE = 32_000
 VELOCITY_LAW_DB = 42.0
 MAX_NOTE_S = 10.0  # samples are cut here: a string is inaudible in a mix by then, and the cache stays small
 UNDAMPED_ABOVE = 88  # keys without dampers ring on after release
+INTEGERS, LEVELS = ("key", "lokey", "hikey", "lovel", "hivel"), ("onset_db", "peak_db")  # columns that are used
+DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError)  # what unpacking raises
 
 
 class RenderError(ValueError):
@@ -53,15 +58,13 @@ class SampledPiano:
         path: folder or `.tar` with `index.csv` (columns file, key, lokey, hikey, lovel, hivel, onset_db, peak_db,
             seconds) and its mono 32 kHz sound files.
     Raises:
-        RenderError: the path holds no readable index.
+        RenderError: the path holds no readable index, or not all that it lists; when it plays, a damaged sound file.
     """
 
     def __init__(self, path: str | Path):
-        self.name = Path(path).name.removesuffix(".tar")
+        self.path, self.name = path, Path(path).name.removesuffix(".tar")
         self._files = _read_piano_files(Path(path))
-        rows = [_typed(row) for row in csv.DictReader(io.StringIO(self._files["index.csv"].decode()))]
-        if not rows:
-            raise RenderError(f"{path}: index.csv lists no sample")
+        rows = _read_index(path, self._files)
         self.layers = sorted({(row["lovel"], row["hivel"]) for row in rows})
         self.rows = {layer: [row for row in rows if (row["lovel"], row["hivel"]) == layer] for layer in self.layers}
         self.layer_db = {layer: _middle_level(self.rows[layer]) for layer in self.layers}
@@ -103,12 +106,21 @@ class SampledPiano:
             rows = self.rows[layer]
             row = next((r for r in rows if r["lokey"] <= pitch <= r["hikey"]), None)
             row = row or min(rows, key=lambda r: abs(r["key"] - pitch))
-            wave, rate = soundfile.read(io.BytesIO(self._files[row["file"]]), dtype="float32")
+            wave, rate = self._sound(row["file"])
             step = 2 ** ((pitch - row["key"]) / 12) * rate / SAMPLING_RATE
             count = min(int(len(wave) / step), int(MAX_NOTE_S * SAMPLING_RATE))
             shifted = np.interp(np.arange(count) * step, np.arange(len(wave)), wave)
             self._waves[layer, pitch] = shifted.astype(np.float16), row  # half the cache, -66 dB rounding at worst
         return self._waves[layer, pitch]
+
+    def _sound(self, name: str) -> tuple[np.ndarray, int]:
+        try:
+            wave, rate = soundfile.read(io.BytesIO(self._files[name]), dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise RenderError(f"{self.path}: {name} cannot be read ({error.error_string}); copy it again") from error
+        if wave.ndim > 1 or not len(wave):
+            raise RenderError(f"{self.path}: {name} must be mono and not empty")
+        return wave, rate
 
 
 class SoundFontPiano:
@@ -170,29 +182,49 @@ def load_piano(path: str) -> SampledPiano | SoundFontPiano:
     """A piano by path: folder or tar with `index.csv`, or `FONT.sf2[:PROGRAM]`; kept in memory for the process."""
     base, _, program = path.partition(":")
     if Path(base).suffix in (".sf2", ".sf3"):
+        if program and not (program.isdecimal() and int(program) <= 127):
+            raise RenderError(f"{path}: the program behind the colon must be 0 to 127")
         return SoundFontPiano(base, int(program or 0))
     return SampledPiano(path)
 
 
 def _read_piano_files(path: Path) -> dict[str, bytes]:
     """All files of a piano by base name, still compressed."""
-    if path.is_dir():
-        files = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file()}
-    elif path.is_file() and tarfile.is_tarfile(path):
-        with tarfile.open(path) as tar:
-            files = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
-    else:
-        raise RenderError(f"{path}: neither a piano folder nor a tar file")
+    try:
+        if path.is_dir():
+            files = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file()}
+        elif path.is_file() and tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                files = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
+        else:
+            raise RenderError(f"{path}: neither a piano folder nor a tar file")
+    except DAMAGE as error:
+        raise RenderError(f"{path}: cannot be read ({error}); copy or download it again") from error
     if "index.csv" not in files:
         raise RenderError(f"{path}: holds no index.csv, so it is not a sampled piano")
     return files
 
 
+def _read_index(path: str | Path, files: dict[str, bytes]) -> list[dict]:
+    """The rows of index.csv; the sound file of each is there."""
+    try:
+        text = files["index.csv"].decode("utf-8-sig")  # spreadsheets begin a file with a mark
+        rows = [_typed(row) for row in csv.DictReader(io.StringIO(text))]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        columns = ", ".join(("file", *INTEGERS, *LEVELS))
+        raise RenderError(f"{path}: index.csv: expected a table with the columns {columns} ({error})") from error
+    if not rows:
+        raise RenderError(f"{path}: index.csv lists no sample")
+    if missing := sorted({row["file"] for row in rows} - files.keys()):
+        raise RenderError(f"{path}: holds no {missing[0]}, which index.csv lists; copy or download it again")
+    return rows
+
+
 def _typed(row: dict) -> dict:
-    integers = ("key", "lokey", "hikey", "lovel", "hivel")
-    return {"file": row["file"], "onset_db": float(row["onset_db"]), "peak_db": float(row["peak_db"])} | {
-        k: int(row[k]) for k in integers
-    }
+    typed = {"file": row["file"]} | {k: int(row[k]) for k in INTEGERS} | {k: float(row[k]) for k in LEVELS}
+    if not all(math.isfinite(typed[k]) for k in LEVELS):
+        raise ValueError(f"a level of {row['file']} is not finite")
+    return typed
 
 
 def _middle_level(rows: list[dict]) -> float:

@@ -63,11 +63,16 @@ def rows_that_fit(config, free_bytes: int, bytes_per_value: int = 4) -> int:
         free_bytes (`int`): What is free beside the weights; half of it is used.
         bytes_per_value (`int`): Of the model's type.
     """
+    row = bytes_of_row(config, POSITIONS, bytes_per_value)
+    return 2 ** max(min(int(free_bytes / 2 / row), MOST_ROWS).bit_length() - 1, 0)
+
+
+def bytes_of_row(config, positions: int, bytes_per_value: int = 4) -> int:
+    """What a window of so many notes and frames takes, about, while it is generated."""
     ar, nar = config.ar_config, config.nar_config
     cache = 2 * ar.num_hidden_layers * ar.hidden_size
-    layer = 10 * nar.hidden_size + 2 * nar.intermediate_size + nar.num_attention_heads * POSITIONS
-    row = POSITIONS * (cache + layer + 4 * nar.codebook_size) * bytes_per_value
-    return 2 ** max(min(int(free_bytes / 2 / row), MOST_ROWS).bit_length() - 1, 0)
+    layer = 10 * nar.hidden_size + 2 * nar.intermediate_size + nar.num_attention_heads * positions
+    return positions * (cache + layer + 4 * nar.codebook_size) * bytes_per_value
 
 
 def batch_rows(model, parallel: bool) -> int:
