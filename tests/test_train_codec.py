@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.codec import parts
 from scripts.codec.listener import Listener, onset_f1
 from scripts.codec.objectives import (
     DecoderObjective,
@@ -34,7 +35,9 @@ from scripts.codec.oscillators import (
     kick_rows,
     struck_partials,
 )
+from scripts.codec.parts import export_codec
 from scripts.models.trained_parts import codec_hash
+from scripts.training.processes import RunError
 from tokenization import NOTE_DTYPE
 
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow
@@ -154,6 +157,24 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
         with pytest.raises(SystemExit):
             train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])
         assert f"{option[0]} must be" in capsys.readouterr().err
+
+
+def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, tmp_path, monkeypatch, capsys):
+    """`features` and `codebooks`; a codec that was only half written is begun anew, for its weights come last."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    shutil.copytree(tiny_pack / "codec", tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for part in ("features", "codebooks"):
+        arguments = [part, "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+        arguments += ["--codec", str(tiny_pack / "codec"), "--output-dir", str(tmp_path / "out")]
+        assert train_codec.main(arguments) == 2
+        assert f"{tmp_path / 'out'}: holds a codec, from which others may have learned" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"full/model\.safetensors: cannot be written"):
+        patch.setattr(parts, "save_file", lambda tensors, *_, **options: save_file(tensors, tmp_path / "none" / "none"))
+        export_codec({"weight": torch.zeros(2)}, PianoEncodecConfig(), tmp_path / "full")
+    written = [path.name for path in (tmp_path / "full").iterdir()]
+    assert "config.json" in written and not [name for name in written if "safetensors" in name]
 
 
 def test_a_codec_of_the_hub(pool, tiny_pack, tmp_path, monkeypatch, capsys):

@@ -31,9 +31,10 @@ from scripts.codec.oscillators import start_oscillators, start_synthesis
 from scripts.codec.quantizer import kmeans_start
 from scripts.codec.recipe import CodecRecipe
 from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.processes import RunError
 from scripts.training.recipe_file import model_of
 
-SHIPPED_DTYPE = torch.float16
+SHIPPED_DTYPE, WEIGHTS = torch.float16, "model.safetensors"
 
 
 def objective_of(
@@ -86,19 +87,19 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
     torch.manual_seed(recipe.seed)
     with model_of("model"):
         codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
-    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
+    _make_folder(output)
     features = SpectralFeatures(codec.config.hidden_size - codec.config.num_key_axes, recipe.memory)
     bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
     print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
-    export_codec(codec.state_dict(), codec.config, output)
     save_whole(features.state_dict(), output / "features.safetensors")
+    export_codec(codec.state_dict(), codec.config, output)
 
 
 @torch.no_grad()
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
     codec = load_part("codec", encoder)
-    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
+    _make_folder(output)
 
     def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         latent = codec.encoder(batch["input_values"][:, None])
@@ -152,16 +153,31 @@ def export_codec(state: dict[str, torch.Tensor], config: PianoEncodecConfig, fol
         for name, value in state.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_whole(rounded, folder / "model.safetensors")
     config.dtype = "float32"
     config.save_pretrained(folder)
+    save_whole(rounded, folder / WEIGHTS)  # last: where they are, all is there
+
+
+def _make_folder(output: Path) -> None:
+    """The folder of what is fitted. What cannot be written, or would be replaced, is found before the fit.
+
+    Raises:
+        RunError: a codec lies there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / WEIGHTS).exists():
+        raise RunError(f"{output}: holds a codec, from which others may have learned; give another --output-dir")
 
 
 def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """A file of safetensors, complete or not at all."""
+    """A file of safetensors, complete or not at all; `RunError` if it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error})") from error
 
 
 def load_features(folder: str, memory: float) -> SpectralFeatures:
