@@ -16,6 +16,7 @@ from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from scripts.codec import parts
+from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import Listener, onset_f1
 from scripts.codec.objectives import (
     DecoderObjective,
@@ -183,6 +184,28 @@ def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, 
     assert "config.json" in written and not [name for name in written if "safetensors" in name]
 
 
+@pytest.mark.parametrize(
+    ("part", "line", "sentence"),
+    [
+        ("codebooks", "kmeans_vectors: 100", "kmeans_vectors: 100 are fewer than 2048 codes"),
+        ("encoder", "", "features: were not fitted for this codec"),
+        ("whole", "crop_seconds: 0.1", "crop_seconds: 0.1 s are too short; whole needs 0.14 or more"),
+        ("kicks", "crop_seconds: 0.3", "crop_seconds: 0.3 s are too short; kicks needs 0.32 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_learned(
+    part, line, sentence, pool, tiny_pack, tmp_path, capsys
+):
+    kept = [other for other in RECIPE.splitlines() if not line or not other.startswith(line.partition(":")[0])]
+    (tmp_path / "recipe.yaml").write_text("\n".join([*kept, line]))
+    (tmp_path / "features").mkdir()
+    parts.save_whole(SpectralFeatures(5).state_dict(), tmp_path / "features" / "features.safetensors")
+    arguments = [part, "--config", tmp_path / "recipe.yaml", "--audio", pool, "--workers", 0]
+    arguments += ["--codec", tiny_pack / "codec", "--features", tmp_path / "features", "--output-dir", tmp_path / "out"]
+    assert train_codec.main([str(argument) for argument in arguments]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_codec_of_the_hub(pool, tiny_pack, tmp_path, monkeypatch, capsys):
     """An id is downloaded, and told from a folder that is not there."""
     asked = []
@@ -241,6 +264,11 @@ def test_the_latent_says_what_is_struck():
     assert torch.equal(half_played(latent, onsets)[1::2], played[1::2])
     assert torch.equal(half_played(latent, onsets)[::2], latent[::2])
     assert torch.equal(half_played(latent, onsets, torch.tensor([True, False] * 2)), latent)
+
+
+def test_a_decoder_that_is_too_narrow_for_oscillators_is_refused():
+    with pytest.raises(ValueError, match="oscillators need LSTM layers of 168, this codec's are of 32"):
+        DecoderObjective(PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16)), False, 0)
 
 
 def test_struck_keys_kick_their_first_partials():

@@ -18,6 +18,8 @@ from scripts.codec.data import CropBatches, first_waves
 from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import Listener
 from scripts.codec.objectives import (
+    EDGE_FRAMES,
+    WARMING_UP,
     DecoderObjective,
     EncoderObjective,
     HearingObjective,
@@ -61,6 +63,7 @@ def objective_of(
     if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
         form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
         raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
+    _check_crops(part, recipe, bool(listener))
     heard = load_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
@@ -69,6 +72,8 @@ def objective_of(
     if part == "hearing":
         return HearingObjective(model, recipe.bf16)
     axes = load_features(features, recipe.memory) if features else None
+    if axes is not None and axes.basis.shape[1] != config.hidden_size - config.num_key_axes:
+        raise ValueError(f"--features {features}: were not fitted for this codec; give those that it began with")
     if part == "encoder":
         if not go_on:
             wave = first_waves(batches, 4)[:4]
@@ -79,6 +84,16 @@ def objective_of(
             start_oscillators(model, axes, model.encoder(first_waves(batches, 16)[:16, None]))
             start_synthesis(model)
     return DecoderObjective(model, recipe.bf16, 0 if go_on else recipe.sing_steps, heard)
+
+
+def _check_crops(part: str, recipe: CodecRecipe, listened: bool) -> None:
+    """ValueError where nothing that counts would be left of a crop."""
+    frames, lead = (round(seconds * SAMPLING_RATE) // HOP for seconds in (recipe.crop_seconds, recipe.lead_seconds))
+    spoken = 2 * EDGE_FRAMES if listened else 6  # half of the longest window of spectra is 6.4
+    least = {"kicks": WARMING_UP - lead, "decoder": spoken, "whole": spoken}.get(part, 0) + 1
+    if frames < least:
+        needed = f"{part} needs {least * HOP / SAMPLING_RATE:.2f} or more here"
+        raise ValueError(f"crop_seconds: {recipe.crop_seconds} s are too short; {needed}")
 
 
 @torch.no_grad()
@@ -99,6 +114,8 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
     codec = load_part("codec", encoder)
+    if recipe.kmeans_vectors < codec.config.codebook_size:
+        raise ValueError(f"kmeans_vectors: {recipe.kmeans_vectors} are fewer than {codec.config.codebook_size} codes")
     _make_folder(output)
 
     def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
