@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -73,6 +74,16 @@ def test_stored_crops(pool):
         StoredCrops([pool], 0.16, 1, None, 0.06)
     with pytest.raises(ValueError, match=r"none\.npy: is not a file of a pool"):
         StoredCrops([pool.with_name("none.npy")], 0.08)
+    for file, array, said in (
+        (codes_path(pool, "0123456789abcdef"), np.zeros((3, 4, 9), np.int16), "is of another pool"),
+        (onsets_path(pool), onsets[:2], "is of another pool"),
+        (pool, waves.astype(np.float32), "holds float32 (3, 6400), but a pool has int16 of 2 axes"),
+    ):
+        np.save(file, array)
+        with pytest.raises(ValueError, match=re.escape(f"{file}: {said}")):
+            StoredCrops([pool], 0.08, 1, "0123456789abcdef")
+    with pytest.raises(ValueError, match="holds float32"):
+        StoredExcerpts([pool])
 
 
 def test_every_other_crop_has_its_notes_as_played(pool):
@@ -279,6 +290,15 @@ def test_the_files_of_a_pool(tmp_path, monkeypatch):
         with PoolFiles({tmp_path / "c.npy": ((2, 500_000), np.int16)}, {}):
             pass
     assert not (tmp_path / ".c.npy.tmp").exists()
+    codes_path(tmp_path / "d.npy", "0123456789abcdef", "played").touch()
+    for name, items, said in (
+        ("d.npy", 1, r"d.0123456789ab.played.npy: is of an earlier d.npy; delete it"),
+        ("e.npy", 10**300, "e.npy: its .* MB cannot be written"),
+        ("runs", 1, "runs: is no name of a pool; give an --output that ends in .npy"),
+    ):
+        with pytest.raises(RunError, match=said), PoolFiles({tmp_path / name: ((items,), np.int16)}, {}):
+            pass
+    assert not list(tmp_path.glob(".[cde].*.tmp"))
 
 
 # --- recordings

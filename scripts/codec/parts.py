@@ -13,8 +13,8 @@ from tqdm import tqdm
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import write_keys
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.audio.rendered_audio import HOP, codes_path, onsets_path
-from scripts.codec.data import CropBatches, first_waves
+from scripts.audio.rendered_audio import HOP, codes_path
+from scripts.codec.data import CropBatches, first_waves, open_pool
 from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import Listener
 from scripts.codec.objectives import (
@@ -140,7 +140,7 @@ def encode_pools(folder: str, pools: list[str]) -> None:
         targets = [codes_path(pool, sha256, kind) for kind in kinds]
         if all(target.is_file() for target in targets):
             continue
-        waves, onsets = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r")
+        waves, onsets = open_pool(pool)
         codes = [[] for _ in kinds]
         for start in tqdm(range(0, len(waves), 8), desc=targets[0].name):
             latent = codec.encoder(torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None])
