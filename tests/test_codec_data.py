@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import numpy as np
@@ -218,13 +219,13 @@ def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
     """`make_pool("--seed", 1, ...)` -> exit code and what was said, for three excerpts of 1 s, rendered here."""
 
     @contextlib.contextmanager
-    def here(processes, open_, arguments):
+    def here(processes, context, open_, arguments):
         open_(*arguments)
-        yield SimpleNamespace(imap=map)
+        yield SimpleNamespace(submit=lambda work, numbers: SimpleNamespace(result=lambda: work(numbers)))
 
     monkeypatch.setattr(render_pool, "EXCERPT_S", 1.0)
     monkeypatch.setattr(render_pool, "CHUNK", 1)
-    monkeypatch.setattr(render_pool.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=here))
+    monkeypatch.setattr(render_pool, "ProcessPoolExecutor", here)
 
     def run(*more):
         words = ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--room", "studio"]
@@ -236,13 +237,20 @@ def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
 
 
 def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack, tmp_path, monkeypatch):
-    """And is never replaced."""
-    pool, add = tmp_path / "pool.npy", PoolFiles.add
+    """By an interrupt, or the death of a process; and is never replaced."""
+    pool, add, excerpts = tmp_path / "pool.npy", PoolFiles.add, render_pool._excerpts
+
+    def die(numbers):
+        raise BrokenProcessPool
+
     with interrupted_pool():
         assert make_pool() == (130, "interrupted; start it again to go on: what is finished is kept")
     assert not pool.exists() and "(seed was 0, is 1)" in make_pool("--seed", 1)[1]
     done = []
     monkeypatch.setattr(PoolFiles, "add", lambda self, *a: done.append(self.done) or add(self, *a))
+    with monkeypatch.context() as patch:
+        patch.setattr(render_pool, "_excerpts", lambda numbers: (excerpts if numbers.start < 2 else die)(numbers))
+        assert make_pool() == (2, "error: a process died (out of memory?); start again, what is finished is kept")
     assert make_pool()[0] == 0 and done == [1, 2]
     source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0)
     assert np.array_equal(np.load(pool), [source[i]["wave"] for i in range(3)])
