@@ -13,12 +13,14 @@ import math
 import multiprocessing
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from scripts.audio.pianos import SAMPLING_RATE, load_piano
+from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
 from scripts.audio.rooms import ROOMS
 from scripts.codec.pool_files import PoolFiles
@@ -60,14 +62,22 @@ def make_pool(args: argparse.Namespace) -> None:
 
 def _render(pool: PoolFiles, args: argparse.Namespace) -> None:
     chunks = [range(i, min(i + CHUNK, pool.items)) for i in range(pool.done, pool.items, CHUNK)]
-    processes = min(args.processes, len(chunks))
+    processes, context = min(args.processes, len(chunks)), multiprocessing.get_context("spawn")
     with (
-        multiprocessing.get_context("spawn").Pool(processes, _open, (args,)) as workers,
+        ProcessPoolExecutor(processes, context, _open, (args,)) as workers,
         tqdm(total=pool.items, initial=pool.done, unit="excerpt") as bar,
     ):
-        for numbers, found in zip(chunks, workers.imap(_excerpts, chunks), strict=True):
-            pool.add(found, numbers.stop)
-            bar.update(len(numbers))
+        rendered = [workers.submit(_excerpts, numbers) for numbers in chunks]
+        try:
+            for numbers in chunks:
+                pool.add(rendered.pop(0).result(), numbers.stop)
+                bar.update(len(numbers))
+        except BrokenProcessPool as error:
+            raise RenderError("a process died (out of memory?); start again, what is finished is kept") from error
+        except BaseException:  # else who is interrupted waits for all that is still to be rendered
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         make_pool(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; start it again to go on: what is finished is kept", file=sys.stderr)

@@ -27,9 +27,10 @@ to hear struck keys, and makes every note that the decoder loses a loss of its o
 attack of its own where its partials already sound (`scripts.codec.oscillators`). `whole` fine-tunes all of any 32 kHz
 EnCodec, as the paper does.
 
-A run goes on from its newest checkpoint; a signal saves one first. Several processes: `accelerate launch -m
-scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: `log.jsonl`, `curve.png`, and
-with `--validation` (rendered: the manifest's validation split) `samples/`, what has become of some fixed crops.
+A run goes on from its newest checkpoint; a signal saves one first. `features` and `codebooks` are fitted at once, and
+replace no earlier ones. Several processes: `accelerate launch -m scripts.train_codec ...` or `torchrun -m
+scripts.train_codec ...`. In the output folder: `log.jsonl`, `curve.png`, and with `--validation` (rendered: the
+manifest's validation split) `samples/`, what has become of some fixed crops.
 """
 
 import argparse

@@ -5,7 +5,9 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import numpy as np
@@ -73,6 +75,16 @@ def test_stored_crops(pool):
         StoredCrops([pool], 0.16, 1, None, 0.06)
     with pytest.raises(ValueError, match=r"none\.npy: is not a file of a pool"):
         StoredCrops([pool.with_name("none.npy")], 0.08)
+    for file, array, said in (
+        (codes_path(pool, "0123456789abcdef"), np.zeros((3, 4, 9), np.int16), "is of another pool"),
+        (onsets_path(pool), onsets[:2], "is of another pool"),
+        (pool, waves.astype(np.float32), "holds float32 (3, 6400), but a pool has int16 of 2 axes"),
+    ):
+        np.save(file, array)
+        with pytest.raises(ValueError, match=re.escape(f"{file}: {said}")):
+            StoredCrops([pool], 0.08, 1, "0123456789abcdef")
+    with pytest.raises(ValueError, match="holds float32"):
+        StoredExcerpts([pool])
 
 
 def test_every_other_crop_has_its_notes_as_played(pool):
@@ -207,13 +219,13 @@ def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
     """`make_pool("--seed", 1, ...)` -> exit code and what was said, for three excerpts of 1 s, rendered here."""
 
     @contextlib.contextmanager
-    def here(processes, open_, arguments):
+    def here(processes, context, open_, arguments):
         open_(*arguments)
-        yield SimpleNamespace(imap=map)
+        yield SimpleNamespace(submit=lambda work, numbers: SimpleNamespace(result=lambda: work(numbers)))
 
     monkeypatch.setattr(render_pool, "EXCERPT_S", 1.0)
     monkeypatch.setattr(render_pool, "CHUNK", 1)
-    monkeypatch.setattr(render_pool.multiprocessing, "get_context", lambda kind: SimpleNamespace(Pool=here))
+    monkeypatch.setattr(render_pool, "ProcessPoolExecutor", here)
 
     def run(*more):
         words = ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--room", "studio"]
@@ -225,13 +237,20 @@ def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
 
 
 def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack, tmp_path, monkeypatch):
-    """And is never replaced."""
-    pool, add = tmp_path / "pool.npy", PoolFiles.add
+    """By an interrupt, or the death of a process; and is never replaced."""
+    pool, add, excerpts = tmp_path / "pool.npy", PoolFiles.add, render_pool._excerpts
+
+    def die(numbers):
+        raise BrokenProcessPool
+
     with interrupted_pool():
         assert make_pool() == (130, "interrupted; start it again to go on: what is finished is kept")
     assert not pool.exists() and "(seed was 0, is 1)" in make_pool("--seed", 1)[1]
     done = []
     monkeypatch.setattr(PoolFiles, "add", lambda self, *a: done.append(self.done) or add(self, *a))
+    with monkeypatch.context() as patch:
+        patch.setattr(render_pool, "_excerpts", lambda numbers: (excerpts if numbers.start < 2 else die)(numbers))
+        assert make_pool() == (2, "error: a process died (out of memory?); start again, what is finished is kept")
     assert make_pool()[0] == 0 and done == [1, 2]
     source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0)
     assert np.array_equal(np.load(pool), [source[i]["wave"] for i in range(3)])
@@ -279,6 +298,15 @@ def test_the_files_of_a_pool(tmp_path, monkeypatch):
         with PoolFiles({tmp_path / "c.npy": ((2, 500_000), np.int16)}, {}):
             pass
     assert not (tmp_path / ".c.npy.tmp").exists()
+    codes_path(tmp_path / "d.npy", "0123456789abcdef", "played").touch()
+    for name, items, said in (
+        ("d.npy", 1, r"d.0123456789ab.played.npy: is of an earlier d.npy; delete it"),
+        ("e.npy", 10**300, "e.npy: its .* MB cannot be written"),
+        ("runs", 1, "runs: is no name of a pool; give an --output that ends in .npy"),
+    ):
+        with pytest.raises(RunError, match=said), PoolFiles({tmp_path / name: ((items,), np.int16)}, {}):
+            pass
+    assert not list(tmp_path.glob(".[cde].*.tmp"))
 
 
 # --- recordings

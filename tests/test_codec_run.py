@@ -157,6 +157,19 @@ def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp
     assert_equal_runs(at_once, tmp_path / "stopped")
 
 
+def test_a_folder_that_cannot_be_gone_on_in_stays_as_it_is(at_once, whole, tmp_path, capsys):
+    """A codec whose checkpoints are gone, and a checkpoint that does not fit, not even by force."""
+    shutil.copytree(at_once / "codec", tmp_path / "done" / "codec")
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("adversarial_from: 1\n", ""))
+    shutil.copytree(at_once / "step_0000004", tmp_path / "other" / "step_0000004")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
+    assert train_codec.main(whole("done")) == 2
+    assert f"{tmp_path / 'done' / 'codec'}: is there, but no checkpoint" in capsys.readouterr().err
+    assert train_codec.main(whole("other", "--config", tmp_path / "recipe.yaml", "--force")) == 2
+    assert "step_0000004: does not fit these settings; give another" in capsys.readouterr().err
+    assert all(path.stat().st_mtime_ns == changed for path, changed in files.items())
+
+
 @pytest.fixture(scope="module")
 def coded(tiny_pack, tmp_path_factory):
     """A pool with its codes, and a codec as narrow as the decoder's oscillators allow."""

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.codec import parts
+from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import Listener, onset_f1
 from scripts.codec.objectives import (
     DecoderObjective,
@@ -34,7 +36,9 @@ from scripts.codec.oscillators import (
     kick_rows,
     struck_partials,
 )
+from scripts.codec.parts import export_codec
 from scripts.models.trained_parts import codec_hash
+from scripts.training.processes import RunError
 from tokenization import NOTE_DTYPE
 
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow
@@ -128,6 +132,12 @@ def test_part_after_part(pool, tmp_path):
         ("learning_rate: 0", "learning_rate must be above 0"),
         ("discriminator_learning_rate: -1", "discriminator_learning_rate must be above 0"),
         ("weights: {mel: .nan}", "weights: {'mel': nan} is not finite"),
+        ("weights: {mel: loud}", "weights: mel: 'loud' is not a number"),
+        ("weights: {mel: -1}", "weights must be at least 0, got {'mel': -1.0}"),
+        ("noise_db: [60, 80]", "noise_db must be below 0, which is full scale, got [60.0, 80.0]"),
+        ("noise_db: [-60, -80]", "noise_db must be the lower and the higher of two numbers"),
+        ("level_db: [3, -6]", "level_db must be the lower and the higher of two numbers"),
+        ("betas: [0.8, 1]", "betas must be from 0 to below 1, got [0.8, 1.0]"),
         ("average_decay: 1.5", "average_decay must be at most 1"),
         ("rooms: [studio, sudio]", "rooms: ['studio', 'sudio'] are not all of"),
         ("model: {num_filter: 2}", "model: unknown fields ['num_filter']"),
@@ -155,6 +165,46 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
         with pytest.raises(SystemExit):
             train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])
         assert f"{option[0]} must be" in capsys.readouterr().err
+
+
+def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, tmp_path, monkeypatch, capsys):
+    """`features` and `codebooks`; a codec that was only half written is begun anew, for its weights come last."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    shutil.copytree(tiny_pack / "codec", tmp_path / "out")
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for part in ("features", "codebooks"):
+        arguments = [part, "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+        arguments += ["--codec", str(tiny_pack / "codec"), "--output-dir", str(tmp_path / "out")]
+        assert train_codec.main(arguments) == 2
+        assert f"{tmp_path / 'out'}: holds a codec, from which others may have learned" in capsys.readouterr().err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    with monkeypatch.context() as patch, pytest.raises(RunError, match=r"full/model\.safetensors: cannot be written"):
+        patch.setattr(parts, "save_file", lambda tensors, *_, **options: save_file(tensors, tmp_path / "none" / "none"))
+        export_codec({"weight": torch.zeros(2)}, PianoEncodecConfig(), tmp_path / "full")
+    written = [path.name for path in (tmp_path / "full").iterdir()]
+    assert "config.json" in written and not [name for name in written if "safetensors" in name]
+
+
+@pytest.mark.parametrize(
+    ("part", "line", "sentence"),
+    [
+        ("codebooks", "kmeans_vectors: 100", "kmeans_vectors: 100 are fewer than 2048 codes"),
+        ("encoder", "", "features: were not fitted for this codec"),
+        ("whole", "crop_seconds: 0.1", "crop_seconds: 0.1 s are too short; whole needs 0.14 or more"),
+        ("kicks", "crop_seconds: 0.3", "crop_seconds: 0.3 s are too short; kicks needs 0.32 or more"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_learned(
+    part, line, sentence, pool, tiny_pack, tmp_path, capsys
+):
+    kept = [other for other in RECIPE.splitlines() if not line or not other.startswith(line.partition(":")[0])]
+    (tmp_path / "recipe.yaml").write_text("\n".join([*kept, line]))
+    (tmp_path / "features").mkdir()
+    parts.save_whole(SpectralFeatures(5).state_dict(), tmp_path / "features" / "features.safetensors")
+    arguments = [part, "--config", tmp_path / "recipe.yaml", "--audio", pool, "--workers", 0]
+    arguments += ["--codec", tiny_pack / "codec", "--features", tmp_path / "features", "--output-dir", tmp_path / "out"]
+    assert train_codec.main([str(argument) for argument in arguments]) == 2
+    assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_codec_of_the_hub(pool, tiny_pack, tmp_path, monkeypatch, capsys):
@@ -215,6 +265,11 @@ def test_the_latent_says_what_is_struck():
     assert torch.equal(half_played(latent, onsets)[1::2], played[1::2])
     assert torch.equal(half_played(latent, onsets)[::2], latent[::2])
     assert torch.equal(half_played(latent, onsets, torch.tensor([True, False] * 2)), latent)
+
+
+def test_a_decoder_that_is_too_narrow_for_oscillators_is_refused():
+    with pytest.raises(ValueError, match="oscillators need LSTM layers of 168, this codec's are of 32"):
+        DecoderObjective(PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16)), False, 0)
 
 
 def test_struck_keys_kick_their_first_partials():

@@ -7,6 +7,7 @@
 import csv
 import hashlib
 import lzma
+import re
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -158,6 +159,12 @@ def codes_path(pool: str | Path, codec_sha256: str, kind: str = "heard") -> Path
     """Where the codes (excerpts, K, frames) of a pool by one codec lie: as `heard`, with its notes as `played`, or
     `generated` from its notes; and the `means` (excerpts, A, frames) of those."""
     return Path(pool).with_suffix(f".{codec_sha256[:12]}{'' if kind == 'heard' else '.' + kind}.npy")
+
+
+def all_codes(pool: str | Path) -> list[Path]:
+    """Whatever `codes_path` of whichever codec is there."""
+    name = re.compile(rf"{re.escape(Path(pool).stem)}\.[0-9a-f]{{12}}(\.\w+)?\.npy")
+    return sorted(path for path in Path(pool).parent.glob("*.npy") if name.fullmatch(path.name))
 
 
 def render(notes, start: float, seconds: float, piano: str, room: Room, rng: np.random.Generator) -> np.ndarray:

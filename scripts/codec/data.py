@@ -39,17 +39,19 @@ class StoredCrops(Dataset):
         self.arguments = (paths, crop_seconds, seed, codec_sha256, lead_seconds)
         self.frames, self.seed = round(crop_seconds * SAMPLING_RATE) // HOP, seed
         self.lead = round(lead_seconds * SAMPLING_RATE) // HOP
-        self.pools = [_pool(path) for path in paths]
-        self.onsets = [_pool(onsets_path(path)) for path in paths]
+        self.pools, self.onsets = zip(*(open_pool(path) for path in paths), strict=True)
         found = {kind: [codes_path(p, codec_sha256, kind) for p in paths] for kind in CODES if codec_sha256}
         found = {kind: names for kind, names in found.items() if all(name.is_file() for name in names)}
-        self.codes = {kind: [_pool(name) for name in names] for kind, names in found.items()}
+        self.codes = {kind: self._beside(names, np.int16) for kind, names in found.items()}
         self.kinds = list(self.codes) + ["generated"] * ("generated" in self.codes)
         means = [codes_path(p, codec_sha256, "means") for p in paths] if codec_sha256 else []
-        self.means = [_pool(name) for name in means] if all(name.is_file() for name in means) else []
+        self.means = self._beside(means, np.float16) if all(name.is_file() for name in means) else []
         for path, pool in zip(paths, self.pools, strict=True):
             if pool.shape[1] // HOP < self.lead + self.frames:
                 raise ValueError(f"{path}: its excerpts are shorter than a crop of {crop_seconds} s and its lead")
+
+    def _beside(self, names: list[Path], dtype: type) -> list[np.ndarray]:
+        return [_array_beside(*of_pool, dtype, 2) for of_pool in zip(names, self.pools, strict=False)]
 
     def __reduce__(self):  # for workers that are started anew: files are opened there, not sent
         return StoredCrops, self.arguments
@@ -192,7 +194,7 @@ class StoredExcerpts(Dataset):
     """The excerpts of pools one after the other, for `fixed_batch`."""
 
     def __init__(self, paths):
-        self.pools = [(_pool(path), _pool(onsets_path(path))) for path in paths]
+        self.pools = [open_pool(path) for path in paths]
         self.places = [(p, e) for p, (pool, _) in enumerate(self.pools) for e in range(len(pool))]
 
     def __len__(self) -> int:
@@ -203,8 +205,29 @@ class StoredExcerpts(Dataset):
         return {"wave": np.array(self.pools[p][0][e]), "onsets": np.array(self.pools[p][1][e])}
 
 
-def _pool(path: str | Path) -> np.ndarray:
+def open_pool(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Audio, int16 (excerpts, samples), and struck keys, uint8 (excerpts, frames, 88), of a pool; they stay on disk.
+
+    Raises:
+        ValueError: missing, damaged, no pool, or keys of another one.
+    """
+    waves = _array(path, np.int16, 2)
+    return waves, _array_beside(onsets_path(path), waves, np.uint8, 1)
+
+
+def _array_beside(path: Path, waves: np.ndarray, dtype: type, axis: int) -> np.ndarray:
+    """What lies beside the audio `waves` of a pool, with its frames along `axis`."""
+    array = _array(path, dtype, 3)
+    if len(array) != len(waves) or array.shape[axis] < waves.shape[1] // HOP:
+        raise ValueError(f"{path}: is of another pool: {array.shape} beside audio of {waves.shape}; make it anew")
+    return array
+
+
+def _array(path: str | Path, dtype: type, axes: int) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: is not a file of a pool of scripts.render_pool ({error})") from error
+    if array.dtype != dtype or array.ndim != axes or not array.size:
+        raise ValueError(f"{path}: holds {array.dtype} {array.shape}, but a pool has {np.dtype(dtype)} of {axes} axes")
+    return array

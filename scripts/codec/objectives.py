@@ -167,6 +167,8 @@ class DecoderObjective(Objective):
         if listener is not None:
             listener.requires_grad_(False).eval()
         lstm = codec.decoder.layers[1].lstm
+        if lstm.num_layers > 1 and lstm.hidden_size < 2 * PITCHES:
+            raise ValueError(f"oscillators need LSTM layers of {2 * PITCHES}, this codec's are of {lstm.hidden_size}")
         tuned = torch.arange(2 * PITCHES)
         rows = torch.cat([tuned + gate * lstm.hidden_size for gate in range(4)])
         oscillating = f"l{lstm.num_layers - 2}"

@@ -13,11 +13,13 @@ from tqdm import tqdm
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_piano_encodec import write_keys
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.audio.rendered_audio import HOP, codes_path, onsets_path
-from scripts.codec.data import CropBatches, first_waves
+from scripts.audio.rendered_audio import HOP, codes_path
+from scripts.codec.data import CropBatches, first_waves, open_pool
 from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import Listener
 from scripts.codec.objectives import (
+    EDGE_FRAMES,
+    WARMING_UP,
     DecoderObjective,
     EncoderObjective,
     HearingObjective,
@@ -31,9 +33,10 @@ from scripts.codec.oscillators import start_oscillators, start_synthesis
 from scripts.codec.quantizer import kmeans_start
 from scripts.codec.recipe import CodecRecipe
 from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.processes import RunError
 from scripts.training.recipe_file import model_of
 
-SHIPPED_DTYPE = torch.float16
+SHIPPED_DTYPE, WEIGHTS = torch.float16, "model.safetensors"
 
 
 def objective_of(
@@ -60,6 +63,7 @@ def objective_of(
     if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
         form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
         raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
+    _check_crops(part, recipe, bool(listener))
     heard = load_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
@@ -68,6 +72,8 @@ def objective_of(
     if part == "hearing":
         return HearingObjective(model, recipe.bf16)
     axes = load_features(features, recipe.memory) if features else None
+    if axes is not None and axes.basis.shape[1] != config.hidden_size - config.num_key_axes:
+        raise ValueError(f"--features {features}: were not fitted for this codec; give those that it began with")
     if part == "encoder":
         if not go_on:
             wave = first_waves(batches, 4)[:4]
@@ -80,25 +86,37 @@ def objective_of(
     return DecoderObjective(model, recipe.bf16, 0 if go_on else recipe.sing_steps, heard)
 
 
+def _check_crops(part: str, recipe: CodecRecipe, listened: bool) -> None:
+    """ValueError where nothing that counts would be left of a crop."""
+    frames, lead = (round(seconds * SAMPLING_RATE) // HOP for seconds in (recipe.crop_seconds, recipe.lead_seconds))
+    spoken = 2 * EDGE_FRAMES if listened else 6  # half of the longest window of spectra is 6.4
+    least = {"kicks": WARMING_UP - lead, "decoder": spoken, "whole": spoken}.get(part, 0) + 1
+    if frames < least:
+        needed = f"{part} needs {least * HOP / SAMPLING_RATE:.2f} or more here"
+        raise ValueError(f"crop_seconds: {recipe.crop_seconds} s are too short; {needed}")
+
+
 @torch.no_grad()
 def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> None:
     """Fit the axes to audio; writes `features.safetensors` and a codec folder for the encoder to begin with."""
     torch.manual_seed(recipe.seed)
     with model_of("model"):
         codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
-    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
+    _make_folder(output)
     features = SpectralFeatures(codec.config.hidden_size - codec.config.num_key_axes, recipe.memory)
     bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
     print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
-    export_codec(codec.state_dict(), codec.config, output)
     save_whole(features.state_dict(), output / "features.safetensors")
+    export_codec(codec.state_dict(), codec.config, output)
 
 
 @torch.no_grad()
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
     codec = load_part("codec", encoder)
-    output.mkdir(parents=True, exist_ok=True)  # what cannot be written is found before the fit
+    if recipe.kmeans_vectors < codec.config.codebook_size:
+        raise ValueError(f"kmeans_vectors: {recipe.kmeans_vectors} are fewer than {codec.config.codebook_size} codes")
+    _make_folder(output)
 
     def latents(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         latent = codec.encoder(batch["input_values"][:, None])
@@ -122,7 +140,7 @@ def encode_pools(folder: str, pools: list[str]) -> None:
         targets = [codes_path(pool, sha256, kind) for kind in kinds]
         if all(target.is_file() for target in targets):
             continue
-        waves, onsets = np.load(pool, mmap_mode="r"), np.load(onsets_path(pool), mmap_mode="r")
+        waves, onsets = open_pool(pool)
         codes = [[] for _ in kinds]
         for start in tqdm(range(0, len(waves), 8), desc=targets[0].name):
             latent = codec.encoder(torch.from_numpy(waves[start : start + 8].astype(np.float32) / 32767)[:, None])
@@ -152,16 +170,31 @@ def export_codec(state: dict[str, torch.Tensor], config: PianoEncodecConfig, fol
         for name, value in state.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    save_whole(rounded, folder / "model.safetensors")
     config.dtype = "float32"
     config.save_pretrained(folder)
+    save_whole(rounded, folder / WEIGHTS)  # last: where they are, all is there
+
+
+def _make_folder(output: Path) -> None:
+    """The folder of what is fitted. What cannot be written, or would be replaced, is found before the fit.
+
+    Raises:
+        RunError: a codec lies there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / WEIGHTS).exists():
+        raise RunError(f"{output}: holds a codec, from which others may have learned; give another --output-dir")
 
 
 def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """A file of safetensors, complete or not at all."""
+    """A file of safetensors, complete or not at all; `RunError` if it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
-    os.replace(temporary, path)
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written ({error})") from error
 
 
 def load_features(folder: str, memory: float) -> SpectralFeatures:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.audio.rendered_audio import all_codes
 from scripts.rendering.manifest import write_json
 from scripts.training.processes import FolderLock, RunError, changed_settings
 
@@ -23,13 +24,16 @@ class PoolFiles:
     Attributes:
         done: how many items there are.
     Raises:
-        RunError: when entered: another process is at work, or the pool was begun or made with other settings.
+        RunError: no name of a pool; or when entered: another process is at work, the pool was begun or made with other
+            settings, or codes of an earlier pool lie there.
     """
 
     def __init__(self, files: dict[Path, tuple[tuple[int, ...], type]], settings: dict):
         self.files, self.settings, self.done = files, settings, 0
         self.output = next(iter(files))
         self.items = files[self.output][0][0]
+        if self.output.suffix != ".npy":
+            raise RunError(f"{self.output}: is no name of a pool; give an --output that ends in .npy")
         self.state = self.output.with_suffix(".state.json")
         self._lock = FolderLock(self.output.parent, self.output.name)
 
@@ -54,6 +58,8 @@ class PoolFiles:
             raise RunError(f"{which}; delete it and {self.state.name}, or give another --output")
         if state and all(file.exists() or _temporary(file).exists() for file in self.files):
             self.done = state["done"]
+        if not self.done and (codes := [path for path in all_codes(self.output) if path not in self.files]):
+            raise RunError(f"{codes[0]}: is of an earlier {self.output.name}; delete it, or give another --output")
         if not self.done:
             self.state.unlink(missing_ok=True)  # from here on it would speak of files that are empty
         if self.done < self.items:
@@ -65,11 +71,12 @@ class PoolFiles:
             array = np.lib.format.open_memmap(temporary, mode=mode, shape=shape, dtype=dtype)
             with open(temporary, "r+b") as taken:  # a disk that is too full is to be known now, not at its last byte
                 os.posix_fallocate(taken.fileno(), 0, temporary.stat().st_size)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             if not self.done:
                 temporary.unlink(missing_ok=True)
             size = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize
-            raise RunError(f"{file}: its {size / 1e6:.0f} MB cannot be written ({error.strerror})") from error
+            reason = getattr(error, "strerror", "too large")
+            raise RunError(f"{file}: its {size / 1e6:.0f} MB cannot be written ({reason})") from error
         return array
 
     def _read_state(self) -> dict | None:

@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What a codec recipe file (YAML) may set, see `recipes/codec_*.yaml`."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,13 @@ class CodecRecipe:
         shares = ("memory", "final_learning_rate_share", "codebook_decay", "average_decay")
         rest = ("lead_seconds", "warmup_steps", "sing_steps", "dead_code", "adversarial_from", "validation_crops")
         least = dict.fromkeys(counts, 1) | dict.fromkeys(rest, 0) | {"seed": 0, "crop_seconds": 0.1}
-        check_ranges(self, positive, shares, **least)
+        check_ranges(self, positive, shares, **least, level_db=-math.inf, noise_db=-math.inf)
+        if self.noise_db is not None and self.noise_db[1] >= 0:
+            raise ValueError(f"noise_db must be below 0, which is full scale, got {list(self.noise_db)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be from 0 to below 1, got {list(self.betas)}")
+        if wrong := {name: weight for name, weight in self.weights.items() if not weight >= 0}:
+            raise ValueError(f"weights must be at least 0, got {wrong}")
         check_fields("model", self.model, PianoEncodecConfig)
         if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
             crop = f"{self.crop_seconds} s after {self.lead_seconds} s"

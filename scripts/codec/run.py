@@ -24,6 +24,7 @@ from scripts.codec.validation import draw_curves, read_log, validate
 from scripts.training.checkpoints import Checkpoint, Checkpoints
 from scripts.training.processes import (
     FolderLock,
+    RunError,
     StopSignals,
     any_process,
     check_unchanged,
@@ -97,8 +98,13 @@ class Run:
         """Take over a checkpoint; then the batches from here on."""
         if found is not None:
             check_unchanged(found.state["settings"], self.settings, self.force)
-            self.learner.load(found.tensors, found.optimizers)
+            try:
+                self.learner.load(found.tensors, found.optimizers)
+            except (RuntimeError, LookupError, ValueError) as error:  # of another part or form, by --force
+                raise RunError(f"{found.path}: does not fit these settings; give another --output-dir") from error
             self._take_over(found)
+        elif made := [path for path in self._results() if path.exists()]:
+            raise RunError(f"{made[0]}: is there, but no checkpoint to go on from; give another --output-dir")
         self.batch_size = self.batch_size or self._batch_size()
         place = (self.batch_size, self.workers, rank(), world_size(), self.base)
         return CropBatches(self.source, self.recipe, *place)(self.batches)
@@ -157,13 +163,18 @@ class Run:
         self.saved = self.step
         self._export()
 
+    def _results(self) -> tuple[Path, Path]:
+        """Where a listener, and where a codec is written."""
+        return self.output / "listener.safetensors", self.output / "codec"
+
     def _export(self) -> None:
         if rank() != 0:
             return
+        listener, codec = self._results()
         if isinstance(self.model, Listener):
-            save_whole({k: v.cpu() for k, v in self.learner.average.items()}, self.output / "listener.safetensors")
+            save_whole({k: v.cpu() for k, v in self.learner.average.items()}, listener)
         else:
-            export_codec(self.learner.average, self.model.config, self.output / "codec")
+            export_codec(self.learner.average, self.model.config, codec)
         draw_curves(self.output / "log.jsonl", self.output / "curve.png")
 
     def _batch_size(self) -> int:

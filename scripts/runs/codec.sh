@@ -34,7 +34,7 @@ fi
 [ "$processes" = 1 ] || trained=1
 
 if [ "$part" != decoder ]; then
-  [ -f "$out/features/features.safetensors" ] || train features codec_starter --output-dir "$out/features"
+  [ -f "$out/features/model.safetensors" ] || train features codec_starter --output-dir "$out/features"
   many=${trained:-} train encoder codec_starter "${batch[@]}" --features "$out/features" --output-dir "$out/encoder"
   many=${trained:-} train hearing codec_starter_hearing "${batch[@]}" --codec "$out/encoder/codec" \
     --output-dir "$out/hearing"

@@ -60,6 +60,8 @@ def _read_value(name: str, value, hint):
         raise ValueError(f"{name}: {value!r} is not finite")
     if type(value) not in kinds:
         raise ValueError(f"{name}: {value!r} is not {' or '.join(KINDS[kind] for kind in kinds)}")
+    if get_args(hint) == (str, float):
+        value = {key: _read_value(f"{name}: {key}", part, float) for key, part in value.items()}
     return value
 
 
