@@ -28,7 +28,7 @@ from tqdm import tqdm
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
-from scripts.audio.pianos import SAMPLING_RATE
+from scripts.audio.pianos import SAMPLING_RATE, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, codes_path, onsets_path
 from scripts.audio.rooms import ROOMS
 from scripts.codec.pool_files import PoolFiles
@@ -37,7 +37,7 @@ from scripts.models.model_folder import load_model, load_processor
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.rendering.manifest import weights_sha256
 from scripts.rendering.pieces import encode_prompt
-from scripts.training.processes import follow_parent
+from scripts.training.processes import follow_parent, run_errors
 from tokenization import Performance
 
 REDRAW = 1_000_000  # from an item's number to that of the next try
@@ -99,6 +99,8 @@ def make_pool(args: argparse.Namespace) -> None:
     processor = load_processor(folder)
     rooms = args.room or list(ROOMS)
     recordings = RenderedRecordings(args.midi_root, "train", args.piano, rooms, args.seed)
+    for piano in args.piano:  # what is wrong with one is said before files are made
+        load_piano(piano)
     seconds = processor.max_window_seconds - processor.context_seconds - 0.5  # as long as windows of a piece
     data = DataArguments("train", processor.max_prompt_seconds, seconds, args.seed, keep_audio=False)
     sha256, size = codec_hash(args.codec), args.batch_size
@@ -139,13 +141,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="items generated at a time")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
-    parser.add_argument("--device", default="auto", help="cpu, cuda (default: a GPU if there is one)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is one")
     parser.add_argument("--output", required=True, help=".npy file")
     args = parser.parse_args(argv)
     if min(args.items, args.batch_size) < 1 or min(args.workers, args.seed) < 0:
         parser.error("--items and --batch-size must be at least 1, --workers and --seed at least 0")
     try:
-        make_pool(args)
+        with run_errors():
+            make_pool(args)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -45,6 +45,7 @@ from scripts.codec.recipe import CodecRecipe
 from scripts.codec.run import CPU_BATCH, Run
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash
+from scripts.training.processes import run_errors
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
 VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of training
@@ -141,12 +142,14 @@ def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used."""
     args = parse(argv)
     try:
-        run_part(args)
+        with run_errors():
+            run_part(args)
     except (ValueError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        worker = "Original Traceback" in str(error)  # a worker's error ends with its own sentence
-        print(f"error: {lines[-1].split(': ', 1)[-1] if worker else ' '.join(lines)}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # of what is not trained, or the second one
+        print("interrupted; start it again to go on: what is finished is kept", file=sys.stderr)
+        return 130
     return 0
 
 

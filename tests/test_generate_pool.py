@@ -116,12 +116,23 @@ def test_a_target_without_notes_is_drawn_again(tiny_pack):
     assert drawn == [3, 3 + generate_pool.REDRAW] and len(piece.notes) and prompt.seconds == 1.0 and wave.any()
 
 
-def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path):
+def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path, monkeypatch):
     code, said = make("--codec", tiny_pack / "codec")
     assert code == 2 and "has other codebooks than the codec of" in said
     make_model("tiny").save_pretrained(tmp_path / "plain")
     code, said = make("--model", tmp_path / "plain")
     assert code == 2 and "its codec has no axes of keys" in said
-    for option, value in (("--items", 0), ("--batch-size", 0), ("--workers", -1), ("--seed", -1)):
+    code, said = make("--piano", tmp_path / "plain")
+    assert code == 2 and "plain: holds no index.csv" in said and not list(tmp_path.glob(".pool*"))
+    for option, value in (("--items", 0), ("--batch-size", 0), ("--workers", -1), ("--seed", -1), ("--device", "x")):
         with pytest.raises(SystemExit):
             make(option, value)
+
+    def die(args):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(generate_pool, "make_pool", die)
+    code, said = make()
+    assert code == 2 and said.endswith(
+        "error: a worker process died (out of memory?); start again, what is finished is kept\n"
+    )

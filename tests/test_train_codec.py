@@ -207,6 +207,29 @@ def test_what_does_not_fit_is_refused_before_anything_is_learned(
     assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 2, "error: a worker process died"),
+        (
+            ValueError("Caught\nOriginal Traceback (most\n  x\nscripts.x.RenderError: a.wav: no\n"),
+            2,
+            "error: a.wav: no",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "error: the memory of the GPU is full"),
+        (KeyboardInterrupt(), 130, "interrupted; start it again to go on"),
+    ],
+)
+def test_what_befalls_the_processes_is_one_sentence(error, code, said, monkeypatch, capsys):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(train_codec, "run_part", fail)
+    assert train_codec.main(["listener", "--config", "x", "--audio", "x.npy", "--output-dir", "x"]) == code
+    found = capsys.readouterr().err
+    assert found.startswith(said) and found.count("\n") == 1
+
+
 def test_a_codec_of_the_hub(pool, tiny_pack, tmp_path, monkeypatch, capsys):
     """An id is downloaded, and told from a folder that is not there."""
     asked = []

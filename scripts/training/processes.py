@@ -11,7 +11,8 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -85,6 +86,23 @@ class StopSignals:
     def _note(self, number: int, frame) -> None:
         self.received = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def run_errors() -> Iterator[None]:
+    """What befalls the processes of a run as RunError of one sentence: an error of a `DataLoader`'s worker, in its own
+    words; the death of one, which torch raises wherever the process is; a GPU whose memory is full."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        said = str(error).strip()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise RunError("the memory of the GPU is full; give a smaller --batch-size, or free it") from error
+        if "DataLoader worker (pid" in said:
+            raise RunError("a worker process died (out of memory?); start again, what is finished is kept") from error
+        if "Original Traceback" in said and not isinstance(error, RuntimeError):  # that would be a bug
+            raise RunError(said.splitlines()[-1].split(": ", 1)[-1]) from error
+        raise
 
 
 def settings_of(recipe: dict, **more) -> dict:
