@@ -7,6 +7,7 @@ law, `42 log10(velocity / 127)` dB, so that equal velocities mean equal levels w
 
 import csv
 import io
+import math
 import shutil
 import subprocess
 import tarfile
@@ -53,15 +54,20 @@ class SampledPiano:
         path: folder or `.tar` with `index.csv` (columns file, key, lokey, hikey, lovel, hivel, onset_db, peak_db,
             seconds) and its mono 32 kHz sound files.
     Raises:
-        RenderError: the path holds no readable index.
+        RenderError: the path holds no readable index, or not all that it lists; when called: a sample is damaged.
     """
 
     def __init__(self, path: str | Path):
-        self.name = Path(path).name.removesuffix(".tar")
+        self.path, self.name = Path(path), Path(path).name.removesuffix(".tar")
         self._files = _read_piano_files(Path(path))
-        rows = [_typed(row) for row in csv.DictReader(io.StringIO(self._files["index.csv"].decode()))]
+        try:
+            rows = [_typed(row) for row in csv.DictReader(io.StringIO(self._files["index.csv"].decode()))]
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise RenderError(f"{path}: its index.csv cannot be read as a table of samples ({error})") from error
         if not rows:
             raise RenderError(f"{path}: index.csv lists no sample")
+        if lost := [row["file"] for row in rows if row["file"] not in self._files]:
+            raise RenderError(f"{path}: holds no {lost[0]}, which its index.csv lists")
         self.layers = sorted({(row["lovel"], row["hivel"]) for row in rows})
         self.rows = {layer: [row for row in rows if (row["lovel"], row["hivel"]) == layer] for layer in self.layers}
         self.layer_db = {layer: _middle_level(self.rows[layer]) for layer in self.layers}
@@ -103,12 +109,21 @@ class SampledPiano:
             rows = self.rows[layer]
             row = next((r for r in rows if r["lokey"] <= pitch <= r["hikey"]), None)
             row = row or min(rows, key=lambda r: abs(r["key"] - pitch))
-            wave, rate = soundfile.read(io.BytesIO(self._files[row["file"]]), dtype="float32")
+            wave, rate = self._sample(row["file"])
             step = 2 ** ((pitch - row["key"]) / 12) * rate / SAMPLING_RATE
             count = min(int(len(wave) / step), int(MAX_NOTE_S * SAMPLING_RATE))
             shifted = np.interp(np.arange(count) * step, np.arange(len(wave)), wave)
             self._waves[layer, pitch] = shifted.astype(np.float16), row  # half the cache, -66 dB rounding at worst
         return self._waves[layer, pitch]
+
+    def _sample(self, name: str) -> tuple[np.ndarray, int]:
+        try:
+            wave, rate = soundfile.read(io.BytesIO(self._files[name]), dtype="float32")
+        except RuntimeError as error:  # soundfile's own are such
+            raise RenderError(f"{self.path}: its {name} cannot be read ({str(error).split(': ')[-1]})") from error
+        if wave.ndim != 1 or not wave.size or not np.isfinite(wave).all():
+            raise RenderError(f"{self.path}: its {name} is empty, not mono, or holds samples that are not finite")
+        return wave, rate
 
 
 class SoundFontPiano:
@@ -160,8 +175,9 @@ class SoundFontPiano:
             command = ["fluidsynth", "-ni", "-q", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(SAMPLING_RATE)]
             command += ["-o", "synth.polyphony=512", "-O", "float", "-F", str(wav), str(self.path), str(midi)]
             done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode or not wav.is_file():
-                raise RenderError(f"{self.path}: fluidsynth failed: {done.stderr.strip()[:200]}")
+            unread = "Failed to load" in done.stderr or "not a SoundFont" in done.stderr  # its default one plays then
+            if done.returncode or unread or not wav.is_file():
+                raise RenderError(f"{self.path}: fluidsynth failed: {' '.join(done.stderr.split())[:200]}")
             return soundfile.read(wav, dtype="float32", always_2d=True)[0].mean(1)
 
 
@@ -170,6 +186,8 @@ def load_piano(path: str) -> SampledPiano | SoundFontPiano:
     """A piano by path: folder or tar with `index.csv`, or `FONT.sf2[:PROGRAM]`; kept in memory for the process."""
     base, _, program = path.partition(":")
     if Path(base).suffix in (".sf2", ".sf3"):
+        if program and not (program.isdecimal() and int(program) < 128):
+            raise RenderError(f"{path}: a program of a SoundFont is a number from 0 to 127")
         return SoundFontPiano(base, int(program or 0))
     return SampledPiano(path)
 
@@ -179,8 +197,11 @@ def _read_piano_files(path: Path) -> dict[str, bytes]:
     if path.is_dir():
         files = {f.name: f.read_bytes() for f in path.iterdir() if f.is_file()}
     elif path.is_file() and tarfile.is_tarfile(path):
-        with tarfile.open(path) as tar:
-            files = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
+        try:
+            with tarfile.open(path) as tar:
+                files = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise RenderError(f"{path}: is damaged ({error}); copy or download it again") from error
     else:
         raise RenderError(f"{path}: neither a piano folder nor a tar file")
     if "index.csv" not in files:
@@ -190,9 +211,10 @@ def _read_piano_files(path: Path) -> dict[str, bytes]:
 
 def _typed(row: dict) -> dict:
     integers = ("key", "lokey", "hikey", "lovel", "hivel")
-    return {"file": row["file"], "onset_db": float(row["onset_db"]), "peak_db": float(row["peak_db"])} | {
-        k: int(row[k]) for k in integers
-    }
+    levels = {name: float(row[name]) for name in ("onset_db", "peak_db")}
+    if not all(map(math.isfinite, levels.values())):
+        raise ValueError(f"levels that are not finite: {levels}")
+    return {"file": row["file"]} | levels | {k: int(row[k]) for k in integers}
 
 
 def _middle_level(rows: list[dict]) -> float:
