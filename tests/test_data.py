@@ -165,7 +165,10 @@ def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command,
     table = pq.read_table(first)  # a shard of earlier versions tells less
     metadata = {name: value for name, value in table.schema.metadata.items() if name != b"settings"}
     pq.write_table(table.replace_schema_metadata(metadata), first)
-    assert prepare_command(tmp_path) == 0
+    said = refused()
+    assert f"{first}: is of an earlier version, which does not tell its items, keep_audio, midi_sha256" in said
+    assert "pianos, rooms, seed, so that others may not go with it; give another --output-dir" in said
+    assert prepare_command(tmp_path, "--split", "other", "--items", 1) == 0  # of the same codec: more need not be known
     first.write_bytes(b"")
     assert f"{first} is damaged or cut short" in refused() and "delete it, and it is made anew" in refused()
 
@@ -341,6 +344,19 @@ def test_what_is_skipped_is_tallied_and_too_much_is_an_error(in_this_process, ti
         prepare_dataset.finish(tmp_path / "data", excluded)
     kept = [json.loads(line) for line in (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()]
     assert kept == [of_one, of_another, *map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [("README.md", "---\nbad: [\n---\nmine", "its header cannot be read"), ("skipped.jsonl", "3\n", "is damaged")],
+)
+def test_what_was_changed_by_hand_and_cannot_be_read_stays(name, text, said, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    file = tmp_path / "data" / name
+    file.write_text(text)
+    with pytest.raises(DataError, match=f"{file}: {said}"):
+        prepare_dataset.finish(tmp_path / "data", [])
+    assert file.read_text() == text
 
 
 def test_items_encoded_together_are_those_encoded_alone(tiny_pack):
