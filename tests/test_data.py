@@ -4,10 +4,12 @@
 import csv
 import io
 import json
+import pickle
 import queue
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -302,6 +304,36 @@ def test_parts_of_the_work_make_the_whole(in_this_process, prepare_command, tiny
     for name in ("train-00000-of-00003.parquet", "train-00001-of-00003.parquet", "train-00002-of-00003.parquet"):
         assert (tmp_path / name).read_bytes() == (tiny_data / name).read_bytes()
     assert (tmp_path / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt-seconds", "0"], "--prompt-seconds above 0"),
+        (["--target-seconds", "27"], "together must be at most 32"),
+    ],
+)
+def test_lengths_that_no_item_can_have_are_refused(options, said, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        prepare_dataset.parse(["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), *options])
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words(monkeypatch):
+    """Else the process would end as if all were well, and be waited for."""
+
+    class UnsendableError(RuntimeError):
+        def __init__(self, code, prefix):
+            super().__init__(f"{prefix}\n{code}")
+
+    def fail(*_):
+        raise UnsendableError(3, "not this one:")
+
+    done = queue.Queue()
+    monkeypatch.setattr(prepare_dataset, "load_part", fail)
+    prepare_dataset._work(SimpleNamespace(device="cpu", codec="c"), None, None, done)
+    error = done.get_nowait()
+    assert str(error) == "not this one: 3" and str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_the_number_of_shards_is_divisible_as_asked(tiny_pack, tmp_path):
