@@ -49,6 +49,8 @@ from scripts.training.processes import follow_parent
 from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import MidiError
 
+LONGEST_S = 32  # of a sequence of the tokenizer
+
 
 def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: int = 1) -> tuple[list, list]:
     """Rows of a shard by column (see `scripts.dataset.folder.features`), and items that could not be made with reasons.
@@ -128,7 +130,7 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
             write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped, settings)
             done.put((len(rows), len(skipped)))
     except (ValueError, OSError, RuntimeError) as error:
-        done.put(error)
+        done.put(RenderError(" ".join(str(error).split())))  # not all errors can be sent as they are
 
 
 def _next_result(done, workers: list):
@@ -205,8 +207,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if any(s % 0.5 for s in (args.prompt_seconds, args.target_seconds, args.min_target_seconds or 0)):
         parser.error("--prompt-seconds, --target-seconds and --min-target-seconds must be multiples of 0.5")
     shortest = args.target_seconds if args.min_target_seconds is None else args.min_target_seconds
-    if not 0 < shortest <= args.target_seconds or args.prompt_seconds < 0:
-        parser.error("0 < --min-target-seconds <= --target-seconds, and --prompt-seconds from 0 on")
+    if not 0 < shortest <= args.target_seconds or args.prompt_seconds <= 0:
+        parser.error("0 < --min-target-seconds <= --target-seconds, and --prompt-seconds above 0")
+    if args.prompt_seconds + args.target_seconds > LONGEST_S:
+        parser.error(f"--prompt-seconds and --target-seconds together must be at most {LONGEST_S}")
     if min(args.items, args.shard_items, args.divisible_by, args.batch_size, args.processes) < 1:
         parser.error("--items, --shard-items, --divisible-by, --batch-size and --processes must be at least 1")
     if args.seed < 0:

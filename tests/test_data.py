@@ -4,10 +4,12 @@
 import csv
 import io
 import json
+import pickle
 import queue
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -165,7 +167,10 @@ def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command,
     table = pq.read_table(first)  # a shard of earlier versions tells less
     metadata = {name: value for name, value in table.schema.metadata.items() if name != b"settings"}
     pq.write_table(table.replace_schema_metadata(metadata), first)
-    assert prepare_command(tmp_path) == 0
+    said = refused()
+    assert f"{first}: is of an earlier version, which does not tell its items, keep_audio, midi_sha256" in said
+    assert "pianos, rooms, seed, so that others may not go with it; give another --output-dir" in said
+    assert prepare_command(tmp_path, "--split", "other", "--items", 1) == 0  # of the same codec: more need not be known
     first.write_bytes(b"")
     assert f"{first} is damaged or cut short" in refused() and "delete it, and it is made anew" in refused()
 
@@ -301,6 +306,36 @@ def test_parts_of_the_work_make_the_whole(in_this_process, prepare_command, tiny
     assert (tmp_path / "README.md").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt-seconds", "0"], "--prompt-seconds above 0"),
+        (["--target-seconds", "27"], "together must be at most 32"),
+    ],
+)
+def test_lengths_that_no_item_can_have_are_refused(options, said, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        prepare_dataset.parse(["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), *options])
+    assert said in capsys.readouterr().err
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words(monkeypatch):
+    """Else the process would end as if all were well, and be waited for."""
+
+    class UnsendableError(RuntimeError):
+        def __init__(self, code, prefix):
+            super().__init__(f"{prefix}\n{code}")
+
+    def fail(*_):
+        raise UnsendableError(3, "not this one:")
+
+    done = queue.Queue()
+    monkeypatch.setattr(prepare_dataset, "load_part", fail)
+    prepare_dataset._work(SimpleNamespace(device="cpu", codec="c"), None, None, done)
+    error = done.get_nowait()
+    assert str(error) == "not this one: 3" and str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 def test_the_number_of_shards_is_divisible_as_asked(tiny_pack, tmp_path):
     arguments = ["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), "--items", "100", "--shard-items", "12"]
     args = prepare_dataset.parse([*arguments, "--divisible-by", "4"])
@@ -341,6 +376,19 @@ def test_what_is_skipped_is_tallied_and_too_much_is_an_error(in_this_process, ti
         prepare_dataset.finish(tmp_path / "data", excluded)
     kept = [json.loads(line) for line in (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()]
     assert kept == [of_one, of_another, *map(json.loads, lines)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [("README.md", "---\nbad: [\n---\nmine", "its header cannot be read"), ("skipped.jsonl", "3\n", "is damaged")],
+)
+def test_what_was_changed_by_hand_and_cannot_be_read_stays(name, text, said, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    file = tmp_path / "data" / name
+    file.write_text(text)
+    with pytest.raises(DataError, match=f"{file}: {said}"):
+        prepare_dataset.finish(tmp_path / "data", [])
+    assert file.read_text() == text
 
 
 def test_items_encoded_together_are_those_encoded_alone(tiny_pack):

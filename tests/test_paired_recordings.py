@@ -92,6 +92,17 @@ def test_a_folder_of_pairs(tmp_path):
     write_table(tmp_path / "two.csv", MAESTRO, {"midi_filename": "m", "audio_filename": "a", "duration": "long"})
     with pytest.raises(MidiError, match="two.csv: a row is cut short, or a length in it is no number"):
         read_pairs(tmp_path / "two.csv")
+    for text, said in (
+        ("audio,midi\na.wav\n", "a row is cut short"),
+        (
+            "midi_filepath,mp3_filepath,title,duration_sec,performance_start_sec,performance_end_sec\nm,a,t,9,nan,5\n",
+            "nan",
+        ),
+        ("midi_filename,audio_filename\nm,a\n", "has no column 'canonical_composer', which one of MAESTRO has"),
+    ):
+        (tmp_path / "two.csv").write_text(text)
+        with pytest.raises(MidiError, match=f"two.csv: .*{said}"):
+            read_pairs(tmp_path / "two.csv", "train")
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 22_050])

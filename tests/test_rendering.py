@@ -155,6 +155,8 @@ def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
         SampledPiano(folder)
     with pytest.raises(RenderError, match="no such SoundFont"):
         load_piano(str(tmp_path / "none.sf2"))
+    with pytest.raises(RenderError, match="font.sf2:x: a program of a SoundFont is a number from 0 to 127"):
+        load_piano(str(tmp_path / "font.sf2:x"))
     (tmp_path / "font.sf2").write_bytes(b"RIFF")
     monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
     with pytest.raises(RenderError, match="need the fluidsynth program"):
@@ -201,6 +203,36 @@ def test_a_piano_that_is_cut_short_and_one_of_a_spreadsheet(write_piano, tmp_pat
         SampledPiano(tmp_path / "p.tar")
 
 
+def test_damaged_pianos(write_piano, tmp_path):
+    """Tables, samples and archives."""
+    folder = write_piano(tmp_path / "p", keys=(60,), seconds=0.1)
+    table, sample = (folder / "index.csv").read_text(), folder / "060_127.wav"
+    for changed, said in (
+        (table.replace("-6.0", "nan"), "levels that are not finite"),
+        (table.replace("key", "kay"), ""),
+    ):
+        (folder / "index.csv").write_text(changed)
+        with pytest.raises(RenderError, match=f"p: its index.csv cannot be read as a table of samples .*{said}"):
+            SampledPiano(folder)
+    (folder / "index.csv").write_text(table)
+    with tarfile.open(tmp_path / "p.tar", "w") as tar:
+        tar.add(folder)
+    with open(tmp_path / "p.tar", "r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(RenderError, match=r"p.tar: is damaged"):
+        SampledPiano(tmp_path / "p.tar")
+    for wave, said in ((np.full(9, np.nan), "not finite"), (np.zeros((9, 2)), "not mono"), (np.zeros(0), "is empty")):
+        soundfile.write(sample, wave, 32_000, subtype="FLOAT")
+        with pytest.raises(RenderError, match=f"p: its 060_127.wav .*{said}"):
+            SampledPiano(folder)(notes((0.0, 1.0, 60, 64)), 1.0)
+    sample.write_bytes(b"RIFF")
+    with pytest.raises(RenderError, match="p: its 060_127.wav cannot be read"):
+        SampledPiano(folder)(notes((0.0, 1.0, 60, 64)), 1.0)
+    sample.unlink()
+    with pytest.raises(RenderError, match="p: holds no 060_127.wav, which its index.csv lists"):
+        SampledPiano(folder)
+
+
 FLUIDSYNTH = """#!{python}
 import sys
 import numpy as np, soundfile
@@ -239,6 +271,14 @@ def test_a_soundfont_plays_at_the_level_of_sampled_pianos(font):
     assert np.allclose(third(played, 2.0), wave, atol=1e-3)  # the program is four times as loud
     expected = 20 * np.log10(performance_level(played))
     assert abs(level_db(wave[16_000:62_000]) - expected) < 3
+
+
+def test_a_soundfont_that_cannot_be_read_is_not_replaced_by_the_default_one(font, tmp_path):
+    soundfile.write(tmp_path / "default.wav", np.ones(9), 32_000)
+    words = f"while [ $1 != -F ]; do shift; done; cp {tmp_path}/default.wav $2; echo Failed to load the SoundFont >&2"
+    (tmp_path / "bin" / "fluidsynth").write_text(f"#!/bin/sh\n{words}\n")
+    with pytest.raises(RenderError, match="Font.sf2: fluidsynth failed: Failed to load the SoundFont"):
+        SoundFontPiano(font)(notes((0.0, 1.0, 60, 64)), 1.0)
 
 
 def test_a_soundfont_begins_with_what_already_sounds(font):
@@ -331,7 +371,7 @@ def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):
     (tmp_path / "other.tar.xz").write_bytes(b"")
     with pytest.raises(RenderError, match="other.tar.xz: own/1.mid cannot be read from it"):
         dataclasses.replace(found[0], archive="other.tar.xz").load(tmp_path)
-    for text in ("path;split\na;test\n", header + "own/1.mid,test,long,b,CC0\n"):
+    for text in ("path;split\na;test\n", header + "own/1.mid,test,long,b,CC0\n", header + "own/1.mid,test,nan,b,CC0\n"):
         (tmp_path / "manifest.csv").write_text(text)
         with pytest.raises(MidiError, match="manifest.csv: expected a table with the columns path, split"):
             list_midi(tmp_path, "test")

@@ -172,8 +172,9 @@ class SoundFontPiano:
             command = ["fluidsynth", "-ni", "-q", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(SAMPLING_RATE)]
             command += ["-o", "synth.polyphony=512", "-O", "float", "-F", str(wav), str(self.path), str(midi)]
             done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode or not wav.is_file():
-                raise RenderError(f"{self.path}: fluidsynth failed: {done.stderr.strip()[:200]}")
+            unread = "Failed to load" in done.stderr or "not a SoundFont" in done.stderr  # its default one plays then
+            if done.returncode or unread or not wav.is_file():
+                raise RenderError(f"{self.path}: fluidsynth failed: {' '.join(done.stderr.split())[:200]}")
             return soundfile.read(wav, dtype="float32", always_2d=True)[0].mean(1)
 
 

@@ -7,6 +7,7 @@
 import csv
 import hashlib
 import lzma
+import math
 import re
 import tarfile
 from dataclasses import dataclass
@@ -185,7 +186,9 @@ def record(notes, start: float, seconds: float, piano: str, room: Room, level: f
 
 def _manifest_file(root: Path, row: dict) -> MidiFile:
     archive = None if (root / row["path"]).is_file() else f"{row['path'].split('/')[0]}.tar.xz"
-    return MidiFile(row["path"], archive, row["split"], float(row["duration_s"]), row["composition_id"], row["licence"])
+    if not math.isfinite(duration := float(row["duration_s"])):
+        raise ValueError(f"duration_s is {duration}")
+    return MidiFile(row["path"], archive, row["split"], duration, row["composition_id"], row["licence"])
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from datasets import Audio, DatasetInfo, Features, List, SplitDict, SplitInfo, V
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard, DatasetCardData
 from symusic import Note, Score, Track
+from yaml import YAMLError
 
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.dataset.shards import DataError, read_column, read_footer, shard_names
@@ -124,11 +125,11 @@ def flac(wave: np.ndarray) -> dict:
 
 
 def check_folder(folder: Path, split: str, settings: dict) -> None:
-    """Refuse to add shards of a split to others that were made differently; shards of other splits need only be of the
-    same codec and have the same columns, which the card tells of all.
+    """Refuse to add shards of a split to others that were made differently, or may have been; shards of other splits
+    need only be of the same codec and have the same columns, which the card tells of all.
 
     Raises:
-        DataError: made with other `settings`, or damaged; names the shard.
+        DataError: made with other `settings`, by an earlier version that does not tell them, or damaged; by its name.
     """
     for (name, count), files in _shards(folder).items():
         for file in files:
@@ -137,11 +138,14 @@ def check_folder(folder: Path, split: str, settings: dict) -> None:
             except DataError as error:
                 raise DataError(f"{error}; delete it, and it is made anew") from error
             made = {"shards": count} | json.loads(metadata[b"midivalle"]) | json.loads(metadata.get(b"settings", b"{}"))
-            shared = settings if name == split else ("codec_sha256", "keep_audio")
-            told = [key for key in shared if key in made]  # older shards do not tell all
+            shared = settings.keys() if name == split else {"codec_sha256", "keep_audio"}
+            told = shared & made.keys()
             changed = changed_settings({key: made[key] for key in told}, {key: settings[key] for key in told})
             if changed:
                 raise DataError(f"{file}: was made with other settings ({changed}); give another --output-dir")
+            if name == split and (untold := ", ".join(sorted(shared - told))):
+                earlier = f"{file}: is of an earlier version, which does not tell its {untold}"
+                raise DataError(f"{earlier}, so that others may not go with it; give another --output-dir")
 
 
 def _shards(folder: Path) -> dict[tuple[str, int], list[Path]]:
@@ -193,9 +197,9 @@ def _excluded_before(path: Path) -> list[dict]:
     """What an earlier run has listed of tables' rows that were never tried; `source` tells them from shards' items."""
     try:
         items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    except ValueError as error:
+        return [item for item in items if "source" in item]
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it, and it is made anew") from error
-    return [item for item in items if "source" in item]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -219,7 +223,11 @@ def _card(folder: Path, infos: list, typed: Features, licences: list[str], about
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)
     data["configs"] = [{"config_name": "default", "data_files": files}]
     if (folder / "README.md").is_file():
-        text = DatasetCard.load(folder / "README.md", ignore_metadata_errors=True).text
+        try:
+            text = DatasetCard.load(folder / "README.md", ignore_metadata_errors=True).text
+        except (ValueError, YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{folder / 'README.md'}: its header cannot be read ({reason}); mend or move it") from error
     else:
         columns = "\n".join(f"| `{name}` | {words} |" for name, words in COLUMNS.items())
         text = BODY.format(name=folder.name, columns=columns, **about)

@@ -128,6 +128,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
                 excluded.append({"source": row[layout.midi], "reason": f"{layout.name} says {row[layout.quality]}"})
             else:
                 pairs.append(_pair(layout, row, source.parent))
+    except KeyError as error:
+        raise MidiError(f"{source}: has no column {error}, which one of {layout.name} has") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise MidiError(f"{source}: a row is cut short, or a length in it is no number ({error})") from error
     if not pairs:
@@ -237,15 +239,13 @@ def _is_of(layout: Layout, row: dict, split: str) -> bool:
 
 def _pair(layout: Layout, row: dict, base: Path) -> Pair:
     audio = row[layout.audio] if layout.audio else _beside(base, row[layout.midi])
-    return Pair(
-        audio,
-        row[layout.midi],
-        row.get("recording_id") or audio,
-        row.get("licence") or layout.licence,
-        float(row[layout.start] or 0) if layout.start else 0.0,
-        float(row[layout.end] or math.inf) if layout.end else math.inf,
-        float(row[layout.seconds] or 0) if layout.seconds else 0.0,
-    )
+    start = float(row[layout.start] or 0) if layout.start else 0.0
+    end = float(row[layout.end] or math.inf) if layout.end else math.inf
+    if audio is None or row[layout.midi] is None or math.isnan(start + end):
+        raise ValueError(f"{row[layout.midi]}, {audio}, from {start} to {end}")
+    seconds = float(row[layout.seconds] or 0) if layout.seconds else 0.0
+    recording, licence = row.get("recording_id") or audio, row.get("licence") or layout.licence
+    return Pair(audio, row[layout.midi], recording, licence, start, end, seconds)
 
 
 def _beside(base: Path, midi: str) -> str:
