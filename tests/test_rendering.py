@@ -155,8 +155,6 @@ def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
         SampledPiano(folder)
     with pytest.raises(RenderError, match="no such SoundFont"):
         load_piano(str(tmp_path / "none.sf2"))
-    with pytest.raises(RenderError, match="font.sf2:x: a program of a SoundFont is a number from 0 to 127"):
-        load_piano(str(tmp_path / "font.sf2:x"))
     (tmp_path / "font.sf2").write_bytes(b"RIFF")
     monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
     with pytest.raises(RenderError, match="need the fluidsynth program"):
@@ -184,11 +182,11 @@ def test_damaged_pianos(file, old, new, message, write_piano, tmp_path):
         SampledPiano(tmp_path / "p")(notes((0.0, 0.1, 60, 80)), 0.1)
 
 
-@pytest.mark.parametrize("sound", [np.zeros((9, 2)), np.zeros(0)])
+@pytest.mark.parametrize("sound", [np.zeros((9, 2)), np.zeros(0), np.full(9, np.nan)])
 def test_sounds_that_are_none(sound, write_piano, tmp_path):
     piano = write_piano(tmp_path / "p", seconds=0.1)
-    soundfile.write(piano / "060_127.wav", sound, RATE)
-    with pytest.raises(RenderError, match="/p: 060_127.wav must be mono and not empty"):
+    soundfile.write(piano / "060_127.wav", sound, RATE, "FLOAT")
+    with pytest.raises(RenderError, match="/p: 060_127.wav must be mono, not empty, and of finite"):
         SampledPiano(piano)(notes((0.0, 0.1, 60, 80)), 0.1)
 
 
@@ -201,36 +199,6 @@ def test_a_piano_that_is_cut_short_and_one_of_a_spreadsheet(write_piano, tmp_pat
     (tmp_path / "p.tar").write_bytes((tmp_path / "p.tar").read_bytes()[:40_000])
     with pytest.raises(RenderError, match="p.tar: cannot be read .*; copy or download it again"):
         SampledPiano(tmp_path / "p.tar")
-
-
-def test_damaged_pianos(write_piano, tmp_path):
-    """Tables, samples and archives."""
-    folder = write_piano(tmp_path / "p", keys=(60,), seconds=0.1)
-    table, sample = (folder / "index.csv").read_text(), folder / "060_127.wav"
-    for changed, said in (
-        (table.replace("-6.0", "nan"), "levels that are not finite"),
-        (table.replace("key", "kay"), ""),
-    ):
-        (folder / "index.csv").write_text(changed)
-        with pytest.raises(RenderError, match=f"p: its index.csv cannot be read as a table of samples .*{said}"):
-            SampledPiano(folder)
-    (folder / "index.csv").write_text(table)
-    with tarfile.open(tmp_path / "p.tar", "w") as tar:
-        tar.add(folder)
-    with open(tmp_path / "p.tar", "r+b") as file:
-        file.truncate(3000)
-    with pytest.raises(RenderError, match=r"p.tar: is damaged"):
-        SampledPiano(tmp_path / "p.tar")
-    for wave, said in ((np.full(9, np.nan), "not finite"), (np.zeros((9, 2)), "not mono"), (np.zeros(0), "is empty")):
-        soundfile.write(sample, wave, 32_000, subtype="FLOAT")
-        with pytest.raises(RenderError, match=f"p: its 060_127.wav .*{said}"):
-            SampledPiano(folder)(notes((0.0, 1.0, 60, 64)), 1.0)
-    sample.write_bytes(b"RIFF")
-    with pytest.raises(RenderError, match="p: its 060_127.wav cannot be read"):
-        SampledPiano(folder)(notes((0.0, 1.0, 60, 64)), 1.0)
-    sample.unlink()
-    with pytest.raises(RenderError, match="p: holds no 060_127.wav, which its index.csv lists"):
-        SampledPiano(folder)
 
 
 FLUIDSYNTH = """#!{python}

@@ -118,8 +118,8 @@ class SampledPiano:
             wave, rate = soundfile.read(io.BytesIO(self._files[name]), dtype="float32")
         except soundfile.LibsndfileError as error:
             raise RenderError(f"{self.path}: {name} cannot be read ({error.error_string}); copy it again") from error
-        if wave.ndim > 1 or not len(wave):
-            raise RenderError(f"{self.path}: {name} must be mono and not empty")
+        if wave.ndim > 1 or not len(wave) or not np.isfinite(wave).all():
+            raise RenderError(f"{self.path}: {name} must be mono, not empty, and of finite samples")
         return wave, rate
 
 
