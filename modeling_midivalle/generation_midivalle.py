@@ -14,7 +14,7 @@ from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_T
 from .decoding_midivalle_ar import FrameDecoder
 from .dynamics_midivalle import KeyDynamics
 from .modeling_midivalle_frame_notes import read_notes, sounds_before, struck_keys
-from .modeling_midivalle_layers import check_midi_ids
+from .modeling_midivalle_layers import check_integers, check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
 from .sampling_midivalle import (
     SAMPLING,
@@ -458,11 +458,13 @@ class MidiValleGenerationMixin(GenerationMixin):
         K, size = self.config.ar_config.num_codebooks, self.config.ar_config.codebook_size
         if codes is None:
             codes = input_ids.new_zeros(B, K, 0)
+        check_integers(f"{what}_codes", codes)
         if codes.ndim != 3 or codes.shape[:2] != (B, K):
             raise ValueError(f"{what}_codes must be ({B}, {K}, P), got {tuple(codes.shape)}")
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < size:
             raise ValueError(f"{what}_codes must lie in [0, {size})")
         lengths = torch.full((B,), codes.shape[-1]) if lengths is None else lengths
+        check_integers(f"{what}_lengths", lengths)
         if lengths.shape != (B,) or not 0 <= int(lengths.min()) <= int(lengths.max()) <= codes.shape[-1]:
             raise ValueError(f"{what}_lengths must be {B} numbers from 0 to {codes.shape[-1]}, got {lengths.tolist()}")
         return codes.to(input_ids.device), lengths.to(input_ids.device)
@@ -471,6 +473,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         """`attention_mask` `(W, N)` of the checked `input_ids`; ones for None."""
         if attention_mask is None:
             return torch.ones_like(input_ids[..., 0])
+        if not isinstance(attention_mask, torch.Tensor):
+            raise ValueError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
         if attention_mask.shape != input_ids.shape[:2]:
             raise ValueError(f"attention_mask must be {tuple(input_ids.shape[:2])}, got {tuple(attention_mask.shape)}")
         return attention_mask
@@ -479,10 +483,13 @@ class MidiValleGenerationMixin(GenerationMixin):
         self, W: int, window_counts: torch.LongTensor | None, context_frames: torch.LongTensor | None
     ) -> tuple[list[int], torch.LongTensor]:
         """Windows of each piece, and the context frames `(W,)`."""
-        counts = [1] * W if window_counts is None else window_counts.tolist()
+        window_counts = torch.ones(W, dtype=torch.long) if window_counts is None else window_counts
+        check_integers("window_counts", window_counts)
+        counts = window_counts.tolist()
         if not counts or min(counts) < 1 or sum(counts) != W:
             raise ValueError(f"window_counts {counts} must be positive and sum up to the {W} windows of input_ids")
         context_frames = torch.zeros(W, dtype=torch.long) if context_frames is None else context_frames
+        check_integers("context_frames", context_frames)
         if context_frames.shape != (W,) or int(context_frames.min()) < 0:
             raise ValueError(f"context_frames must be {W} numbers from 0, got {context_frames.tolist()}")
         return counts, context_frames
@@ -501,6 +508,8 @@ class MidiValleGenerationMixin(GenerationMixin):
             ends = notes.end.masked_fill(~notes.valid, 0).amax(1)
             target_frames = (ends / UNITS_PER_FRAME).ceil().long() - known
         target_frames = torch.as_tensor(target_frames, device=input_ids.device)
+        if target_frames.is_floating_point() or target_frames.dtype == torch.bool:
+            raise ValueError(f"target_frames must be whole numbers, got {target_frames.tolist()}")
         target_frames = target_frames.expand(B) if target_frames.ndim == 0 else target_frames
         if target_frames.shape != (B,) or int(target_frames.min()) < 1:
             raise ValueError(

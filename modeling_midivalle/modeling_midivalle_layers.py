@@ -44,6 +44,7 @@ def check_midi_ids(midi_ids: torch.LongTensor, batch_size: int, sizes: list[int]
     Raises:
         ValueError: naming the first wrong row; for a bar, how long a sequence may be.
     """
+    check_integers("MIDI rows", midi_ids)
     if midi_ids.ndim != 3 or midi_ids.shape[::2] != (batch_size, len(sizes)):
         raise ValueError(f"MIDI rows must be ({batch_size}, N, {len(sizes)}), got {tuple(midi_ids.shape)}")
     if not values or torch.compiler.is_compiling():
@@ -54,6 +55,14 @@ def check_midi_ids(midi_ids: torch.LongTensor, batch_size: int, sizes: list[int]
             f"MIDI row [{b}, {row}]: {MIDI_FIELDS[field]} id {int(midi_ids[b, row, field])} is not in [0, "
             f"{sizes[field]}); one sequence holds at most {(sizes[5] - 4) * 2} s of prompt and target: shorten it"
         )
+
+
+def check_integers(name: str, values: torch.Tensor) -> None:
+    """ValueError by `name` if `values` are no tensor of integers; what they are is not looked at."""
+    is_tensor = isinstance(values, torch.Tensor)
+    if not is_tensor or values.is_floating_point():
+        found = values.dtype if is_tensor else type(values).__name__
+        raise ValueError(f"{name} must be a tensor of integers (torch.long), got {found}")
 
 
 def check_codes(name: str, codes: torch.LongTensor, size: int, counted: torch.BoolTensor | None = None) -> None:

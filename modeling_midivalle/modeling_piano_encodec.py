@@ -72,6 +72,9 @@ class PianoEncodecModel(EncodecModel):
             ValueError: `input_values` is not `(B, 1, L)` of finite floats, a row has no sample, or `padding_mask` or
                 `struck` does not fit.
         """
+        for name, given in (("input_values", input_values), ("padding_mask", padding_mask)):
+            if not isinstance(given, torch.Tensor | None):
+                raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
         if input_values.ndim != 3 or input_values.shape[1] != 1:
             raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
         if not (input_values.is_floating_point() and input_values.isfinite().all()):

@@ -1,7 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What generation is made of: choice of codes, random numbers that depend on a seed alone, rows of unequal lengths."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -54,8 +54,9 @@ class Sampler:
     def __post_init__(self):
         if self.do_sample and not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; do_sample=False chooses greedily")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], got {self.top_k} and {self.top_p}")
+        if not isinstance(self.top_k, Integral) or self.top_k < 0 or not 0 < self.top_p <= 1:
+            whole = "a whole number of at least 0"
+            raise ValueError(f"top_k must be {whole} and top_p in (0, 1], got {self.top_k} and {self.top_p}")
 
     def __call__(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.LongTensor:
         """`logits` `(..., V)`, finite, and `uniform` `(...)` in [0, 1) -> codes `(...)`."""
@@ -93,10 +94,12 @@ def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:
     """A seed for each of B rows: the given one or ones; None: from torch's global generator."""
     if seed is None:
         seed = torch.randint(2**62, (B,)).tolist()
-    seeds = [int(seed)] * B if isinstance(seed, Integral) else list(seed)
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * B
+    if not all(isinstance(one, Integral) for one in seeds):
+        raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}")
     if len(seeds) != B:
         raise ValueError(f"seed must be one integer or one for each of the {B} rows, got {len(seeds)}")
-    return seeds
+    return [int(one) for one in seeds]
 
 
 def draw_uniform(
