@@ -30,6 +30,7 @@ import argparse
 import multiprocessing
 import os
 import queue
+import re
 import sys
 from pathlib import Path
 
@@ -213,8 +214,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--prompt-seconds and --target-seconds together must be at most {LONGEST_S}")
     if min(args.items, args.shard_items, args.divisible_by, args.batch_size, args.processes) < 1:
         parser.error("--items, --shard-items, --divisible-by, --batch-size and --processes must be at least 1")
-    if args.seed < 0:
-        parser.error("--seed must be at least 0")
+    if args.seed < 0 or not 0 <= args.max_skipped <= 1:
+        parser.error("--seed must be at least 0, --max-skipped from 0 to 1")
+    if not re.fullmatch(r"[\w.-]+", args.split):
+        parser.error(f"--split {args.split!r}: names files; give letters, digits, - and _")
     if not 0 <= args.shard_index < args.num_shards:
         parser.error("--shard-index must be from 0 to --num-shards - 1")
     return args

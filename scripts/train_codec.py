@@ -162,6 +162,8 @@ def _are_pools(paths: list[str]) -> bool:
 
 
 def _batch_size(text: str) -> int | str:
+    if text != "auto" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto")
     return text if text == "auto" else int(text)
 
 

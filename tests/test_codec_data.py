@@ -299,7 +299,11 @@ def test_the_files_of_a_pool(tmp_path, monkeypatch):
             pass
     assert not (tmp_path / ".c.npy.tmp").exists()
     codes_path(tmp_path / "d.npy", "0123456789abcdef", "played").touch()
+    with PoolFiles({tmp_path / "f.npy": ((2,), np.int16)}, {}) as pool:
+        pool.add([np.ones(1)], 1)
+    (tmp_path / ".f.npy.tmp").write_bytes(b"")
     for name, items, said in (
+        ("f.npy", 2, "f.npy: its 0 MB cannot be written"),
         ("d.npy", 1, r"d.0123456789ab.played.npy: is of an earlier d.npy; delete it"),
         ("e.npy", 10**300, "e.npy: its .* MB cannot be written"),
         ("runs", 1, "runs: is no name of a pool; give an --output that ends in .npy"),
@@ -349,6 +353,15 @@ def test_shards(recording, tmp_path_factory):
         item = RecordedExcerpts([shard], 1.5)[0]
         assert np.abs(item["wave"] - file["wave"].astype(int)).max() <= 2 and bool(item["has_notes"]) == (i < 2)
         assert np.array_equal(item["onsets"], onset_roll(notes, 75) if i < 2 else np.zeros((75, 88)))
+    for change, said in (
+        ({"target_pitch": [109] * len(notes)}, "its key is on no piano"),
+        ({"target_onset": [float("nan")] * len(notes)}, "times are not finite"),
+        ({"target_velocity": [1]}, "target_velocity cannot be read as notes"),
+    ):
+        shard = shard.with_name(f"{next(iter(change))}.parquet")
+        pq.write_table(pa.Table.from_pylist([columns[0] | change]), shard)
+        with pytest.raises(RenderError, match=f"{shard.name}, row 0, target_audio: .*{said}"):
+            RecordedExcerpts([shard], 1.5)[0]
 
 
 def test_recordings_are_refused_in_one_sentence(tmp_path):

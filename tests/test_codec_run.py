@@ -313,7 +313,12 @@ def test_recipes_are_refused_in_one_sentence(tmp_path, capsys):
         path.write_text(text)
         assert train_codec.main(shared) == 2 and sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    path.write_bytes(b"\xff")
+    assert train_codec.main(shared) == 2 and f"{path}: is not YAML" in capsys.readouterr().err
     path.write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        train_codec.main([*shared, "--batch-size", "few"])
+    assert "'few' is neither a number nor auto" in capsys.readouterr().err
     assert train_codec.main([*shared, "--audio", "x.npy", "y.wav"]) == 2
     assert "do not go together" in capsys.readouterr().err
     for arguments in (["whole"], ["encoder"], ["decoder", "--features", "x"]):
@@ -324,8 +329,9 @@ def test_recipes_are_refused_in_one_sentence(tmp_path, capsys):
 def test_a_codec_of_another_form_is_refused(whole, tmp_path, capsys):
     fields = {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1, "upsampling_ratios": [5, 4, 4, 4]}
     PianoEncodecModel(PianoEncodecConfig(**fields)).save_pretrained(tmp_path / "other")
-    assert train_codec.main(whole("out", "--codec", tmp_path / "other")) == 2
-    assert "1 channels of 32000 Hz, 320 samples a frame" in capsys.readouterr().err
+    for part in ("whole", "codebooks"):
+        assert train_codec.main([part, *whole("out", "--codec", tmp_path / "other")[1:]]) == 2
+        assert "1 channels of 32000 Hz, 320 samples a frame" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -311,9 +311,11 @@ def test_parts_of_the_work_make_the_whole(in_this_process, prepare_command, tiny
     [
         (["--prompt-seconds", "0"], "--prompt-seconds above 0"),
         (["--target-seconds", "27"], "together must be at most 32"),
+        (["--max-skipped", "nan"], "--max-skipped from 0 to 1"),
+        (["--split", "a/b"], "--split 'a/b': names files"),
     ],
 )
-def test_lengths_that_no_item_can_have_are_refused(options, said, tmp_path, capsys):
+def test_what_no_data_can_have_is_refused(options, said, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         prepare_dataset.parse(["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), *options])
     assert said in capsys.readouterr().err

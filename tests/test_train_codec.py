@@ -139,6 +139,7 @@ def test_part_after_part(pool, tmp_path):
         ("level_db: [3, -6]", "level_db must be the lower and the higher of two numbers"),
         ("betas: [0.8, 1]", "betas must be from 0 to below 1, got [0.8, 1.0]"),
         ("average_decay: 1.5", "average_decay must be at most 1"),
+        ("validation_seconds: 0.1", "validation_seconds must be at least 0.3"),
         ("rooms: [studio, sudio]", "rooms: ['studio', 'sudio'] are not all of"),
         ("model: {num_filter: 2}", "model: unknown fields ['num_filter']"),
         ("model: {num_key_axes: 3}", "the recipe's model: no model can be made of it (num_key_axes is 0 or 88"),
@@ -191,7 +192,7 @@ def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, 
         ("codebooks", "kmeans_vectors: 100", "kmeans_vectors: 100 are fewer than 2048 codes"),
         ("encoder", "", "features: were not fitted for this codec"),
         ("whole", "crop_seconds: 0.1", "crop_seconds: 0.1 s are too short; whole needs 0.14 or more"),
-        ("kicks", "crop_seconds: 0.3", "crop_seconds: 0.3 s are too short; kicks needs 0.32 or more"),
+        ("kicks", "crop_seconds: 0.5", "crop_seconds: 0.5 s are too short; kicks needs 0.52 or more"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_learned(

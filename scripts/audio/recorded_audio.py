@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from processing.audio_midivalle import check_wave, read_audio, to_mono_32k
 from scripts.audio.pianos import SAMPLING_RATE, RenderError
-from scripts.audio.rendered_audio import HOP, onset_roll, sounding_excerpt
+from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll, sounding_excerpt
 from tokenization.midi_midivalle import NOTE_DTYPE, load_performance
 
 AUDIO_FILES, MIDI_FILES = (".wav", ".flac"), (".mid", ".midi")
@@ -99,7 +99,7 @@ class ShardRow:
             raise RenderError(f"{place}: holds no audio; save the dataset with its files' bytes in it")
         wave = to_mono_32k(*read_audio(row[self.name]["bytes"], place))
         start = float(rng.uniform(0, max(len(wave) / SAMPLING_RATE - seconds, 0.0)))
-        notes = _row_notes(row, prefix)
+        notes = _row_notes(row, prefix, place)
         wave = wave[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
         return wave, None if notes is None else sounding_excerpt(notes, start, seconds)
 
@@ -129,14 +129,21 @@ def _recordings(path: Path) -> list[AudioFile | ShardRow]:
     return [ShardRow(path, group, row, name) for group, row in places for name in names]
 
 
-def _row_notes(row: dict, prefix: str) -> np.ndarray | None:
+def _row_notes(row: dict, prefix: str, place: str) -> np.ndarray | None:
     if row.get(f"{prefix}midi") is not None:
         return load_performance(row[f"{prefix}midi"]).notes
     if any(row.get(f"{prefix}{field}") is None for field in FIELDS):
         return None
     notes = np.empty(len(row[f"{prefix}onset"]), NOTE_DTYPE)
-    for field in FIELDS:
-        notes[field] = row[f"{prefix}{field}"]
+    try:
+        for field in FIELDS:
+            notes[field] = np.asarray(row[f"{prefix}{field}"], NOTE_DTYPE[field]).reshape(len(notes))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RenderError(f"{place}: {prefix}{field} cannot be read as notes ({error})") from error
+    known = (notes["pitch"] >= LOWEST_PITCH) & (notes["pitch"] < LOWEST_PITCH + PITCHES)
+    known &= (notes["velocity"] >= 0) & (notes["velocity"] < 128) & np.isfinite(notes["onset"] + notes["duration"])
+    if not known.all():
+        raise RenderError(f"{place}: a note's times are not finite, its key is on no piano, or its velocity above 127")
     return notes
 
 

@@ -58,12 +58,8 @@ def objective_of(
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
         return ListenerObjective(Listener(bf16=recipe.bf16))
-    model = load_part("codec", codec or features)
-    config = model.config
-    if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
-        form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
-        raise ValueError(f"{codec or features}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
-    _check_crops(part, recipe, bool(listener))
+    model = _load_codec(codec or features)
+    _check_crops(part, recipe, batches, bool(listener))
     heard = load_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
@@ -72,7 +68,7 @@ def objective_of(
     if part == "hearing":
         return HearingObjective(model, recipe.bf16)
     axes = load_features(features, recipe.memory) if features else None
-    if axes is not None and axes.basis.shape[1] != config.hidden_size - config.num_key_axes:
+    if axes is not None and axes.basis.shape[1] != model.config.hidden_size - model.config.num_key_axes:
         raise ValueError(f"--features {features}: were not fitted for this codec; give those that it began with")
     if part == "encoder":
         if not go_on:
@@ -86,9 +82,20 @@ def objective_of(
     return DecoderObjective(model, recipe.bf16, 0 if go_on else recipe.sing_steps, heard)
 
 
-def _check_crops(part: str, recipe: CodecRecipe, listened: bool) -> None:
+def _load_codec(folder: str) -> PianoEncodecModel:
+    """The codec of a folder; ValueError if it is of another form than the sound is here."""
+    codec = load_part("codec", folder)
+    config = codec.config
+    if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
+        form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
+        raise ValueError(f"{folder}: is a codec of {form}; here it is 1 of {SAMPLING_RATE} Hz, {HOP}")
+    return codec
+
+
+def _check_crops(part: str, recipe: CodecRecipe, batches: CropBatches, listened: bool) -> None:
     """ValueError where nothing that counts would be left of a crop."""
     frames, lead = (round(seconds * SAMPLING_RATE) // HOP for seconds in (recipe.crop_seconds, recipe.lead_seconds))
+    lead = 0 if batches.stored and not batches.source.codes else lead
     spoken = 2 * EDGE_FRAMES if listened else 6  # half of the longest window of spectra is 6.4
     least = {"kicks": WARMING_UP - lead, "decoder": spoken, "whole": spoken}.get(part, 0) + 1
     if frames < least:
@@ -113,7 +120,7 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
 @torch.no_grad()
 def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
     """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
-    codec = load_part("codec", encoder)
+    codec = _load_codec(encoder)
     if recipe.kmeans_vectors < codec.config.codebook_size:
         raise ValueError(f"kmeans_vectors: {recipe.kmeans_vectors} are fewer than {codec.config.codebook_size} codes")
     _make_folder(output)
@@ -134,7 +141,7 @@ def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, outpu
 def encode_pools(folder: str, pools: list[str]) -> None:
     """Codes of whole pools, beside them, as heard and, if the codec has key axes, as played: training the decoder then
     needs no encoder."""
-    codec, sha256 = load_part("codec", folder), codec_hash(folder)
+    codec, sha256 = _load_codec(folder), codec_hash(folder)
     kinds = ("heard", "played") if codec.config.num_key_axes else ("heard",)
     for pool in pools:
         targets = [codes_path(pool, sha256, kind) for kind in kinds]

@@ -59,10 +59,14 @@ class CodecRecipe:
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size > 0):
             raise ValueError(f"batch_size is a number of crops or auto, not {self.batch_size!r}")
         counts = ("mixed_excerpts", "accumulation", "steps", "kmeans_vectors", "save_steps", "log_steps")
-        positive = ("learning_rate", "discriminator_learning_rate", "clip_norm", "validation_seconds")
+        positive = ("learning_rate", "discriminator_learning_rate", "clip_norm")
         shares = ("memory", "final_learning_rate_share", "codebook_decay", "average_decay")
         rest = ("lead_seconds", "warmup_steps", "sing_steps", "dead_code", "adversarial_from", "validation_crops")
-        least = dict.fromkeys(counts, 1) | dict.fromkeys(rest, 0) | {"seed": 0, "crop_seconds": 0.1}
+        least = (
+            dict.fromkeys(counts, 1)
+            | dict.fromkeys(rest, 0)
+            | {"seed": 0, "crop_seconds": 0.1, "validation_seconds": 0.3}
+        )
         check_ranges(self, positive, shares, **least, level_db=-math.inf, noise_db=-math.inf)
         if self.noise_db is not None and self.noise_db[1] >= 0:
             raise ValueError(f"noise_db must be below 0, which is full scale, got {list(self.noise_db)}")

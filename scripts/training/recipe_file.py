@@ -27,7 +27,7 @@ def read_recipe(path: str | Path, cls: type, **overrides):
     """
     try:
         values = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
