@@ -28,6 +28,7 @@ from scripts.codec.quantizer import ema_update
 from scripts.codec.recipe import CodecRecipe
 from scripts.codec.run import Run
 from scripts.codec.step import batch_that_fits
+from scripts.codec.validation import validate
 from scripts.training.processes import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,6 +273,20 @@ def test_looking_moves_nothing(tiny_pack):
     with torch.no_grad():
         losses, output = objective({"input_values": torch.zeros(1, 6400)})
     assert objective.updates == [] and output.shape == (1, 6400) and "commitment" in losses
+
+
+def test_samples_that_cannot_be_written_are_named(tmp_path):
+    wave = torch.zeros(1, 9600)
+    (tmp_path / "00_truth.flac").mkdir()
+
+    class Copying:
+        model = None
+
+        def __call__(self, batch):
+            return {}, batch["input_values"]
+
+    with pytest.raises(RunError, match=r"00_truth\.flac: cannot be written"):
+        validate(Copying(), None, {"input_values": wave, "onsets": torch.zeros(1, 15, 88)}, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tiny_pack, tmp_path):

@@ -13,6 +13,7 @@ from scripts.audio.pianos import SAMPLING_RATE
 from scripts.codec.listener import Listener, onset_f1
 from scripts.measuring.metrics import log_mel_distance
 from scripts.plots import draw_spectrogram
+from scripts.training.processes import RunError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  after the choice of a backend without a screen
@@ -48,7 +49,11 @@ def validate(objective, listener: Listener | None, batch: dict[str, torch.Tensor
     figures["val_log_mel_db"] = float(np.mean([log_mel_distance(truth, made) for truth, made in pairs]))
     for index, (truth, made) in enumerate(pairs):
         for name, sound in (("truth", truth), ("codec", made)):
-            soundfile.write(folder / f"{index:02d}_{name}.flac", np.clip(sound, -1, 1), SAMPLING_RATE)
+            path = folder / f"{index:02d}_{name}.flac"
+            try:
+                soundfile.write(path, np.clip(sound, -1, 1), SAMPLING_RATE)
+            except soundfile.SoundFileError as error:
+                raise RunError(f"{path}: cannot be written ({error})") from error
     draw_pairs(pairs, folder / "spectrograms.png")
     return figures
 
