@@ -263,8 +263,8 @@ class MidiValleConfig(PreTrainedConfig):
         mean_vectors (`bool`, defaults to `False`): the codec's decoder is given the mean of all code vectors, each as
             likely as AR and NAR hold it, instead of those of the chosen codes; what follows still goes by the codes.
         velocity_gain_db (`float`, defaults to 0.0): dB by which a key of velocity 127 is made louder than one of
-            velocity 0, beyond what the codec makes of them (`dynamics_midivalle.py`); for `keys_from_midi` and a codec
-            with `num_oscillators`.
+            velocity 0, beyond what the codec makes of them by itself (`dynamics_midivalle.py`); for `keys_from_midi`
+            and a codec with `num_oscillators`.
 
     Example:
 

@@ -324,7 +324,8 @@ class MidiValleProcessor(ProcessorMixin):
         self, performance, start: float, end: float, prompt: Prompt | None = None, return_tensors: str = "pt"
     ) -> BatchFeature:
         """Inputs of one of the `windows` of a performance, after a prompt of `prepare_prompt`; as in `__call__`, but
-        without `window_counts`. With lists of equal length, of one window of each piece."""
+        without `window_counts` and `mean_velocities`, which are of pieces. With lists of equal length, of one window of
+        each piece."""
         columns = [value if isinstance(value, list) else [value] for value in (performance, start, end, prompt)]
         data = self._windows(list(zip(*columns, strict=True))) | self._prompts(columns[3])
         return BatchFeature(data, return_tensors)

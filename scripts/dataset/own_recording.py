@@ -50,15 +50,14 @@ class Recording:
         ids, codes = [], []
         for prompt, target in windows:
             segments = [(self.notes, prompt, prompt + prompt_s), (self.notes, target, target + target_s)]
-            ids.append(torch.from_numpy(self.tokenizer.encode_notes(segments)))
+            ids.append(self.tokenizer.encode_notes(segments))
             parts = ((self.heard, prompt, prompt_s), (self.played, target, target_s))
             edges = [(part, round(s * FRAMES_PER_SECOND), round(n * FRAMES_PER_SECOND)) for part, s, n in parts]
             codes.append(torch.cat([part[:, first : first + size] for part, first, size in edges], 1))
-        midi_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        lengths = torch.tensor([len(i) for i in ids])
+        midi = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         return {
-            "midi_ids": midi_ids,
-            "midi_attention_mask": (torch.arange(midi_ids.shape[1]) < lengths[:, None]).long(),
+            "midi_ids": midi["input_ids"],
+            "midi_attention_mask": midi["attention_mask"],
             "audio_codes": torch.stack(codes),
             "prompt_lengths": torch.full((len(ids),), round(prompt_s * FRAMES_PER_SECOND)),
         }

@@ -128,15 +128,14 @@ class TrainingStream:
         for row in rows:
             segments = [(notes_of(row, "prompt"), 0.0, seconds)] if steps else []
             segments.append((notes_of(row, "target"), 0.0, end))
-            ids.append(torch.from_numpy(self.tokenizer.encode_notes(segments)))
+            ids.append(self.tokenizer.encode_notes(segments))
             prompt, target = (codes_of(row, part, self.info["num_codebooks"]) for part in ("prompt", "target"))
             target = target[:, : length * FRAMES_PER_STEP]
             codes.append(torch.from_numpy(np.concatenate([prompt[:, :frames], target], 1)))
-        midi_ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
-        lengths = torch.tensor([len(i) for i in ids])
+        midi = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         return {
-            "midi_ids": midi_ids,
-            "midi_attention_mask": (torch.arange(midi_ids.shape[1]) < lengths[:, None]).long(),
+            "midi_ids": midi["input_ids"],
+            "midi_attention_mask": midi["attention_mask"],
             "audio_codes": torch.stack(codes),
             "prompt_lengths": torch.full((len(rows),), frames),
         }
