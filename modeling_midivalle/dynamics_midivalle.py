@@ -6,11 +6,17 @@ which has learned from codes, hardly heeds the velocities that it is told. Behin
 channels, though. So the pitches of a struck key's partials are made louder there by as much as its velocity is above
 that of the keys before it. A key that is softer is made softer only where nothing else sounds: a pitch that became
 softer at a strike would hide it.
+
+A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
+there the audio itself is made louder and softer.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the others follow by semitones
 KEY_PITCH = 21  # of key 0, A0
@@ -20,22 +26,36 @@ LEVEL_DB = -0.6  # of all pitches: the music as a whole is to stay as loud as it
 FADING_S = 1.5  # in which what a strike changes falls to 1/e
 MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
+TREBLE_HZ, TREBLE_TAPS = 3500.0, 31  # so few taps rise from 1.5 to 5.5 kHz, as what is missing does
+TREBLE_LIMITS_DB = (-9.0, 12.0)
+TREBLE_FADING_S = 1.0  # as `FADING_S`
+
+
+class Dynamics(NamedTuple):
+    """Factors of the first channels behind the LSTM, `(1, T, 2 * num_pitches)`, and of the audio's treble, `(1, T)`, at
+    the beginning of each frame."""
+
+    pitches: torch.Tensor
+    treble: torch.Tensor
 
 
 class KeyDynamics:
     """
-    Gains of a decoder's pitches over one piece.
+    Gains of a decoder's pitches, and of its audio's treble, over one piece.
 
     Args:
         gain_db (`float`): dB that a key of velocity 127 is made louder by than one of velocity 0.
         mean_velocity (`float`): of the piece, over 127.
         num_pitches (`int`): pairs of channels behind the LSTM.
         frame_rate (`int`): frames a second.
+        treble_db (`float`, *optional*): as `gain_db`, of the treble: by the hardest of the keys that are struck in a
+            frame.
     """
 
-    def __init__(self, gain_db: float, mean_velocity: float, num_pitches: int, frame_rate: int):
-        self.gain_db, self.num_pitches = gain_db, num_pitches
-        self.fading, self.memory = (math.exp(-1 / (s * frame_rate)) for s in (FADING_S, MEMORY_S))
+    def __init__(self, gain_db: float, mean_velocity: float, num_pitches: int, frame_rate: int, treble_db: float = 0.0):
+        self.gain_db, self.treble_db, self.num_pitches = gain_db, treble_db, num_pitches
+        seconds = (FADING_S, TREBLE_FADING_S, MEMORY_S)
+        self.fading, self.treble_fading, self.memory = (math.exp(-1 / (s * frame_rate)) for s in seconds)
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials = torch.zeros(88, num_pitches)
         for above, share in PARTIALS:
@@ -43,29 +63,52 @@ class KeyDynamics:
                 if 0 <= (pitch := KEY_PITCH + key + above - OSCILLATOR_PITCH) < num_pitches:
                     self.partials[key, pitch] = share
         self.gain, self.sounding = torch.zeros(num_pitches), torch.zeros(num_pitches)  # dB, and a share from 0 to 1
+        self.treble = 0.0  # dB
 
-    def __call__(self, struck: torch.Tensor) -> torch.Tensor:
-        """Factors `(1, T, 2 * num_pitches)` of the first channels behind the LSTM, for the next frames of `struck`
-        `(1, T, 88)`, velocity over 127 where a key is struck."""
-        gains = []
+    def __call__(self, struck: torch.Tensor) -> Dynamics:
+        """Of the next frames: `struck` `(1, T, 88)`, velocity over 127 where a key is struck."""
+        gains, treble = [self.gain.new_zeros(0, self.num_pitches)], []
         for velocities in struck[0].cpu():
             self.heard, self.strikes = self.heard * self.memory, self.strikes * self.memory
             self.gain, self.sounding = self.gain * self.fading, self.sounding * self.fading
+            self.treble *= self.treble_fading
             if len(keys := velocities.nonzero()[:, 0]):
                 self._strike(velocities[keys], self.partials[keys])
-            gains.append(self.gain)
-        decibels = torch.stack(gains) if gains else self.gain.new_zeros(0, self.num_pitches)
-        return (10 ** ((decibels + LEVEL_DB) / 20)).repeat_interleave(2, 1)[None].to(struck.device)
+            gains.append(self.gain[None])
+            treble.append(self.treble)
+        pitches = _factors(torch.cat(gains) + LEVEL_DB).repeat_interleave(2, 1)
+        return Dynamics(*(x[None].to(struck.device) for x in (pitches, _factors(torch.tensor(treble)))))
 
     def _strike(self, velocities: torch.Tensor, partials: torch.Tensor) -> None:
         """Keys of `velocities` `(N,)` are struck in this frame, which have shares in pitches, `partials` `(N, P)`."""
         self.heard, self.strikes = self.heard + float(velocities.sum()), self.strikes + len(velocities)
-        wanted = self.gain_db * (velocities - self.heard / self.strikes)[:, None]
+        above = velocities - self.heard / self.strikes
+        wanted = self.gain_db * above[:, None]
         louder = (wanted.clamp(min=0) * partials).amax(0)
         softer = (wanted.clamp(SOFTEST_DB, 0) * partials).amin(0) * (1 - self.sounding)
         is_free = (self.gain <= 0) & (partials > 0).any(0)
         self.gain = torch.where(louder > 0, self.gain.maximum(louder), torch.where(is_free, softer, self.gain))
         self.sounding = (self.sounding + partials.sum(0)).clamp(max=1)
+        low, high = TREBLE_LIMITS_DB
+        self.treble = min(max(self.treble_db * float(above.max()), low), high)
 
 
-__all__ = ["KeyDynamics"]
+class TrebleSplit(nn.Module):
+    """Audio `(1, 1, L)` -> the same and its treble alone, `(1, 2, L)`, in time with each other."""
+
+    def __init__(self, sampling_rate: int):
+        super().__init__()
+        place = torch.arange(TREBLE_TAPS) - TREBLE_TAPS // 2
+        low = torch.sinc(place * (2 * TREBLE_HZ / sampling_rate)) * torch.hamming_window(TREBLE_TAPS, periodic=False)
+        taps = (place == 0).float() - low / low.sum()
+        self.register_buffer("taps", taps[None, None], persistent=False)
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        return torch.cat([audio, F.conv1d(audio, self.taps.to(audio), padding=TREBLE_TAPS // 2)], 1)
+
+
+def _factors(decibels: torch.Tensor) -> torch.Tensor:
+    return 10 ** (decibels / 20)
+
+
+__all__ = ["KeyDynamics", "TrebleSplit"]

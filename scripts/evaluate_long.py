@@ -265,7 +265,7 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
                 rows.append(row | {key: scores[key] for key in ("f1", "onset_bias_ms")})
                 print(rows[-1], flush=True)
         summary = summarise_offsets(rows)
-        write_json(Path(args.output_dir) / OFFSETS, {"summary": summary, "rows": rows})
+        write_json(Path(args.output_dir) / OFFSETS, {"settings": vars(args), "summary": summary, "rows": rows})
     return summary
 
 
@@ -316,9 +316,9 @@ def measure_pieces(args: argparse.Namespace, transcriber) -> None:
     for minutes in args.minutes:
         pieces.append(measure(args, transcriber, minutes))
         print(json.dumps(pieces[-1], indent=1), flush=True)
-        write_json(folder / LONG, {"pieces": pieces})
+        write_json(folder / LONG, {"settings": vars(args), "pieces": pieces})
     first = measure_first_audio(args, folder / f"{args.minutes[0]:g}min.mid")
-    write_json(folder / LONG, {"pieces": pieces, "first_audio": first})
+    write_json(folder / LONG, {"settings": vars(args), "pieces": pieces, "first_audio": first})
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""What velocities do to single keys behind the codec's LSTM."""
+"""What velocities do to single keys behind the codec's LSTM, and to the treble of its audio."""
 
 import math
 
@@ -8,7 +8,17 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from modeling_midivalle import CodecStream, MidiValleConfig, PianoEncodecConfig, PianoEncodecModel
-from modeling_midivalle.dynamics_midivalle import FADING_S, KNOWN, LEVEL_DB, MEMORY_S, SOFTEST_DB, KeyDynamics
+from modeling_midivalle.dynamics_midivalle import (
+    FADING_S,
+    KNOWN,
+    LEVEL_DB,
+    MEMORY_S,
+    SOFTEST_DB,
+    TREBLE_FADING_S,
+    TREBLE_LIMITS_DB,
+    KeyDynamics,
+    TrebleSplit,
+)
 
 C4, C5 = 60 - 21, 72 - 21  # keys
 CODEC = {"num_filters": 4, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 32}
@@ -21,8 +31,9 @@ def rolls(frames, *strikes):
     return struck
 
 
-def decibels(factors):
+def decibels(dynamics):
     """(T, pitches), without what all have; both channels of a pair have the same factor."""
+    factors = dynamics.pitches
     assert torch.equal(factors[..., ::2], factors[..., 1::2])
     return 20 * factors[0, :, ::2].log10() - LEVEL_DB
 
@@ -57,6 +68,44 @@ def test_a_soft_strike_takes_nothing_from_what_sounds():
     assert gains[2, shared] > gains[1, shared]  # its own, not a share of C4's
 
 
+def test_a_hard_strike_is_bright_and_a_soft_one_dull():
+    """By the hardest of the keys of a frame, from it on, ever less; within limits."""
+    dynamics = KeyDynamics(20.0, 0.5, 84, 50, 25.0)
+    treble = 20 * dynamics(rolls(8, (2, C4, 0.7), (2, C5, 0.3), (6, C4, 0.2))).treble[0].log10()
+    fade = math.exp(-3 / 50 / MEMORY_S)
+    hard = 25 * (0.7 - (KNOWN * 0.5 * fade + 1.0) / (KNOWN * fade + 2))
+    torch.testing.assert_close(treble[:2], torch.zeros(2))
+    torch.testing.assert_close(
+        treble[2:6], hard * torch.exp(-torch.arange(4) / 50 / TREBLE_FADING_S), rtol=1e-4, atol=0
+    )
+    assert treble[6] < -5 and treble[7] == pytest.approx(float(treble[6]) * math.exp(-1 / 50 / TREBLE_FADING_S))
+    for velocity, limit in zip((0.01, 1.0), TREBLE_LIMITS_DB):
+        strong = KeyDynamics(20.0, 0.5, 84, 50, 100.0)(rolls(1, (0, C4, velocity)))
+        assert 20 * float(strong.treble[0, 0].log10()) == pytest.approx(limit, abs=1e-4)
+    assert (KeyDynamics(20.0, 0.5, 84, 50)(rolls(3, (1, C4, 0.9))).treble == 1).all()
+
+
+@pytest.mark.parametrize("hertz, share", [(500, 0.0), (1000, 0.01), (3500, 0.5), (6000, 1.0), (12000, 1.0)])
+def test_treble_is_split_off_in_time_with_the_rest(hertz, share):
+    wave = torch.sin(2 * math.pi * hertz * torch.arange(3200) / 32000)[None, None]
+    same, treble = TrebleSplit(32000)(wave)[0]
+    assert torch.equal(same, wave[0, 0])
+    torch.testing.assert_close(treble[100:-100], share * wave[0, 0, 100:-100], atol=0.02, rtol=0)
+
+
+def test_treble_rises_between_frames_in_straight_lines():
+    """What a stream does with the factors: next to nothing happens to low tones, and a jump takes one frame."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
+    stream = CodecStream(codec, dynamics=KeyDynamics(20.0, 0.5, 32, 50, 25.0))
+    stream.treble = torch.tensor([[1.0, 1.0, 3.0, 2.0]])
+    parts = torch.stack([torch.zeros(4 * 640), torch.ones(4 * 640)])[None]
+    first, rest = stream._brightened(parts[..., :640]), stream._brightened(parts[..., 640:])
+    ramp = torch.arange(640) / 640
+    wanted = torch.cat([torch.zeros(640), 2 * ramp, 2 - ramp, torch.ones(640)])
+    torch.testing.assert_close(torch.cat([first, rest], -1)[0, 0], wanted)
+
+
 def test_a_stream_with_dynamics_is_the_same_in_chunks():
     torch.manual_seed(0)
     codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
@@ -66,7 +115,7 @@ def test_a_stream_with_dynamics_is_the_same_in_chunks():
     plain = CodecStream(codec).push(codes, True, struck)
 
     def play(*ends):
-        stream, chunks = CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50)), []
+        stream, chunks = CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50, 30.0)), []
         for begin, end in zip((0, *ends), ends):
             chunks.append(stream.push(codes[..., begin:end], end == 60, struck[:, begin:end]))
         return torch.cat(chunks, -1)
@@ -86,6 +135,8 @@ def test_refused_configurations():
         parts["nar_config"] = MidiValleConfig.from_preset("tiny").nar_config.to_dict()
         with pytest.raises(StrictDataclassClassValidationError, match="velocity_gain_db needs keys_from_midi"):
             MidiValleConfig(codec_config=codec, **parts, keys_from_midi=told, velocity_gain_db=1.0)
+    with pytest.raises(StrictDataclassClassValidationError, match="treble_gain_db needs velocity_gain_db"):
+        MidiValleConfig(codec_config=CODEC, **parts, keys_from_midi=True, treble_gain_db=1.0)
 
 
 def test_pieces_have_means_of_their_own(make_model, make_rows):

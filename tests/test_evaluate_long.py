@@ -191,7 +191,9 @@ def test_a_render_that_fails_is_no_time(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate_long, "measure", lambda args, transcriber, minutes: {"minutes": minutes})
     assert command("--minutes", 3) == 2
     assert "--stream - --raw --end 60: ended with exit code 2: render: no piano" in capsys.readouterr().err
-    assert json.loads((tmp_path / "out" / "long.json").read_text()) == {"pieces": [{"minutes": 3.0}]}  # not lost
+    kept = json.loads((tmp_path / "out" / "long.json").read_text())
+    assert kept["pieces"] == [{"minutes": 3.0}]  # not lost
+    assert kept["settings"]["minutes"] == [3.0] and kept["settings"]["seed"] == 0
 
 
 def test_excerpts_that_are_done_are_kept(command, model, tmp_path, monkeypatch, capsys):

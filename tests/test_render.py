@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
         "tiny",
         {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 16},
     )
-    config.keys_from_midi, config.velocity_gain_db = True, 30.0
+    config.keys_from_midi, config.velocity_gain_db, config.treble_gain_db = True, 30.0, 20.0
     model = MidiValleForConditionalGeneration(config)
     for layer in model.codec.quantizer.layers:
         layer.codebook.embed.normal_(std=0.3)
@@ -955,6 +955,22 @@ def test_self_check_and_repair(run, monkeypatch):
     assert code == 0 and Path("again.wav").read_bytes() == Path("piece.wav").read_bytes(), err
     assert run("piece.mid", "again.wav", "--ring-out", 0, "--force")[0] == 0  # not by the attempts that are there
     assert Path("again.wav").read_bytes() != Path("piece.wav").read_bytes()
+
+
+def test_what_is_judged_is_what_is_rendered(run, monkeypatch):
+    """With what velocities do to single keys."""
+    heard = []
+
+    def keep(wave, rate):
+        heard.append(wave)
+        return load_performance("piece.mid").notes
+
+    monkeypatch.setattr(files, "Transcriber", lambda *_: keep)
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(3)])
+    code, _, err = run("piece.mid", "piece.wav", "--ring-out", 0, "--verify", 1)
+    assert code == 0, err
+    rendered = soundfile.read("piece.wav")[0]
+    np.testing.assert_allclose(heard[0][: len(rendered)], rendered, atol=2 / 32768)
 
 
 def test_notes_that_are_wrong_are_listed():

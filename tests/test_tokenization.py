@@ -337,6 +337,15 @@ def test_a_foreign_vocabulary_is_refused(tmp_path):
         MidiValleTokenizer.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '{"version": "1.0", "model": {"type": "BPE"}}'])
+def test_another_file_in_place_of_the_vocabulary(tmp_path, text):
+    """Damaged, or the JSON of another library."""
+    MidiValleTokenizer().save_pretrained(tmp_path)
+    (tmp_path / "midi_tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match="midi_tokenizer.json: is not a MIDI-VALLE tokenizer"):
+        MidiValleTokenizer.from_pretrained(tmp_path)
+
+
 def test_auto_tokenizer_in_a_process_without_this_repository(tmp_path):
     MidiValleTokenizer(sustain="ignore").save_pretrained(tmp_path / "model")
     (tmp_path / "a.mid").write_bytes(GOLDEN.read_bytes())

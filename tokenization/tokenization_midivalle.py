@@ -75,11 +75,7 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         if sustain not in SUSTAIN_MODES:
             raise ValueError(f"sustain is {sustain!r}; choose one of {SUSTAIN_MODES}")
         self.sustain, self.mark_held = sustain, mark_held
-        self.midi_tokenizer = (
-            MidiValleMidiTok(params=midi_tokenizer_file) if midi_tokenizer_file else MidiValleMidiTok(default_config())
-        )
-        if tuple(self.midi_tokenizer.len) != VOCAB_SIZES:
-            raise ValueError(f"{midi_tokenizer_file}: vocabularies {self.midi_tokenizer.len}, expected {VOCAB_SIZES}")
+        self.midi_tokenizer = _midi_tokenizer(midi_tokenizer_file)
         self._flat_tokens = [
             token if field == 0 or not token.endswith("_None") else f"{FIELDS[field]}_{token}"
             for field, vocabulary in enumerate(self.midi_tokenizer.vocab)
@@ -356,6 +352,20 @@ class MidiValleTokenizer(PreTrainedTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str | None:
         return self._flat_tokens[index] if 0 <= index < len(self._flat_tokens) else None
+
+
+def _midi_tokenizer(path: str | None) -> MidiValleMidiTok:
+    """The one that was saved as `path`, or a new one."""
+    if path is None:
+        return MidiValleMidiTok(default_config())
+    try:
+        tokenizer = MidiValleMidiTok(params=path)
+        found = tuple(tokenizer.len)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # what miditok makes of other JSON
+        raise ValueError(f"{path}: is not a MIDI-VALLE tokenizer ({error!r}); save it again") from error
+    if found != VOCAB_SIZES:
+        raise ValueError(f"{path}: is another tokenizer: vocabularies of {found}, expected {VOCAB_SIZES}")
+    return tokenizer
 
 
 def _is_text(inputs) -> bool:

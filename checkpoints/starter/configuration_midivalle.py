@@ -265,6 +265,8 @@ class MidiValleConfig(PreTrainedConfig):
         velocity_gain_db (`float`, defaults to 0.0): dB by which a key of velocity 127 is made louder than one of
             velocity 0, beyond what the codec makes of them by itself (`dynamics_midivalle.py`); for `keys_from_midi`
             and a codec with `num_oscillators`.
+        treble_gain_db (`float`, defaults to 0.0): the same of the audio above some 4 kHz, in which a key that is struck
+            harder is brighter; beside `velocity_gain_db`.
 
     Example:
 
@@ -291,6 +293,7 @@ class MidiValleConfig(PreTrainedConfig):
     keys_from_midi: bool = False
     mean_vectors: bool = False
     velocity_gain_db: float = 0.0
+    treble_gain_db: float = 0.0
     initializer_range: float = 0.02
 
     @classmethod
@@ -338,6 +341,8 @@ class MidiValleConfig(PreTrainedConfig):
             raise ValueError("keys_from_midi needs a codec whose latent has axes of keys (num_key_axes)")
         if self.velocity_gain_db and not (self.keys_from_midi and codec.num_oscillators):
             raise ValueError("velocity_gain_db needs keys_from_midi and a codec with num_oscillators")
+        if self.treble_gain_db and not self.velocity_gain_db:
+            raise ValueError("treble_gain_db needs velocity_gain_db")
         sizes = [(c.midi_vocab_sizes, c.midi_embedding_sizes) for c in (ar, nar)]
         if sizes[0][0] != sizes[1][0] or (self.share_midi_embeddings and sizes[0] != sizes[1]):
             raise ValueError(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
-from .dynamics_midivalle import KeyDynamics
+from .dynamics_midivalle import KeyDynamics, TrebleSplit
 from .recording_midivalle import RecordingChain, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
@@ -71,10 +71,14 @@ class CodecStream:
         recurrent = next(i for i, layer in enumerate(layers) if isinstance(layer, EncodecLSTM))
         self.codec, self.lstm, self.state = codec, layers[recurrent].lstm, None
         self.before = SlidingLayers(layers[:recurrent], codec.config.kernel_size - 1, 1)
-        self.behind = SlidingLayers(layers[recurrent + 1 :], CONTEXT_BEHIND_LSTM, codec.config.hop_length)
+        behind = layers[recurrent + 1 :]
+        if dynamics is not None:
+            behind.append(TrebleSplit(codec.config.sampling_rate))
+        self.behind = SlidingLayers(behind, CONTEXT_BEHIND_LSTM, codec.config.hop_length)
         self.recording = None if recording is None else RecordingStream(recording)
         self.is_silent, self.silent_frames, self.given = begins_silent, 0, 0  # so far; samples that were given
-        self.dynamics, self.gains = dynamics, None  # of frames that the LSTM has not had yet
+        self.dynamics = dynamics
+        self.gains = self.treble = None  # of frames that the LSTM, and the layers behind it, have not had yet
 
     @property
     def delay(self) -> int:
@@ -102,8 +106,9 @@ class CodecStream:
         if self.is_silent:
             self._listen(audio_codes.shape[-1], struck)
         if self.dynamics is not None:
-            gains = self.dynamics(_told(struck))
+            gains, treble = self.dynamics(_told(struck))
             self.gains = gains if self.gains is None else torch.cat([self.gains, gains], 1)
+            self.treble = treble if self.treble is None else torch.cat([self.treble, treble], 1)
         latent = self.codec.latent_of(audio_codes, struck, vectors)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
@@ -117,8 +122,20 @@ class CodecStream:
         wave = self.behind.push(hidden, is_last)
         if wave is None:
             return nothing
-        wave = self._silenced(wave.float())
+        wave = self._silenced(self._brightened(wave.float()))
         return wave if self.recording is None else self.recording(wave)
+
+    def _brightened(self, wave: torch.Tensor) -> torch.Tensor:
+        """The next samples `(1, 1, L)` of `wave`, or of both parts of a `TrebleSplit` `(1, 2, L)`, whose treble gets
+        its factors, with straight lines between frames."""
+        if self.dynamics is None:
+            return wave
+        hop = self.codec.config.hop_length
+        frames = wave.shape[-1] // hop
+        begin, self.treble = self.treble[0, :frames], self.treble[:, frames:]
+        end = torch.cat([begin[1:], self.treble[0, :1] if self.treble.shape[1] else begin[-1:]])
+        factors = begin[:, None] + (end - begin)[:, None] * torch.arange(hop, device=wave.device) / hop
+        return wave[:, :1] + (factors.flatten() - 1) * wave[:, 1:]
 
     def _listen(self, frames: int, struck: torch.Tensor | None) -> None:
         """Count frames up to the first of `struck` `(1, frames, 88)` in which a key is."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from modeling_midivalle import CodecStream
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from scripts.measuring.metrics import match_onsets
 from scripts.rendering.pieces import Job
@@ -53,7 +54,8 @@ class Verifier:
         vectors = None
         if frames.vectors is not None:
             vectors = torch.cat([part.vectors for part in heard.values()], -1)[..., -size:]
-        wave = self.codec.decode_codes(codes[..., -size:], struck, vectors)[0, 0].cpu().numpy()
+        stream = CodecStream(self.codec, dynamics=job.keys.dynamics() if job.keys else None)
+        wave = stream.push(codes[..., -size:], True, struck, vectors)[0, 0].cpu().numpy()
         notes = self.transcriber(wave, rate)
         notes["onset"] += start - (size - new) / 50
         first = start - EDGE_S if window else -np.inf
