@@ -241,8 +241,9 @@ class MidiValleGenerationMixin(GenerationMixin):
             raise ValueError(f"mean_velocities must be {pieces} numbers from 0 to 1, got {means.tolist()}")
         if not self.config.velocity_gain_db:
             return [None] * pieces
-        given = self.config.codec_config.num_oscillators, self.config.frame_rate, self.config.treble_gain_db
-        return [KeyDynamics(self.config.velocity_gain_db, mean, *given) for mean in means.tolist()]
+        given = self.config.codec_config.num_oscillators, self.config.frame_rate
+        more = self.config.treble_gain_db, self.config.octave_gain_db
+        return [KeyDynamics(self.config.velocity_gain_db, mean, *given, *more) for mean in means.tolist()]
 
     def begins_silent(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor

@@ -90,6 +90,7 @@ def assemble(
     mean_vectors: bool = False,
     velocity_gain_db: float = 0.0,
     treble_gain_db: float = 0.0,
+    octave_gain_db: float = 0.0,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -98,7 +99,8 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        as_recorded, keys_from_midi, mean_vectors, velocity_gain_db, treble_gain_db: as in `MidiValleConfig`.
+        as_recorded, keys_from_midi, mean_vectors, velocity_gain_db, treble_gain_db, octave_gain_db: as in
+            `MidiValleConfig`.
         onset_delay_seconds: as in `MidiValleProcessor`.
     Returns:
         Parameters of each part by its name.
@@ -119,15 +121,16 @@ def assemble(
         raise AssembleError(
             f"--codec {codec}: --velocity-gain needs --keys-from-midi and a codec with oscillators (num_oscillators)"
         )
-    if treble_gain_db and not velocity_gain_db:
-        raise AssembleError("--treble-gain needs --velocity-gain")
+    if (treble_gain_db or octave_gain_db) and not velocity_gain_db:
+        raise AssembleError("--treble-gain and --octave-gain need --velocity-gain")
     try:
         model = MidiValleForConditionalGeneration.from_sub_models(**parts)
     except StrictDataclassError as error:
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
     model.config.mean_vectors = mean_vectors
-    model.config.velocity_gain_db, model.config.treble_gain_db = velocity_gain_db, treble_gain_db
+    model.config.velocity_gain_db = velocity_gain_db
+    model.config.treble_gain_db, model.config.octave_gain_db = treble_gain_db, octave_gain_db
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -195,6 +198,9 @@ def main(argv: list[str] | None = None) -> int:
         "--treble-gain", type=float, default=0.0, metavar="DB", help="the same of their treble, beside it, dB"
     )
     parser.add_argument(
+        "--octave-gain", type=float, default=0.0, metavar="DB", help="what a key lacks above its octave, beside it, dB"
+    )
+    parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
     args = parser.parse_args(argv)
@@ -203,6 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
         options |= {"keys_from_midi": args.keys_from_midi, "mean_vectors": args.mean_vectors}
         options |= {"velocity_gain_db": args.velocity_gain, "treble_gain_db": args.treble_gain}
+        options["octave_gain_db"] = args.octave_gain
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
         )

@@ -85,6 +85,23 @@ def test_a_hard_strike_is_bright_and_a_soft_one_dull():
     assert (KeyDynamics(20.0, 0.5, 84, 50)(rolls(3, (1, C4, 0.9))).treble == 1).all()
 
 
+@pytest.mark.parametrize("lower, upper", [(1, 1), (1, 2), (2, 1)])
+def test_the_upper_key_of_an_octave_is_made_louder(lower, upper):
+    """At its odd partials, from the frame on in which both are struck; they may be a frame apart, in any order."""
+    plain = decibels(KeyDynamics(20.0, 0.5, 84, 50)(rolls(6, (lower, C4, 0.6), (upper, C5, 0.6))))
+    gains = decibels(KeyDynamics(20.0, 0.5, 84, 50, 0.0, 6.0)(rolls(6, (lower, C4, 0.6), (upper, C5, 0.6))))
+    wanted, both = torch.zeros(6, 84), max(lower, upper)
+    for above, share in {0: 1.0, 19: 0.6, 28: 0.4, 34: 0.3}.items():
+        wanted[both:, 72 + above - 28] = share * 6 * torch.exp(-torch.arange(6 - both) / 50 / FADING_S)
+    torch.testing.assert_close(gains - plain, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_keys_that_are_no_octave_are_left_alone():
+    for strikes in (((1, C4, 0.6), (3, C5, 0.6)), ((1, C4, 0.6), (1, C4 + 7, 0.6)), ((1, C5, 0.6), (1, C5 + 24, 0.6))):
+        gains = [KeyDynamics(20.0, 0.5, 84, 50, 0.0, octave)(rolls(6, *strikes)).pitches for octave in (0.0, 6.0)]
+        assert torch.equal(*gains)
+
+
 @pytest.mark.parametrize("hertz, share", [(500, 0.0), (1000, 0.01), (3500, 0.5), (6000, 1.0), (12000, 1.0)])
 def test_treble_is_split_off_in_time_with_the_rest(hertz, share):
     wave = torch.sin(2 * math.pi * hertz * torch.arange(3200) / 32000)[None, None]
@@ -111,11 +128,14 @@ def test_a_stream_with_dynamics_is_the_same_in_chunks():
     codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
     for layer in codec.quantizer.layers:
         layer.codebook.embed.normal_()
-    codes, struck = torch.randint(0, 2048, (1, 4, 60)), rolls(60, (3, 20, 0.9), (21, 30, 0.2), (40, 12, 0.7))
+    codes, struck = (
+        torch.randint(0, 2048, (1, 4, 60)),
+        rolls(60, (3, 20, 0.9), (21, 30, 0.2), (32, 12, 0.5), (33, 24, 0.7)),
+    )
     plain = CodecStream(codec).push(codes, True, struck)
 
     def play(*ends):
-        stream, chunks = CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50, 30.0)), []
+        stream, chunks = CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50, 30.0, 6.0)), []
         for begin, end in zip((0, *ends), ends):
             chunks.append(stream.push(codes[..., begin:end], end == 60, struck[:, begin:end]))
         return torch.cat(chunks, -1)
@@ -135,8 +155,9 @@ def test_refused_configurations():
         parts["nar_config"] = MidiValleConfig.from_preset("tiny").nar_config.to_dict()
         with pytest.raises(StrictDataclassClassValidationError, match="velocity_gain_db needs keys_from_midi"):
             MidiValleConfig(codec_config=codec, **parts, keys_from_midi=told, velocity_gain_db=1.0)
-    with pytest.raises(StrictDataclassClassValidationError, match="treble_gain_db needs velocity_gain_db"):
-        MidiValleConfig(codec_config=CODEC, **parts, keys_from_midi=True, treble_gain_db=1.0)
+    for name in ("treble_gain_db", "octave_gain_db"):
+        with pytest.raises(StrictDataclassClassValidationError, match=f"{name} needs velocity_gain_db"):
+            MidiValleConfig(codec_config=CODEC, **parts, keys_from_midi=True, **{name: 1.0})
 
 
 def test_pieces_have_means_of_their_own(make_model, make_rows):

@@ -67,7 +67,8 @@ def folder(tmp_path_factory):
         "tiny",
         {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 16},
     )
-    config.keys_from_midi, config.velocity_gain_db, config.treble_gain_db = True, 30.0, 20.0
+    config.keys_from_midi, config.velocity_gain_db = True, 30.0
+    config.treble_gain_db, config.octave_gain_db = 20.0, 6.0
     model = MidiValleForConditionalGeneration(config)
     for layer in model.codec.quantizer.layers:
         layer.codebook.embed.normal_(std=0.3)

@@ -7,6 +7,9 @@ channels, though. So the pitches of a struck key's partials are made louder ther
 that of the keys before it. A key that is softer is made softer only where nothing else sounds: a pitch that became
 softer at a strike would hide it.
 
+Keys an octave apart share the lower one's even partials, and so all of the upper one's: struck together they sound
+like one. So the upper one's odd partials are made louder then, whatever its velocity.
+
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
 there the audio itself is made louder and softer.
 """
@@ -21,6 +24,7 @@ from torch.nn import functional as F
 OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the others follow by semitones
 KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
+OCTAVE_PARTIALS = ((0, 1.0), (19, 0.6), (28, 0.4), (34, 0.3))  # the odd ones
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -0.6  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S = 1.5  # in which what a strike changes falls to 1/e
@@ -50,18 +54,24 @@ class KeyDynamics:
         frame_rate (`int`): frames a second.
         treble_db (`float`, *optional*): as `gain_db`, of the treble: by the hardest of the keys that are struck in a
             frame.
+        octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
     """
 
-    def __init__(self, gain_db: float, mean_velocity: float, num_pitches: int, frame_rate: int, treble_db: float = 0.0):
-        self.gain_db, self.treble_db, self.num_pitches = gain_db, treble_db, num_pitches
+    def __init__(
+        self,
+        gain_db: float,
+        mean_velocity: float,
+        num_pitches: int,
+        frame_rate: int,
+        treble_db: float = 0.0,
+        octave_db: float = 0.0,
+    ):
+        self.gain_db, self.treble_db, self.octave_db, self.num_pitches = gain_db, treble_db, octave_db, num_pitches
         seconds = (FADING_S, TREBLE_FADING_S, MEMORY_S)
         self.fading, self.treble_fading, self.memory = (math.exp(-1 / (s * frame_rate)) for s in seconds)
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
-        self.partials = torch.zeros(88, num_pitches)
-        for above, share in PARTIALS:
-            for key in range(88):
-                if 0 <= (pitch := KEY_PITCH + key + above - OSCILLATOR_PITCH) < num_pitches:
-                    self.partials[key, pitch] = share
+        self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
+        self.octaves, self.struck = torch.zeros(num_pitches), torch.zeros(88, dtype=torch.bool)  # dB; a frame ago
         self.gain, self.sounding = torch.zeros(num_pitches), torch.zeros(num_pitches)  # dB, and a share from 0 to 1
         self.treble = 0.0  # dB
 
@@ -71,10 +81,12 @@ class KeyDynamics:
         for velocities in struck[0].cpu():
             self.heard, self.strikes = self.heard * self.memory, self.strikes * self.memory
             self.gain, self.sounding = self.gain * self.fading, self.sounding * self.fading
-            self.treble *= self.treble_fading
+            self.octaves, self.treble = self.octaves * self.fading, self.treble * self.treble_fading
             if len(keys := velocities.nonzero()[:, 0]):
                 self._strike(velocities[keys], self.partials[keys])
-            gains.append(self.gain[None])
+                self._strike_octaves(velocities > 0)
+            self.struck = velocities > 0
+            gains.append((self.gain + self.octaves)[None])
             treble.append(self.treble)
         pitches = _factors(torch.cat(gains) + LEVEL_DB).repeat_interleave(2, 1)
         return Dynamics(*(x[None].to(struck.device) for x in (pitches, _factors(torch.tensor(treble)))))
@@ -92,6 +104,13 @@ class KeyDynamics:
         low, high = TREBLE_LIMITS_DB
         self.treble = min(max(self.treble_db * float(above.max()), low), high)
 
+    def _strike_octaves(self, struck: torch.Tensor) -> None:
+        """Of the keys `struck` `(88,)` in this frame and those of the frame before; at least one is of this frame."""
+        near = struck | self.struck
+        upper = (near[12:] & near[:-12] & (struck[12:] | struck[:-12])).nonzero()[:, 0] + 12
+        if len(upper):
+            self.octaves = self.octaves.maximum(self.octave_db * self.odd_partials[upper].amax(0))
+
 
 class TrebleSplit(nn.Module):
     """Audio `(1, 1, L)` -> the same and its treble alone, `(1, 2, L)`, in time with each other."""
@@ -105,6 +124,16 @@ class TrebleSplit(nn.Module):
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         return torch.cat([audio, F.conv1d(audio, self.taps.to(audio), padding=TREBLE_TAPS // 2)], 1)
+
+
+def _shares(partials: tuple[tuple[int, float], ...], num_pitches: int) -> torch.Tensor:
+    """Share of each pitch in each key, `(88, num_pitches)`."""
+    shares = torch.zeros(88, num_pitches)
+    for above, share in partials:
+        for key in range(88):
+            if 0 <= (pitch := KEY_PITCH + key + above - OSCILLATOR_PITCH) < num_pitches:
+                shares[key, pitch] = share
+    return shares
 
 
 def _factors(decibels: torch.Tensor) -> torch.Tensor:
