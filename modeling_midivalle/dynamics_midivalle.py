@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""What velocities do to single keys, where the codec's decoder is given the mean of what is likely.
+"""What velocities and octaves do to single keys, where the codec's decoder is given the mean of what is likely.
 
 Such a mean knows how loud the music is, but of the keys of a chord it makes the loud ones too soft, and the decoder,
 which has learned from codes, hardly heeds the velocities that it is told. Behind its LSTM each pitch is a pair of
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the others follow by semitones
 KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
-OCTAVE_PARTIALS = ((0, 1.0), (19, 0.6), (28, 0.4), (34, 0.3))  # the odd ones
+OCTAVE_PARTIALS = PARTIALS[::2]  # the odd ones
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -0.6  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S = 1.5  # in which what a strike changes falls to 1/e

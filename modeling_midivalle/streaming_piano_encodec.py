@@ -51,7 +51,8 @@ class CodecStream:
         recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
         begins_silent (`bool`, *optional*): until the first key is struck, nothing but that noise is heard: oscillators
             that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `struck`.
-        dynamics (`KeyDynamics`, *optional*): makes struck keys as loud as their velocities say. Needs `struck`.
+        dynamics (`KeyDynamics`, *optional*): makes struck keys as loud and bright as their velocities say. Needs
+            `struck`.
 
     Example:
 
