@@ -3,6 +3,7 @@
 
 import _thread
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -430,7 +431,7 @@ def finish(setting: Setting, task: Task, job: Job) -> None:
     if job.journal:
         job.journal.remove()
     seconds = job.samples / rate
-    turned_down = f", turned down by {gain:.2f} to avoid clipping" if gain < 1 else ""
+    turned_down = f", turned down by {-20 * math.log10(gain):.1f} dB to avoid clipping" if gain < 1 else ""
     resumed = f", {job.resumed} windows were there already" if job.resumed else ""
     made = seconds - (job.windows[job.resumed - 1][1] if job.resumed else 0.0)  # what was there costs next to nothing
     print(
