@@ -8,7 +8,8 @@ that of the keys before it. A key that is softer is made softer only where nothi
 softer at a strike would hide it.
 
 Keys an octave apart share the lower one's even partials, and so all of the upper one's: struck together they sound
-like one. So the upper one's odd partials are made louder then, whatever its velocity.
+like one. So the upper one's odd partials are made louder then, whatever its velocity; and only for as long as it takes
+to hear that it is there, for tones that stay louder colour the whole piece.
 
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
 there the audio itself is made louder and softer.
@@ -25,6 +26,7 @@ OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the other
 KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
 OCTAVE_PARTIALS = PARTIALS[::2]  # the odd ones
+OCTAVE_FADING_S = 0.3  # as `FADING_S`
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -0.6  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S = 1.5  # in which what a strike changes falls to 1/e
@@ -67,8 +69,9 @@ class KeyDynamics:
         octave_db: float = 0.0,
     ):
         self.gain_db, self.treble_db, self.octave_db, self.num_pitches = gain_db, treble_db, octave_db, num_pitches
-        seconds = (FADING_S, TREBLE_FADING_S, MEMORY_S)
-        self.fading, self.treble_fading, self.memory = (math.exp(-1 / (s * frame_rate)) for s in seconds)
+        seconds = (FADING_S, OCTAVE_FADING_S, TREBLE_FADING_S, MEMORY_S)
+        decays = (math.exp(-1 / (s * frame_rate)) for s in seconds)
+        self.fading, self.octave_fading, self.treble_fading, self.memory = decays
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
         self.octaves, self.struck = torch.zeros(num_pitches), torch.zeros(88, dtype=torch.bool)  # dB; a frame ago
@@ -81,7 +84,7 @@ class KeyDynamics:
         for velocities in struck[0].cpu():
             self.heard, self.strikes = self.heard * self.memory, self.strikes * self.memory
             self.gain, self.sounding = self.gain * self.fading, self.sounding * self.fading
-            self.octaves, self.treble = self.octaves * self.fading, self.treble * self.treble_fading
+            self.octaves, self.treble = self.octaves * self.octave_fading, self.treble * self.treble_fading
             if len(keys := velocities.nonzero()[:, 0]):
                 self._strike(velocities[keys], self.partials[keys])
                 self._strike_octaves(velocities > 0)

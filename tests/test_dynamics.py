@@ -13,6 +13,7 @@ from modeling_midivalle.dynamics_midivalle import (
     KNOWN,
     LEVEL_DB,
     MEMORY_S,
+    OCTAVE_FADING_S,
     SOFTEST_DB,
     TREBLE_FADING_S,
     TREBLE_LIMITS_DB,
@@ -92,7 +93,7 @@ def test_the_upper_key_of_an_octave_is_made_louder(lower, upper):
     gains = decibels(KeyDynamics(20.0, 0.5, 84, 50, 0.0, 6.0)(rolls(6, (lower, C4, 0.6), (upper, C5, 0.6))))
     wanted, both = torch.zeros(6, 84), max(lower, upper)
     for above, share in {0: 1.0, 19: 0.6, 28: 0.4, 34: 0.3}.items():
-        wanted[both:, 72 + above - 28] = share * 6 * torch.exp(-torch.arange(6 - both) / 50 / FADING_S)
+        wanted[both:, 72 + above - 28] = share * 6 * torch.exp(-torch.arange(6 - both) / 50 / OCTAVE_FADING_S)
     torch.testing.assert_close(gains - plain, wanted, atol=1e-4, rtol=1e-4)
 
 
