@@ -11,6 +11,9 @@ Keys an octave apart share the lower one's even partials, and so all of the uppe
 like one. So the upper one's odd partials are made louder then, whatever its velocity; and only for as long as it takes
 to hear that it is there, for tones that stay louder colour the whole piece.
 
+In such a mean the keys of a chord hide each other where they begin, too. So all keys are made louder for as long as
+they are being struck, some 1 dB beyond what recordings do, and each of them is heard.
+
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
 there the audio itself is made louder and softer.
 """
@@ -27,9 +30,10 @@ KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
 OCTAVE_PARTIALS = PARTIALS[::2]  # the odd ones
 OCTAVE_FADING_S = 0.3  # as `FADING_S`
+ATTACK_FADING_S = 0.12  # the same
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
-LEVEL_DB = -0.6  # of all pitches: the music as a whole is to stay as loud as it is
-FADING_S = 1.5  # in which what a strike changes falls to 1/e
+LEVEL_DB = -1.3  # of all pitches: the music as a whole is to stay as loud as it is
+FADING_S = 0.5  # in which what a strike changes falls to 1/e
 MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
 TREBLE_HZ, TREBLE_TAPS = 3500.0, 31  # so few taps rise from 1.5 to 5.5 kHz, as what is missing does
@@ -57,6 +61,7 @@ class KeyDynamics:
         treble_db (`float`, *optional*): as `gain_db`, of the treble: by the hardest of the keys that are struck in a
             frame.
         octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
+        attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
     """
 
     def __init__(
@@ -67,15 +72,18 @@ class KeyDynamics:
         frame_rate: int,
         treble_db: float = 0.0,
         octave_db: float = 0.0,
+        attack_db: float = 0.0,
     ):
-        self.gain_db, self.treble_db, self.octave_db, self.num_pitches = gain_db, treble_db, octave_db, num_pitches
-        seconds = (FADING_S, OCTAVE_FADING_S, TREBLE_FADING_S, MEMORY_S)
+        self.gain_db, self.treble_db, self.octave_db, self.attack_db = gain_db, treble_db, octave_db, attack_db
+        self.num_pitches = num_pitches
+        seconds = (FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S, MEMORY_S)
         decays = (math.exp(-1 / (s * frame_rate)) for s in seconds)
-        self.fading, self.octave_fading, self.treble_fading, self.memory = decays
+        self.fading, self.octave_fading, self.attack_fading, self.treble_fading, self.memory = decays
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
-        self.octaves, self.struck = torch.zeros(num_pitches), torch.zeros(88, dtype=torch.bool)  # dB; a frame ago
-        self.gain, self.sounding = torch.zeros(num_pitches), torch.zeros(num_pitches)  # dB, and a share from 0 to 1
+        self.gain, self.octaves, self.attack = torch.zeros(3, num_pitches)  # dB
+        self.sounding = torch.zeros(num_pitches)  # a share from 0 to 1
+        self.struck = torch.zeros(88, dtype=torch.bool)  # a frame ago
         self.treble = 0.0  # dB
 
     def __call__(self, struck: torch.Tensor) -> Dynamics:
@@ -84,12 +92,13 @@ class KeyDynamics:
         for velocities in struck[0].cpu():
             self.heard, self.strikes = self.heard * self.memory, self.strikes * self.memory
             self.gain, self.sounding = self.gain * self.fading, self.sounding * self.fading
-            self.octaves, self.treble = self.octaves * self.octave_fading, self.treble * self.treble_fading
+            self.octaves, self.attack = self.octaves * self.octave_fading, self.attack * self.attack_fading
+            self.treble = self.treble * self.treble_fading
             if len(keys := velocities.nonzero()[:, 0]):
                 self._strike(velocities[keys], self.partials[keys])
                 self._strike_octaves(velocities > 0)
             self.struck = velocities > 0
-            gains.append((self.gain + self.octaves)[None])
+            gains.append((self.gain + self.octaves + self.attack)[None])
             treble.append(self.treble)
         pitches = _factors(torch.cat(gains) + LEVEL_DB).repeat_interleave(2, 1)
         return Dynamics(*(x[None].to(struck.device) for x in (pitches, _factors(torch.tensor(treble)))))
@@ -103,6 +112,7 @@ class KeyDynamics:
         softer = (wanted.clamp(SOFTEST_DB, 0) * partials).amin(0) * (1 - self.sounding)
         is_free = (self.gain <= 0) & (partials > 0).any(0)
         self.gain = torch.where(louder > 0, self.gain.maximum(louder), torch.where(is_free, softer, self.gain))
+        self.attack = self.attack.maximum(self.attack_db * partials.amax(0))
         self.sounding = (self.sounding + partials.sum(0)).clamp(max=1)
         low, high = TREBLE_LIMITS_DB
         self.treble = min(max(self.treble_db * float(above.max()), low), high)

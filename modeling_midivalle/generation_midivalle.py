@@ -152,10 +152,18 @@ class MidiValleGenerationMixin(GenerationMixin):
             yield audio
 
     @torch.no_grad()
-    def measure_prompt(self, recorded: torch.Tensor, prompt_codes: torch.LongTensor) -> RecordingChain:
+    def measure_prompt(
+        self, recorded: torch.Tensor, prompt_codes: torch.LongTensor, struck: torch.Tensor | None = None
+    ) -> RecordingChain:
         """What tells the recording of a prompt, `recorded` `(samples,)`, from the codec's version of it, `prompt_codes`
-        `(1, K, P)`; for [`CodecStream`]."""
-        made = self.codec.decode_codes(prompt_codes)[0, 0]
+        `(1, K, P)`; for [`CodecStream`]. That version is made as what follows will be: told which keys are `struck`
+        `(1, P, 88)`, and with what they lack in loudness; of None, or where no key is, from the codes alone."""
+        dynamics = None
+        if struck is None or not struck.any():
+            struck = None
+        else:
+            dynamics = self.key_dynamics(struck[struck > 0].mean()[None], 1)[0]
+        made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, struck)[0, 0]
         return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate)
 
     @torch.no_grad()
@@ -190,12 +198,15 @@ class MidiValleGenerationMixin(GenerationMixin):
             known = prompt_lengths[piece_of] + context_frames.to(input_ids.device)
             target_frames = self._check_target(input_ids, attention_mask, known, target_frames)
         seeds, keep = draw_seeds(seed, len(counts)), int(context_frames.max())
+        begins = [sum(counts[:b]) for b in range(len(counts))]  # each piece's first window
         recordings = [None for _ in counts]
         if input_values is not None and (self.config.as_recorded if as_recorded is None else as_recorded):
-            prompts = zip(input_values, prompt_codes.split(1), prompt_lengths.tolist(), strict=True)
-            hop = self.config.hop_length
-            recordings = [self.measure_prompt(w[0, : hop * P], codes[..., :P]) for w, codes, P in prompts]
-        begins = [sum(counts[:b]) for b in range(len(counts))]  # each piece's first window
+            rows = input_ids[begins], attention_mask[begins], torch.zeros_like(prompt_lengths)
+            struck = self.struck_keys(*rows, prompt_codes.shape[-1])
+            for b, P in enumerate(prompt_lengths.tolist()):
+                recorded, codes = input_values[b, 0, : self.config.hop_length * P], prompt_codes[b : b + 1, :, :P]
+                keys = None if struck is None else struck[b : b + 1, :P]
+                recordings[b] = self.measure_prompt(recorded, codes, keys)
         silent = self.begins_silent(input_ids[begins], attention_mask[begins], prompt_lengths)
         dynamics = self.key_dynamics(mean_velocities, len(counts))
         streams = [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent, dynamics)]
@@ -242,7 +253,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         if not self.config.velocity_gain_db:
             return [None] * pieces
         given = self.config.codec_config.num_oscillators, self.config.frame_rate
-        more = self.config.treble_gain_db, self.config.octave_gain_db
+        more = self.config.treble_gain_db, self.config.octave_gain_db, self.config.attack_gain_db
         return [KeyDynamics(self.config.velocity_gain_db, mean, *given, *more) for mean in means.tolist()]
 
     def begins_silent(

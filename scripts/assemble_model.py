@@ -91,6 +91,7 @@ def assemble(
     velocity_gain_db: float = 0.0,
     treble_gain_db: float = 0.0,
     octave_gain_db: float = 0.0,
+    attack_gain_db: float = 0.0,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -99,8 +100,8 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        as_recorded, keys_from_midi, mean_vectors, velocity_gain_db, treble_gain_db, octave_gain_db: as in
-            `MidiValleConfig`.
+        as_recorded, keys_from_midi, mean_vectors, velocity_gain_db, treble_gain_db, octave_gain_db, attack_gain_db: as
+            in `MidiValleConfig`.
         onset_delay_seconds: as in `MidiValleProcessor`.
     Returns:
         Parameters of each part by its name.
@@ -121,8 +122,8 @@ def assemble(
         raise AssembleError(
             f"--codec {codec}: --velocity-gain needs --keys-from-midi and a codec with oscillators (num_oscillators)"
         )
-    if (treble_gain_db or octave_gain_db) and not velocity_gain_db:
-        raise AssembleError("--treble-gain and --octave-gain need --velocity-gain")
+    if (treble_gain_db or octave_gain_db or attack_gain_db) and not velocity_gain_db:
+        raise AssembleError("--treble-gain, --octave-gain and --attack-gain need --velocity-gain")
     try:
         model = MidiValleForConditionalGeneration.from_sub_models(**parts)
     except StrictDataclassError as error:
@@ -131,6 +132,7 @@ def assemble(
     model.config.mean_vectors = mean_vectors
     model.config.velocity_gain_db = velocity_gain_db
     model.config.treble_gain_db, model.config.octave_gain_db = treble_gain_db, octave_gain_db
+    model.config.attack_gain_db = attack_gain_db
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
@@ -201,6 +203,9 @@ def main(argv: list[str] | None = None) -> int:
         "--octave-gain", type=float, default=0.0, metavar="DB", help="what a key lacks above its octave, beside it, dB"
     )
     parser.add_argument(
+        "--attack-gain", type=float, default=0.0, metavar="DB", help="what all keys lack while they are struck, dB"
+    )
+    parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
     args = parser.parse_args(argv)
@@ -209,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
         options |= {"keys_from_midi": args.keys_from_midi, "mean_vectors": args.mean_vectors}
         options |= {"velocity_gain_db": args.velocity_gain, "treble_gain_db": args.treble_gain}
-        options["octave_gain_db"] = args.octave_gain
+        options |= {"octave_gain_db": args.octave_gain, "attack_gain_db": args.attack_gain}
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
         )

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from modeling_midivalle import CodecStream, MidiValleConfig, PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.dynamics_midivalle import (
+    ATTACK_FADING_S,
     FADING_S,
     KNOWN,
     LEVEL_DB,
@@ -103,6 +104,18 @@ def test_keys_that_are_no_octave_are_left_alone():
         assert torch.equal(*gains)
 
 
+def test_every_key_is_made_louder_while_it_is_struck():
+    """Whatever its velocity; of keys that share a pitch the larger share counts, and a strike begins anew."""
+    strikes = (1, C4, 0.2), (1, C5, 0.9), (5, C4, 0.2)
+    plain, gains = (decibels(KeyDynamics(20.0, 0.5, 84, 50, 0.0, 0.0, x)(rolls(8, *strikes))) for x in (0.0, 3.0))
+    fade = torch.exp(-torch.arange(7) / 50 / ATTACK_FADING_S)
+    added = (gains - plain)[1:]
+    assert not (gains - plain)[0].any()
+    torch.testing.assert_close(added[:, C5 + 21 - 28], 3 * torch.cat([fade[:4], (0.8 * fade[:3]).maximum(fade[4:])]))
+    torch.testing.assert_close(added[:, C4 + 21 - 28], 3 * torch.cat([fade[:4], fade[:3]]))
+    assert not added[:, C4 + 21 - 28 - 1].any()
+
+
 @pytest.mark.parametrize("hertz, share", [(500, 0.0), (1000, 0.01), (3500, 0.5), (6000, 1.0), (12000, 1.0)])
 def test_treble_is_split_off_in_time_with_the_rest(hertz, share):
     wave = torch.sin(2 * math.pi * hertz * torch.arange(3200) / 32000)[None, None]
@@ -156,7 +169,7 @@ def test_refused_configurations():
         parts["nar_config"] = MidiValleConfig.from_preset("tiny").nar_config.to_dict()
         with pytest.raises(StrictDataclassClassValidationError, match="velocity_gain_db needs keys_from_midi"):
             MidiValleConfig(codec_config=codec, **parts, keys_from_midi=told, velocity_gain_db=1.0)
-    for name in ("treble_gain_db", "octave_gain_db"):
+    for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db"):
         with pytest.raises(StrictDataclassClassValidationError, match=f"{name} needs velocity_gain_db"):
             MidiValleConfig(codec_config=CODEC, **parts, keys_from_midi=True, **{name: 1.0})
 

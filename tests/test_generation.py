@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import GenerationConfig, StaticCache
 
-from modeling_midivalle.recording_midivalle import RecordingStream
+from modeling_midivalle import CodecStream
+from modeling_midivalle.dynamics_midivalle import KeyDynamics
+from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
+from modeling_midivalle.recording_midivalle import RecordingStream, measure_recording
 from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
 
 VARIANTS = pytest.mark.parametrize("preset", ["tiny", "summary", "published"])
@@ -209,6 +212,34 @@ def test_the_audio_is_as_the_prompt_was_recorded(make_model, song):
     )  # codes tell of no recording
     alone |= {"input_values": waves[:1], "prompt_codes": None}
     assert torch.equal(torch.cat(list(model.generate_stream(**alone)), -1), model.generate(**alone))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gain", [0.0, 30.0])
+def test_a_prompt_is_compared_with_what_the_model_makes_of_its_notes(make_model, song, gain):
+    """Told which keys are struck, and as loud as their velocities say; where none is, with its codes alone."""
+    model, given = make_model("keys"), {k: v for k, v in song.items() if not k.startswith("prompt_")}
+    model.config.codec_config.num_oscillators, model.config.velocity_gain_db = 16, gain
+    waves = 0.1 * torch.randn(2, 1, 9 * 640, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(2, 9 * 640, dtype=torch.long)
+    waves[1, 0, 4 * 640 :], mask[1, 4 * 640 :] = 0.0, 0
+    given |= {"input_values": waves, "padding_mask": mask}
+    plain, made = model.generate(**given), model.generate(**given, as_recorded=True)
+    for b, (frames, target) in enumerate(((9, 21), (4, 30))):
+        recorded = waves[b, 0, : frames * 640]
+        codes, rows = model.codec.encode_codes(recorded[None, None]), row(song, b)
+        struck = struck_keys(
+            rows["input_ids"], torch.ones(rows["input_ids"].shape[:2]).bool(), torch.zeros(1, dtype=torch.long), frames
+        )
+        assert struck.any()
+        mean = float(struck[struck > 0].mean())
+        stream = CodecStream(model.codec, dynamics=KeyDynamics(gain, mean, 16, 50) if gain else None)
+        chain = measure_recording(recorded, stream.push(codes, True, struck)[0, 0], 32000)
+        expected = RecordingStream(chain)(plain[b : b + 1, :, : target * 640])
+        torch.testing.assert_close(made[b : b + 1, :, : target * 640], expected, atol=1e-6, rtol=0)
+        heard = model.measure_prompt(recorded, codes)
+        assert (heard.taps - chain.taps).abs().max() > 1e-4
+        assert torch.equal(model.measure_prompt(recorded, codes, torch.zeros(1, frames, 88)).taps, heard.taps)
 
 
 @torch.no_grad()

@@ -336,9 +336,13 @@ def plan(setting: Setting, tasks: list[Task]) -> tuple[list[list[tuple[int, int]
 
 def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     """Render files, of which those that are there only have their places in the batches."""
+    if not tasks:
+        return
     args, begin, ready = setting.args, time.perf_counter(), []
     codes = encode_prompt(setting.model, setting.prompt)
-    recording = recording_of(setting.model, setting.prompt, codes, args.as_recorded)
+    first = tasks[0]  # before all of them the prompt is the same
+    keys = keys_of(setting.model, setting.processor, first.performance, first.windows, setting.prompt)
+    recording = recording_of(setting.model, setting.prompt, codes, keys, args.as_recorded)
     steps, found = plan(setting, tasks)
     jobs = {i: make_job(setting, task, codes, recording, found[i]) for i, task in enumerate(tasks) if not task.is_done}
     owners, owned = {id(job): tasks[i] for i, job in jobs.items()}, list(jobs.values())

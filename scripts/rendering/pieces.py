@@ -41,6 +41,11 @@ class Keys:
         """What single keys lack in loudness, a `KeyDynamics` or None."""
         return self.model.key_dynamics(self.processor.mean_velocities([self.performance]), 1)[0]
 
+    def struck_in_prompt(self, frames: int) -> torch.Tensor:
+        """The keys that are struck in the prompt, `(1, frames, 88)`."""
+        ids, mask, first = self._rows(0)
+        return self.model.struck_keys(ids, mask, torch.zeros_like(first), frames)
+
     def begin_silent(self) -> bool:
         """Whether nothing sounds until a key is struck."""
         return self.model.begins_silent(*self._rows(0))[0]
@@ -312,8 +317,8 @@ class Collected(list):
 def render_wave(model, processor, performance, prompt, seed: int, ring_out: float, sampling: dict) -> np.ndarray:
     """A performance after a prompt as one wave `(samples,)`."""
     windows, sink, codes = processor.windows(performance, ring_out), Collected(), encode_prompt(model, prompt)
-    recording = recording_of(model, prompt, codes)
     keys = keys_of(model, processor, performance, windows, prompt)
+    recording = recording_of(model, prompt, codes, keys)
     job = Job(performance, windows, prompt, codes, seed, recording, keys, sinks=[sink])
     for _ in render_jobs(model, processor, {0: job}, schedule([len(windows)], 1), sampling):
         if job.error:
@@ -334,9 +339,11 @@ def keys_of(model, processor, performance, windows: list[tuple[float, float]], p
 
 
 def recording_of(
-    model, prompt, prompt_codes: torch.LongTensor, as_recorded: bool | None = None
+    model, prompt, prompt_codes: torch.LongTensor, keys: Keys | None = None, as_recorded: bool | None = None
 ) -> RecordingChain | None:
-    """What the recording of a `Prompt` adds to its codes; None without one, or where model or `as_recorded` say so."""
+    """What the recording of a `Prompt` adds to its codes, or to what the model with `keys` makes of them; None without
+    one, or where model or `as_recorded` say so."""
     if prompt is None or not (model.config.as_recorded if as_recorded is None else as_recorded):
         return None
-    return model.measure_prompt(torch.from_numpy(np.ascontiguousarray(prompt.wave)), prompt_codes)
+    wave = torch.from_numpy(np.ascontiguousarray(prompt.wave))
+    return model.measure_prompt(wave, prompt_codes, keys and keys.struck_in_prompt(prompt_codes.shape[-1]))

@@ -41,5 +41,6 @@ $python -m scripts.train_codec encode "${told[@]}" --output-dir "$out/final"
 $python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/listener" --output-dir "$out/told"
 
 starter=$(size checkpoints/starter "$out/starter")
-assemble "$out/told/codec" "$starter" --keys-from-midi --mean-vectors --velocity-gain 20 --treble-gain 25 --octave-gain 6
+assemble "$out/told/codec" "$starter" --keys-from-midi --mean-vectors --velocity-gain 24 --treble-gain 25 --octave-gain 6 \
+  --attack-gain 3
 $python -m scripts.evaluate --model "$starter" "${sound[@]}" --excerpts "$(size 12 2)" --output-dir "$out/evaluation"
