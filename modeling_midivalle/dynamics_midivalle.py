@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""What velocities and octaves do to single keys, where the codec's decoder is given the mean of what is likely.
+"""What single keys lack in loudness, where the codec's decoder is given the mean of what is likely.
 
 Such a mean knows how loud the music is, but of the keys of a chord it makes the loud ones too soft, and the decoder,
 which has learned from codes, hardly heeds the velocities that it is told. Behind its LSTM each pitch is a pair of
@@ -11,7 +11,7 @@ Keys an octave apart share the lower one's even partials, and so all of the uppe
 like one. So the upper one's odd partials are made louder then, whatever its velocity; and only for as long as it takes
 to hear that it is there, for tones that stay louder colour the whole piece.
 
-In such a mean the keys of a chord hide each other where they begin, too. So all keys are made louder for as long as
+The keys of a chord hide each other where they begin, in such a mean. So all keys are made louder for as long as
 they are being struck, some 1 dB beyond what recordings do, and each of them is heard.
 
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
@@ -29,16 +29,13 @@ OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the other
 KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
 OCTAVE_PARTIALS = PARTIALS[::2]  # the odd ones
-OCTAVE_FADING_S = 0.3  # as `FADING_S`
-ATTACK_FADING_S = 0.12  # the same
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -1.3  # of all pitches: the music as a whole is to stay as loud as it is
-FADING_S = 0.5  # in which what a strike changes falls to 1/e
+FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S = 0.5, 0.3, 0.12, 1.0  # to 1/e of what a strike does
 MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
 TREBLE_HZ, TREBLE_TAPS = 3500.0, 31  # so few taps rise from 1.5 to 5.5 kHz, as what is missing does
 TREBLE_LIMITS_DB = (-9.0, 12.0)
-TREBLE_FADING_S = 1.0  # as `FADING_S`
 
 
 class Dynamics(NamedTuple):

@@ -129,8 +129,7 @@ def assemble(
     except StrictDataclassError as error:
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
-    model.config.mean_vectors = mean_vectors
-    model.config.velocity_gain_db = velocity_gain_db
+    model.config.mean_vectors, model.config.velocity_gain_db = mean_vectors, velocity_gain_db
     model.config.treble_gain_db, model.config.octave_gain_db = treble_gain_db, octave_gain_db
     model.config.attack_gain_db = attack_gain_db
     rounded = round_weights(model, dtype)

@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""What velocities do to single keys behind the codec's LSTM, and to the treble of its audio."""
+"""What single keys are made louder by behind the codec's LSTM, and what happens to the treble of its audio."""
 
 import math
 
