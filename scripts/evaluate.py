@@ -306,7 +306,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     check_output(output, RESULTS)
     check_sampling(args)
     known = known_truths(args.truth)
-    recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed)
+    recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed, False)
     check_pianos(args.piano)
     transcriber = Transcriber(args.device)
     model, processor, codecs = load(args)

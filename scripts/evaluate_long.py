@@ -54,7 +54,7 @@ LONG, OFFSETS = "long.json", "offsets.json"
 
 def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[str]]:
     """Notes of a piece of about so many minutes, its first minute again at the end; and the files it is made of."""
-    files = sorted(list_midi(root, "test"), key=lambda file: file.path)
+    files = sorted(list_midi(root, "test", hold_out=False), key=lambda file: file.path)
     wanted = minutes * MINUTE_S
     near = [file for file in files if 0.9 * wanted <= file.duration <= 1.1 * wanted]
     rng = np.random.default_rng([seed, round(minutes)])
@@ -237,7 +237,7 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
     """Onset F1 and bias of excerpts behind prompts whose MIDI is early by each offset, corrected and not; their means.
     All is written after each excerpt."""
     processor, model = load_processor(Path(args.model)), load_model(Path(args.model), "cpu")
-    files = sorted(list_midi(args.midi_root, "test"), key=lambda file: file.path)
+    files = sorted(list_midi(args.midi_root, "test", hold_out=False), key=lambda file: file.path)
     rng, rows = np.random.default_rng([args.seed, 1]), []
     prompts = [entry.name for entry in read_prompts(Path(args.model))]
     for number in range(args.excerpts):
@@ -332,7 +332,7 @@ def evaluate(args: argparse.Namespace) -> None:
         choose_prompt(model, args.prompt)
     if not read_prompts(model):
         raise EvaluationError(f"--model {model}: has no bundled prompts; give a model that has some")
-    list_midi(args.midi_root, "test")
+    list_midi(args.midi_root, "test", hold_out=False)
     transcriber = Transcriber()
     with FolderLock(folder):
         check_output(folder, *results)  # of a run that has ended meanwhile

@@ -9,7 +9,8 @@
 An item is a target of one performance and a prompt from elsewhere in the same recording: same piano, same room. With
 `--midi-root` performances are rendered; `--pairs` takes real recordings: a folder of MAESTRO, ATEPP or PiJAMA with its
 csv, any folder of audio and MIDI files of the same names, or a csv (columns audio, midi, and optionally recording_id,
-licence, split). What cannot be read is left out and listed with the reason in `skipped.jsonl`.
+licence, split). Where nothing says which split a recording is of, one in twenty, at least one, is for validation and
+one in twenty for test. What cannot be read is left out and listed with the reason in `skipped.jsonl`.
 
 Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
 stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by

@@ -209,6 +209,11 @@ def tiny_pack(tmp_path_factory):
     (folder / "midi").mkdir()
     for seed in range(2):
         _write_midi(folder / "midi" / f"{seed}.mid", seed)
+    rows = [
+        f"{i}.mid,{s},0,{i},unknown\n" for s in ("train", "validation", "test", "jazz-test", "other") for i in (0, 1)
+    ]
+    header = "path,split,duration_s,composition_id,licence\n"
+    (folder / "midi" / "manifest.csv").write_text(header + "".join(rows))  # both are of any split
     _write_piano(folder / "piano")
     torch.manual_seed(0)
     codec = PianoEncodecModel(PianoEncodecConfig(num_filters=2, hidden_size=16, num_lstm_layers=1))

@@ -104,7 +104,7 @@ def test_codes_are_those_of_the_audio(tiny_pack):
 
 def test_a_folder_of_one_piece_gives_its_own_prompts(write_midi, tiny_pack, tmp_path):
     write_midi(tmp_path / "only.mid")
-    recordings = RenderedRecordings(tmp_path, "validation", [str(tiny_pack / "piano")], ["studio"], 0)
+    recordings = RenderedRecordings(tmp_path, "validation", [str(tiny_pack / "piano")], ["studio"], 0, False)
     prompt, target, _ = recordings.draw(0, DataArguments("validation", 1.0, 1.0, 0, keep_audio=False))
     assert prompt.source == target.source == "only.mid"
 
@@ -187,8 +187,9 @@ def pairs(tiny_pack, write_midi, tmp_path):
     soundfile.write(tmp_path / "short.wav", noise[:22_050], 44_100)
     with open(tmp_path / "pairs.csv", "w", newline="") as f:
         table = csv.writer(f)
-        table.writerow(["audio", "midi", "recording_id", "licence"])
-        table.writerows([["long.flac", "long.mid", "hall", "CC0"], ["short.wav", "long.mid", "", ""]])
+        table.writerow(["audio", "midi", "recording_id", "licence", "split"])
+        table.writerow(["long.flac", "long.mid", "hall", "CC0", "train"])
+        table.writerow(["short.wav", "long.mid", "", "", "train"])
     return tmp_path / "pairs.csv"
 
 

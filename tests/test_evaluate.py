@@ -168,7 +168,9 @@ def test_music_that_ends_early(make_model, tiny_pack, transcriber, write_midi, t
     assert run(tiny_pack, tmp_path / "out", "--model", tmp_path / "model", *options) == 0
     assert soundfile.info(tmp_path / "out" / "00_generated.flac").frames == 13 * 32_000
     held = evaluate.Performance(np.array([(0.0, 9.0, 60, 80)], NOTE_DTYPE), "held.mid", {})
-    recordings = evaluate.RenderedRecordings(tmp_path / "midi", "validation", [tiny_pack / "piano"], ["studio"], 0)
+    recordings = evaluate.RenderedRecordings(
+        tmp_path / "midi", "validation", [tiny_pack / "piano"], ["studio"], 0, False
+    )
     recordings.performances["short.mid"] = held.notes
     with pytest.raises(evaluate.EvaluationError, match="excerpt 0, short.mid from .* no note is struck in it"):
         evaluate.Excerpt(recordings, 0, evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False))

@@ -72,6 +72,22 @@ def test_pijama(tmp_path, write_midi):
         assert prompt.start + 1 <= target.start + 1e-9 or target.start + target.seconds <= prompt.start + 1e-9
 
 
+def test_nothing_that_is_learned_validates(tmp_path):
+    """Without a column split each recording is of one split, all of its rows, and a few are held out of a few."""
+    rows = [{"audio": f"{i}.wav", "midi": f"{i}.mid", "recording_id": f"r{i // 2}"} for i in range(120)]
+    write_table(tmp_path / "pairs.csv", "audio,midi,recording_id", *rows)
+    found = {s: read_pairs(tmp_path / "pairs.csv", s)[1] for s in ("train", "validation", "test")}
+    assert {s: len(pairs) for s, pairs in found.items()} == {"train": 108, "validation": 6, "test": 6}
+    assert sum(len({pair.recording_id for pair in pairs}) for pairs in found.values()) == 60
+    for name in ("a.wav", "a.mid", "b.wav", "b.mid"):
+        (tmp_path / "few").mkdir(exist_ok=True)
+        (tmp_path / "few" / name).touch()
+    (learned,), (held,) = (read_pairs(tmp_path / "few", split)[1] for split in ("train", "validation"))
+    assert {learned.audio, held.audio} == {"a.wav", "b.wav"}
+    with pytest.raises(MidiError, match="few: of 2 recordings none is for 'test'; give a table with a column split"):
+        read_pairs(tmp_path / "few", "test")
+
+
 def test_a_folder_of_pairs(tmp_path):
     """Names are matched with their folders; what has no partner is no pair; without any it is an error."""
     for name in ("a/one.wav", "a/one.mid", "b/one.flac", "b/one.midi", "two.wav", "b/.three.wav"):

@@ -317,8 +317,12 @@ def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):
     (tmp_path / "own").mkdir()
     for seed in range(2):
         write_midi(tmp_path / "own" / f"{seed}.mid", seed)
-    plain = list_midi(tmp_path / "own", "train")
+    plain = list_midi(tmp_path / "own", "train", hold_out=False)
     assert [file.path for file in plain] == ["0.mid", "1.mid"]
+    held = [file for split in ("train", "validation") for file in list_midi(tmp_path / "own", split)]
+    assert len(held) == 2 and {file.path for file in held} == {"0.mid", "1.mid"}
+    with pytest.raises(MidiError, match="of 2 MIDI files none is for 'test'; add a manifest.csv"):
+        list_midi(tmp_path / "own", "test")
     expected = plain[1].load(tmp_path / "own").notes
     with tarfile.open(tmp_path / "own.tar.xz", "w:xz") as tar:
         tar.add(tmp_path / "own", "own")

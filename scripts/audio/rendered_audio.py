@@ -54,12 +54,23 @@ class MidiFile:
         return load_performance(data)
 
 
-def list_midi(root: str | Path, split: str) -> list[MidiFile]:
+def of_split(names: list[str], split: str) -> set[str]:
+    """Those of `names` that are of a split, where no table says which: by their hashes one in twenty, and of a few one,
+    is for validation, one in twenty for test, all others for training."""
+    order = sorted(set(names), key=lambda name: hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+    tested = len(order) // 20
+    held = max(tested, int(len(order) > 1))
+    parts = {"validation": order[:held], "test": order[held : held + tested], "train": order[held + tested :]}
+    return set(parts.get(split, ()))
+
+
+def list_midi(root: str | Path, split: str, hold_out: bool = True) -> list[MidiFile]:
     """The files of one split of a MIDI folder.
 
     Args:
         root: folder with `manifest.csv` (columns path, split, duration_s, composition_id, licence, source) beside the
             files or beside one `SOURCE.tar.xz` an archive; without a manifest every `.mid`/`.midi` below is taken.
+        hold_out: without a manifest `of_split` decides; else all files are of any split, where nothing is learned.
     Raises:
         MidiError: nothing of that split is there.
     """
@@ -68,6 +79,12 @@ def list_midi(root: str | Path, split: str) -> list[MidiFile]:
     if not manifest.is_file():
         paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
         found = [MidiFile(str(p.relative_to(root)), None, split, 0.0, p.stem, "unknown") for p in paths]
+        chosen = of_split([file.path for file in found], split) if hold_out else None
+        if found and chosen == set():
+            raise MidiError(
+                f"{root}: of {len(found)} MIDI files none is for {split!r}; add a manifest.csv that says which"
+            )
+        found = [file for file in found if chosen is None or file.path in chosen]
     else:
         try:
             with open(manifest, newline="", encoding="utf-8-sig") as f:  # spreadsheets begin a file with a mark

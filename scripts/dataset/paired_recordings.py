@@ -17,6 +17,7 @@ import soundfile
 
 from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
 from scripts.audio.pianos import SAMPLING_RATE
+from scripts.audio.rendered_audio import of_split
 from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
 from tokenization.midi_midivalle import MidiError, load_performance
 
@@ -98,7 +99,7 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
     """The folder that paths are relative to, the pairs of a split (all without one), and what the corpus excludes.
 
     A split comes from the table. Where it has no such column but knows compositions, nine in ten of these are for
-    training, by their hash; a table of one's own without that column is used whole for any split.
+    training, by their hash; of recordings of one's own `of_split` decides.
 
     Raises:
         MidiError: no table or pairs there, unknown columns, a number that is none, or nothing of that split.
@@ -109,7 +110,7 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
         if len(tables) > 1:
             raise MidiError(f"{source}: holds several tables ({', '.join(t.name for t in tables)}); name one of them")
         if not tables:
-            return source, _same_names(source), []
+            return source, _held_out(source, _same_names(source), split), []
         source = tables[0]
     header, rows = _read(source)
     layout = _layout(header)
@@ -134,6 +135,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
         raise MidiError(f"{source}: a row is cut short, or a length in it is no number ({error})") from error
     if not pairs:
         raise MidiError(f"{source}: no usable row of split {split!r}")
+    if not layout.composition and layout.split not in header:
+        pairs = _held_out(source, pairs, split)
     return source.parent, pairs, excluded
 
 
@@ -235,6 +238,16 @@ def _is_of(layout: Layout, row: dict, split: str) -> bool:
     digest = hashlib.sha256("/".join(row[column] for column in layout.composition).encode()).digest()
     low, high = HELD_OUT.get(split, (0.0, 0.0))
     return low <= int.from_bytes(digest[:6], "big") / 2**48 < high
+
+
+def _held_out(source: Path, pairs: list[Pair], split: str | None) -> list[Pair]:
+    """Those of a split, where no table says which; all without one."""
+    if split is None:
+        return pairs
+    chosen = of_split([pair.recording_id for pair in pairs], split)
+    if not chosen:
+        raise MidiError(f"{source}: of {len(pairs)} recordings none is for {split!r}; give a table with a column split")
+    return [pair for pair in pairs if pair.recording_id in chosen]
 
 
 def _pair(layout: Layout, row: dict, base: Path) -> Pair:

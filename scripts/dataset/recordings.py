@@ -43,10 +43,19 @@ class Window:
 
 
 class RenderedRecordings:
-    """Recordings made from MIDI: item i draws piano, room, target and prompt from (seed, i)."""
+    """Recordings made from MIDI: item i draws piano, room, target and prompt from (seed, i).
 
-    def __init__(self, midi_root: str, split: str, pianos: list[str], rooms: list[str], seed: int):
-        self.root, self.files, self.pianos, self.rooms = midi_root, list_midi(midi_root, split), pianos, rooms
+    Args:
+        midi_root, split, hold_out: as `list_midi`.
+        pianos: paths for `load_piano`.
+        rooms: names of `scripts.audio.rooms.ROOMS`.
+    """
+
+    def __init__(
+        self, midi_root: str, split: str, pianos: list[str], rooms: list[str], seed: int, hold_out: bool = True
+    ):
+        self.root, self.files = midi_root, list_midi(midi_root, split, hold_out)
+        self.pianos, self.rooms = pianos, rooms
         self.seed, self.excluded = seed, []
         durations = np.array([max(f.duration, 1.0) for f in self.files])
         self.weights = durations / durations.sum()
