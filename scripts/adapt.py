@@ -24,7 +24,7 @@ import torch
 
 from modeling_midivalle.recording_midivalle import RecordingStream
 from processing.audio_midivalle import SAMPLING_RATE
-from processing.processing_midivalle import Prompt
+from processing.processing_midivalle import MAX_RING_OUT_S, Prompt
 from scripts.dataset.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.decoders.objectives import DecoderLosses
 from scripts.measuring.metrics import note_scores, timbre_distance
@@ -169,7 +169,9 @@ def play(model, processor, recording: Recording, recipe: AdaptRecipe, end: float
     model.eval()
     seconds, prompt = held_seconds(recording, end), prompt_of(recording, recipe, end)
     piece = processor.load(Performance(recording.notes, "the held part", {}), start=end, end=end + seconds)
-    wave = render_wave(model, processor, piece, prompt, recipe.seed, max(seconds - piece.end, 0.0), {})
+    ring_out = min(max(seconds - piece.end, 0.0), MAX_RING_OUT_S)
+    wave = render_wave(model, processor, piece, prompt, recipe.seed, ring_out, {})
+    wave = np.pad(wave, (0, round(seconds * SAMPLING_RATE) - len(wave)))  # what would ring longer has died away
     return heard(recording, wave, end, seconds, transcriber)
 
 

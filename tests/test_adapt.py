@@ -54,6 +54,16 @@ def run(folder, write_midi, tmp_path):
     return command
 
 
+def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypatch):
+    """More silence than any ring-out: what is rendered lasts as long as what it is compared with."""
+    notes = np.array([(0.2, 0.5, 60, 80), (2.2, 0.5, 64, 80)], NOTE_DTYPE)
+    codes = torch.zeros(4, 20 * 50, dtype=torch.long)
+    recording = Recording(np.ones(20 * RATE, np.float32), notes, codes, codes, MidiValleTokenizer())
+    monkeypatch.setattr(adapt, "heard", lambda recording, wave, *_: len(wave))
+    model, processor = adapt.load_model(folder, "cpu"), adapt.load_processor(folder)
+    assert adapt.play(model, processor, recording, adapt.AdaptRecipe(prompt_seconds=(0.5, 1.0)), 2.0, None) == 18 * RATE
+
+
 def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft", reason="make install-peft")
     measure, written = adapt.measure, []

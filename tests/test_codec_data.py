@@ -331,6 +331,10 @@ def test_audio_files_with_and_without_notes(recording):
     item = RecordedExcerpts([folder], 1.5, seed=1)[0]
     assert item["wave"].shape == (48_000,) and item["wave"].dtype == np.int16 and item["has_notes"]
     assert np.array_equal(item["onsets"], onset_roll(notes, 75))
+    (folder / "loud").mkdir()  # as recorders for cards name them
+    for name in ("take.mid", "take.wav"):
+        shutil.copy(folder / name, folder / "loud" / name.upper())
+    assert RecordedExcerpts([folder / "loud"], 1.5, seed=1)[0]["has_notes"]
     (folder / "bare").mkdir()
     (folder / "take.wav").rename(folder / "bare" / "take.wav")
     bare = RecordedExcerpts([folder], 2.0, seed=1)[4]

@@ -149,7 +149,8 @@ def _row_notes(row: dict, prefix: str, place: str) -> np.ndarray | None:
 
 @lru_cache(maxsize=256)
 def _midi_beside(audio: str) -> np.ndarray | None:
-    found = [p for suffix in MIDI_FILES if (p := Path(audio).with_suffix(suffix)).is_file()]
+    stem = Path(audio).stem
+    found = sorted(p for p in Path(audio).parent.iterdir() if p.stem == stem and p.suffix.lower() in MIDI_FILES)
     return load_performance(found[0]).notes if found else None
 
 
