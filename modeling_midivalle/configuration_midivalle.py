@@ -271,6 +271,8 @@ class MidiValleConfig(PreTrainedConfig):
             an octave below; beside `velocity_gain_db`.
         attack_gain_db (`float`, defaults to 0.0): dB by which every key is made louder while it is struck; beside
             `velocity_gain_db`.
+        sustain_gain_db (`float`, defaults to 0.0): dB a second by which held keys are made louder while nothing is
+            struck; beside `velocity_gain_db`.
 
     Example:
 
@@ -300,6 +302,7 @@ class MidiValleConfig(PreTrainedConfig):
     treble_gain_db: float = 0.0
     octave_gain_db: float = 0.0
     attack_gain_db: float = 0.0
+    sustain_gain_db: float = 0.0
     initializer_range: float = 0.02
 
     @classmethod
@@ -347,7 +350,7 @@ class MidiValleConfig(PreTrainedConfig):
             raise ValueError("keys_from_midi needs a codec whose latent has axes of keys (num_key_axes)")
         if self.velocity_gain_db and not (self.keys_from_midi and codec.num_oscillators):
             raise ValueError("velocity_gain_db needs keys_from_midi and a codec with num_oscillators")
-        for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db"):
+        for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db", "sustain_gain_db"):
             if getattr(self, name) and not self.velocity_gain_db:
                 raise ValueError(f"{name} needs velocity_gain_db")
         sizes = [(c.midi_vocab_sizes, c.midi_embedding_sizes) for c in (ar, nar)]

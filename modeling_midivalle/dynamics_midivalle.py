@@ -14,6 +14,10 @@ to hear that it is there, for tones that stay louder colour the whole piece.
 The keys of a chord hide each other where they begin, in such a mean. So all keys are made louder for as long as
 they are being struck, some 1 dB beyond what recordings do, and each of them is heard.
 
+Tones die too soon, in such a mean, and with codes from recordings too. So where nothing has been struck for a moment,
+the pitches of the keys that are held become louder, until something is struck: as loud as they should be beside a
+strike, they would hide it.
+
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
 there the audio itself is made louder and softer.
 """
@@ -25,6 +29,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .modeling_midivalle_frame_notes import PlayedKeys
+
 OSCILLATOR_PITCH = 28  # MIDI pitch of the first pair of channels, E1; the others follow by semitones
 KEY_PITCH = 21  # of key 0, A0
 PARTIALS = ((0, 1.0), (12, 0.8), (19, 0.6), (24, 0.5), (28, 0.4), (31, 0.35), (34, 0.3), (36, 0.3))  # semitones, share
@@ -32,6 +38,8 @@ OCTAVE_PARTIALS = PARTIALS[::2]  # the odd ones
 SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -1.3  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S = 0.5, 0.3, 0.12, 1.0  # to 1/e of what a strike does
+SUSTAIN_AFTER_S, SUSTAIN_LIMIT_DB = 0.4, 8.0  # tones are as loud as they should be for so long; later lack up to that
+SUSTAIN_FADING_S = 0.3  # to 1/e, once a key is struck, and of those that are not held any more
 MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
 TREBLE_HZ, TREBLE_TAPS = 3500.0, 31  # so few taps rise from 1.5 to 5.5 kHz, as what is missing does
@@ -59,6 +67,7 @@ class KeyDynamics:
             frame.
         octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
         attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
+        sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck.
     """
 
     def __init__(
@@ -70,35 +79,40 @@ class KeyDynamics:
         treble_db: float = 0.0,
         octave_db: float = 0.0,
         attack_db: float = 0.0,
+        sustain_db: float = 0.0,
     ):
         self.gain_db, self.treble_db, self.octave_db, self.attack_db = gain_db, treble_db, octave_db, attack_db
-        self.num_pitches = num_pitches
-        seconds = (FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S, MEMORY_S)
-        decays = (math.exp(-1 / (s * frame_rate)) for s in seconds)
-        self.fading, self.octave_fading, self.attack_fading, self.treble_fading, self.memory = decays
+        self.num_pitches, self.rise = num_pitches, sustain_db / frame_rate
+        seconds = (FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S, SUSTAIN_FADING_S, MEMORY_S)
+        decays = [math.exp(-1 / (s * frame_rate)) for s in seconds]
+        self.fading, self.octave_fading, self.attack_fading, self.treble_fading, *decays = decays
+        self.sustain_fading, self.memory = decays
+        self.rest, self.short_rest = 0, SUSTAIN_AFTER_S * frame_rate  # frames since a key was struck; of no account
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
-        self.gain, self.octaves, self.attack = torch.zeros(3, num_pitches)  # dB
+        self.gain, self.octaves, self.attack, self.sustain = torch.zeros(4, num_pitches)  # dB
         self.sounding = torch.zeros(num_pitches)  # a share from 0 to 1
         self.struck = torch.zeros(88, dtype=torch.bool)  # a frame ago
         self.treble = 0.0  # dB
 
-    def __call__(self, struck: torch.Tensor) -> Dynamics:
-        """Of the next frames: `struck` `(1, T, 88)`, velocity over 127 where a key is struck."""
+    def __call__(self, keys: PlayedKeys) -> Dynamics:
+        """Of the next frames, `keys` `(1, T, 88)`."""
         gains, treble = [self.gain.new_zeros(0, self.num_pitches)], []
-        for velocities in struck[0].cpu():
+        for velocities, held in zip(keys.struck[0].cpu(), keys.held[0].cpu()):
             self.heard, self.strikes = self.heard * self.memory, self.strikes * self.memory
             self.gain, self.sounding = self.gain * self.fading, self.sounding * self.fading
             self.octaves, self.attack = self.octaves * self.octave_fading, self.attack * self.attack_fading
             self.treble = self.treble * self.treble_fading
-            if len(keys := velocities.nonzero()[:, 0]):
-                self._strike(velocities[keys], self.partials[keys])
+            self.rest += 1
+            if len(new := velocities.nonzero()[:, 0]):
+                self._strike(velocities[new], self.partials[new])
                 self._strike_octaves(velocities > 0)
+            self._sustain(held)
             self.struck = velocities > 0
-            gains.append((self.gain + self.octaves + self.attack)[None])
+            gains.append((self.gain + self.octaves + self.attack + self.sustain)[None])
             treble.append(self.treble)
         pitches = _factors(torch.cat(gains) + LEVEL_DB).repeat_interleave(2, 1)
-        return Dynamics(*(x[None].to(struck.device) for x in (pitches, _factors(torch.tensor(treble)))))
+        return Dynamics(*(x[None].to(keys.struck.device) for x in (pitches, _factors(torch.tensor(treble)))))
 
     def _strike(self, velocities: torch.Tensor, partials: torch.Tensor) -> None:
         """Keys of `velocities` `(N,)` are struck in this frame, which have shares in pitches, `partials` `(N, P)`."""
@@ -110,6 +124,7 @@ class KeyDynamics:
         is_free = (self.gain <= 0) & (partials > 0).any(0)
         self.gain = torch.where(louder > 0, self.gain.maximum(louder), torch.where(is_free, softer, self.gain))
         self.attack = self.attack.maximum(self.attack_db * partials.amax(0))
+        self.sustain, self.rest = self.sustain * (1 - partials.amax(0)), 0
         self.sounding = (self.sounding + partials.sum(0)).clamp(max=1)
         low, high = TREBLE_LIMITS_DB
         self.treble = min(max(self.treble_db * float(above.max()), low), high)
@@ -120,6 +135,16 @@ class KeyDynamics:
         upper = (near[12:] & near[:-12] & (struck[12:] | struck[:-12])).nonzero()[:, 0] + 12
         if len(upper):
             self.octaves = self.octaves.maximum(self.octave_db * self.odd_partials[upper].amax(0))
+
+    def _sustain(self, held: torch.BoolTensor) -> None:
+        """One frame of the keys that are `held` `(88,)`."""
+        faded = self.sustain * self.sustain_fading
+        if self.rest <= self.short_rest or not held.any():
+            self.sustain = faded
+            return
+        shares = self.partials[held].amax(0)
+        rise = (SUSTAIN_LIMIT_DB * shares - self.sustain).clamp(min=0).minimum(self.rise * shares)
+        self.sustain = torch.where(shares > 0, self.sustain + rise, faded)
 
 
 class TrebleSplit(nn.Module):

@@ -32,6 +32,7 @@ from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.rendering.manifest import write_json
 from scripts.rendering.pieces import recording_of, render_wave
+from scripts.training.processes import run_errors
 from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
 from scripts.training.schedules import warmup_cosine
@@ -258,6 +259,21 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     return {"steps": steps, "before": before, "after": after, "codec": codec}
 
 
+def adapt_files(args: argparse.Namespace, output: Path) -> dict:
+    """What the command line asks for; see `adapt`."""
+    recipe = AdaptRecipe.from_yaml(args.config)
+    check_output(output)
+    require_peft()
+    folder = model_folder(args.model)
+    processor, model = load_processor(folder), load_model(folder, args.device)
+    recording, remark = read_recording(args.audio, args.midi, model, processor.tokenizer)
+    print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
+    transcriber = None if args.losses_only else find_transcriber()
+    report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)
+    write_json(output / "report.json", report)
+    return report
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used, 130 if interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -271,16 +287,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output = args.output_dir.resolve()  # `.` has no name
     try:
-        recipe = AdaptRecipe.from_yaml(args.config)
-        check_output(output)
-        require_peft()
-        folder = model_folder(args.model)
-        processor, model = load_processor(folder), load_model(folder, args.device)
-        recording, remark = read_recording(args.audio, args.midi, model, processor.tokenizer)
-        print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
-        transcriber = None if args.losses_only else find_transcriber()
-        report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)
-        write_json(output / "report.json", report)
+        with run_errors():
+            report = adapt_files(args, output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

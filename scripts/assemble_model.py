@@ -5,8 +5,9 @@
         --output checkpoints/starter
 
 The decoders are rounded to --dtype; the codec must be rounded to fp16 already (`scripts.train_codec` does it), since
-the decoders learned the codes of the rounded one. The folder loads in fp32. It is made beside --output, loaded again
-and compared, then moved in; other files of --output (prompts/, README.md) stay.
+the decoders learned the codes of the rounded one; with --dtype float32, nothing is rounded. The tokenizer is the one
+that the AR has learned with. The folder loads in fp32. It is made beside --output, loaded again and compared, then
+moved in; other files of --output (prompts/, README.md) stay.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from tokenization import MidiValleTokenizer
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
 MAX_MIB = 40.0
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+GAINS = ("velocity", "treble", "octave", "attack", "sustain")
 NAMED_BUFFERS = ("embed", "cluster_size", "inited")  # of a codebook; its `embed_avg` only matters to training
 
 
@@ -39,7 +41,7 @@ class AssembleError(ValueError):
 
 def shipped_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The precision in which tensor `name` of the whole model is stored, if the decoders are stored as `dtype`."""
-    if not name.startswith("codec."):
+    if not name.startswith("codec.") or dtype == torch.float32:
         return dtype
     codebook = ".codebook." in name and name.endswith(NAMED_BUFFERS)
     return torch.float32 if codebook else torch.float16
@@ -84,14 +86,8 @@ def assemble(
     output: Path,
     dtype: torch.dtype,
     max_mib: float = MAX_MIB,
-    as_recorded: bool = False,
-    onset_delay_seconds: float = 0.0,
-    keys_from_midi: bool = False,
-    mean_vectors: bool = False,
-    velocity_gain_db: float = 0.0,
-    treble_gain_db: float = 0.0,
-    octave_gain_db: float = 0.0,
-    attack_gain_db: float = 0.0,
+    windows: dict[str, float] | None = None,
+    **playing,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
@@ -100,9 +96,8 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        as_recorded, keys_from_midi, mean_vectors, velocity_gain_db, treble_gain_db, octave_gain_db, attack_gain_db: as
-            in `MidiValleConfig`.
-        onset_delay_seconds: as in `MidiValleProcessor`.
+        windows: `max_prompt_seconds`, `max_window_seconds` and `onset_delay_seconds`, as in `MidiValleProcessor`.
+        playing: `as_recorded`, `keys_from_midi`, `mean_vectors` and gains, as in `MidiValleConfig`.
     Returns:
         Parameters of each part by its name.
     Raises:
@@ -116,30 +111,19 @@ def assemble(
         raise AssembleError(f"--output {output}: holds a {kind} model; choose another folder")
     folders = {"codec": codec, "ar": ar, "nar": nar}
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
-    if keys_from_midi and not getattr(parts["codec"].config, "num_key_axes", 0):
-        raise AssembleError(f"--codec {codec}: has no axes of keys, which --keys-from-midi needs")
-    if velocity_gain_db and not (keys_from_midi and getattr(parts["codec"].config, "num_oscillators", 0)):
-        raise AssembleError(
-            f"--codec {codec}: --velocity-gain needs --keys-from-midi and a codec with oscillators (num_oscillators)"
-        )
-    if (treble_gain_db or octave_gain_db or attack_gain_db) and not velocity_gain_db:
-        raise AssembleError("--treble-gain, --octave-gain and --attack-gain need --velocity-gain")
+    has_tokenizer = (Path(ar) / "tokenizer_config.json").is_file()  # not if the AR was trained before they were saved
+    tokenizer = MidiValleTokenizer.from_pretrained(ar) if has_tokenizer else MidiValleTokenizer()
     try:
-        model = MidiValleForConditionalGeneration.from_sub_models(**parts)
+        model = MidiValleForConditionalGeneration.from_sub_models(**parts, **playing)
     except StrictDataclassError as error:
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
-    model.config.as_recorded, model.config.keys_from_midi = as_recorded, keys_from_midi
-    model.config.mean_vectors, model.config.velocity_gain_db = mean_vectors, velocity_gain_db
-    model.config.treble_gain_db, model.config.octave_gain_db = treble_gain_db, octave_gain_db
-    model.config.attack_gain_db = attack_gain_db
     rounded = round_weights(model, dtype)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         model.save_pretrained(temporary, state_dict=dict(rounded), max_shard_size=MAX_SHARD_SIZE)
         extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=model.config.sampling_rate)
-        limits = {"max_prompt_seconds": 6.0, "max_window_seconds": 16.0, "onset_delay_seconds": onset_delay_seconds}
-        processor = MidiValleProcessor(extractor, MidiValleTokenizer(), **limits)
+        processor = MidiValleProcessor(extractor, tokenizer, **(windows or {}))
         processor.save_pretrained(temporary)
         check_folder(temporary, rounded)
         move_in(temporary, output, max_mib)
@@ -205,18 +189,26 @@ def main(argv: list[str] | None = None) -> int:
         "--attack-gain", type=float, default=0.0, metavar="DB", help="what all keys lack while they are struck, dB"
     )
     parser.add_argument(
+        "--sustain-gain", type=float, default=0.0, metavar="DB", help="what held keys lack more each second, dB"
+    )
+    parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
+    )
+    parser.add_argument(
+        "--max-prompt", type=float, default=6.0, metavar="S", help="longest prompt it has learned with, s (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-window", type=float, default=16.0, metavar="S", help="longest target likewise, s (%(default)s)"
     )
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     try:
-        options = {"as_recorded": args.as_recorded, "onset_delay_seconds": args.onset_delay}
-        options |= {"keys_from_midi": args.keys_from_midi, "mean_vectors": args.mean_vectors}
-        options |= {"velocity_gain_db": args.velocity_gain, "treble_gain_db": args.treble_gain}
-        options |= {"octave_gain_db": args.octave_gain, "attack_gain_db": args.attack_gain}
-        sizes = assemble(
-            args.codec, args.ar, args.nar, args.output, getattr(torch, args.dtype), args.max_mib, **options
-        )
+        windows = {"max_prompt_seconds": args.max_prompt, "max_window_seconds": args.max_window}
+        windows["onset_delay_seconds"] = args.onset_delay
+        playing = {name: getattr(args, name) for name in ("as_recorded", "keys_from_midi", "mean_vectors")}
+        playing |= {f"{name}_gain_db": getattr(args, f"{name}_gain") for name in GAINS}
+        dtype = getattr(torch, args.dtype)
+        sizes = assemble(args.codec, args.ar, args.nar, args.output, dtype, args.max_mib, windows, **playing)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

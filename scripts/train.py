@@ -32,7 +32,7 @@ from scripts.decoders.recipe import TrainRecipe
 from scripts.decoders.run import BadLossError, Run
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash, load_part
-from scripts.training.processes import FolderLock, StopSignals
+from scripts.training.processes import FolderLock, StopSignals, run_errors
 from scripts.training.publishing import push
 from scripts.training.recipe_file import model_of
 from tokenization import MidiValleTokenizer
@@ -107,7 +107,7 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     data = info | {"shards": len(files)}
     codebooks = load_codebooks(args.codec)
     model = start_model(recipe, part, codebooks)
-    return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec)
+    return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec, tokenizer)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -135,25 +135,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def train(args: argparse.Namespace) -> None:
+    """What the command line asks for."""
+    recipe, began = TrainRecipe.from_yaml(args.config), time.time()
+    args.codec = str(model_folder(args.codec, "--codec"))
+    if args.part == "both":  # what the NAR cannot begin with is said before the AR has learned for hours
+        start_model(recipe, "nar", load_codebooks(args.codec))
+    for part in ["ar", "nar"] if args.part == "both" else [args.part]:
+        output = args.output_dir / part if args.part == "both" else args.output_dir
+        run = make_run(args, recipe, part, output)
+        with FolderLock(output), StopSignals() as signals:
+            run.resume(args.force)
+            limit = math.inf if args.stop_after is None else began + args.stop_after
+            if not run.train(lambda: signals.received or time.time() > limit):  # noqa: B023  used up within the loop
+                run.accelerator.print(f"stopped at step {run.step} ({signals.received or '--stop-after'}); saved")
+                return
+        if args.push_to_hub and run.accelerator.is_main_process:
+            push(output / "model", args.push_to_hub + (f"-{part}" if args.part == "both" else ""))
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success or when told to stop, 1 on a bad loss, 2 on what cannot be used or written."""
-    args, began = parse(argv), time.time()
+    args = parse(argv)
     try:
-        recipe = TrainRecipe.from_yaml(args.config)
-        args.codec = str(model_folder(args.codec, "--codec"))
-        if args.part == "both":  # what the NAR cannot begin with is said before the AR has learned for hours
-            start_model(recipe, "nar", load_codebooks(args.codec))
-        for part in ["ar", "nar"] if args.part == "both" else [args.part]:
-            output = args.output_dir / part if args.part == "both" else args.output_dir
-            run = make_run(args, recipe, part, output)
-            with FolderLock(output), StopSignals() as signals:
-                run.resume(args.force)
-                limit = math.inf if args.stop_after is None else began + args.stop_after
-                if not run.train(lambda: signals.received or time.time() > limit):  # noqa: B023  used up within the loop
-                    run.accelerator.print(f"stopped at step {run.step} ({signals.received or '--stop-after'}); saved")
-                    return 0
-            if args.push_to_hub and run.accelerator.is_main_process:
-                push(output / "model", args.push_to_hub + (f"-{part}" if args.part == "both" else ""))
+        with run_errors():
+            train(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

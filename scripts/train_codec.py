@@ -28,12 +28,13 @@ attack of its own where its partials already sound (`scripts.codec.oscillators`)
 EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. `features` and `codebooks` are fitted at once, and
-replace no earlier ones. Several processes: `accelerate launch -m scripts.train_codec ...` or `torchrun -m
-scripts.train_codec ...`. In the output folder: `log.jsonl`, `curve.png`, and with `--validation` (rendered: the
-manifest's validation split) `samples/`, what has become of some fixed crops.
+replace no earlier ones; they and `encode` are one process's work. The other parts take several: `accelerate launch -m
+scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: `log.jsonl`, `curve.png`, and
+with `--validation` (rendered: the manifest's validation split) `samples/`, what has become of some fixed crops.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -48,6 +49,7 @@ from scripts.models.trained_parts import codec_hash
 from scripts.training.processes import run_errors
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
+FITTED = ("features", "codebooks", "encode")  # at once, not step by step
 VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of training
 
 
@@ -117,6 +119,8 @@ def validation_of(args: argparse.Namespace, recipe: CodecRecipe):
 def run_part(args: argparse.Namespace) -> None:
     """What the command line asks for."""
     recipe, output = CodecRecipe.from_yaml(args.config, batch_size=args.batch_size, steps=args.steps), args.output_dir
+    if args.part in FITTED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"{args.part} is one process's work: start it without accelerate launch or torchrun")
     if args.codec:
         args.codec = str(model_folder(args.codec, "--codec"))
     if args.part == "encode":

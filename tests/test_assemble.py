@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_midivalle import MidiValleForConditionalGeneration
 from scripts import assemble_model
 from scripts.models.trained_parts import codec_hash
+from tokenization import MidiValleTokenizer
 
 LOAD_REMOTE = """
 import sys
@@ -65,8 +66,29 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
     assert assemble(tmp_path, "--onset-delay", "nan") == 2
     assert assemble(tmp_path, "--keys-from-midi") == 2  # this codec has no axes of keys
     assert assemble(tmp_path, "--velocity-gain", "8") == 2  # nor oscillators
-    for gain in ("--treble-gain", "--octave-gain", "--attack-gain"):  # go with them
+    for gain in ("--treble-gain", "--octave-gain", "--attack-gain", "--sustain-gain"):  # go with them
         assert assemble(tmp_path, gain, "8") == 2
+
+
+def test_notes_are_read_as_the_decoders_have_learned_them(parts, tmp_path):
+    assert assemble(tmp_path) == 0
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.tokenizer.mark_held
+    assert (processor.max_prompt_seconds, processor.max_window_seconds) == (6.0, 16.0)
+    MidiValleTokenizer(mark_held=False).save_pretrained(tmp_path / "ar")
+    assert assemble(tmp_path, "--max-prompt", "3", "--max-window", "20") == 0
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert not processor.tokenizer.mark_held
+    assert (processor.max_prompt_seconds, processor.max_window_seconds) == (3.0, 20.0)
+
+
+def test_a_codec_that_is_not_rounded_is_stored_as_it_is(parts, tmp_path):
+    with torch.no_grad():
+        parts.codec.encoder.layers[0].conv.bias += 1e-5
+    parts.codec.save_pretrained(tmp_path / "codec")
+    assert assemble(tmp_path) == 2 and assemble(tmp_path, "--dtype", "float32") == 0
+    loaded = AutoModel.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in parts.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import EncodecModel
 
 from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.modeling_piano_encodec import STRUCK
 from processing.audio_midivalle import read_audio, to_mono_32k
 from scripts.codec.parts import export_codec
@@ -145,7 +146,11 @@ def test_known_notes_are_decoded_whatever_the_codes_say():
     torch.testing.assert_close(whole, expected, atol=1e-6, rtol=1e-4)
     assert (whole - codec.decode_codes(codes)).abs().max() > 1e-3
     stream = CodecStream(codec)
-    chunks = [stream.push(codes[..., :13], struck=struck[:, :13]), stream.push(codes[..., 13:], True, struck[:, 13:])]
+    keys = PlayedKeys(struck, struck > 0)
+    chunks = [
+        stream.push(codes[..., :13], keys=keys.cut(0, 0, 13)),
+        stream.push(codes[..., 13:], True, keys.cut(0, 13, 40)),
+    ]
     torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-6, rtol=1e-4)
     means = torch.randn(1, 12, 40)
     latent[:, :12] = means

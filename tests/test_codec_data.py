@@ -117,6 +117,16 @@ def test_where_a_model_has_generated_codes_half_of_the_crops_have_them(pool):
         codes_path(pool, "0123456789abcdef", kind).unlink()
 
 
+def test_pools_with_other_kinds_of_codes_do_not_go_together(pool, tmp_path):
+    for path in (pool, onsets_path(pool)):
+        shutil.copy(path, path.with_name(path.name.replace("pool", "other")))
+    other = pool.with_name("other.npy")
+    with pytest.raises(ValueError, match=r"other\.0123456789ab\.npy: is not there, but other pools have theirs"):
+        StoredCrops([pool, other], 0.08, 1, "0123456789abcdef")
+    np.save(codes_path(other, "0123456789abcdef"), np.load(codes_path(pool, "0123456789abcdef")))
+    assert "audio_codes" in StoredCrops([pool, other], 0.08, 1, "0123456789abcdef")[0]
+
+
 def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():
     """A block of three excerpts (so that batches of six come out even) gives each of its twelve crops once."""
     batches = CropBatches(Numbered(), RECIPE, 6)

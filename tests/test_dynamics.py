@@ -16,21 +16,26 @@ from modeling_midivalle.dynamics_midivalle import (
     MEMORY_S,
     OCTAVE_FADING_S,
     SOFTEST_DB,
+    SUSTAIN_AFTER_S,
+    SUSTAIN_FADING_S,
+    SUSTAIN_LIMIT_DB,
     TREBLE_FADING_S,
     TREBLE_LIMITS_DB,
     KeyDynamics,
     TrebleSplit,
 )
+from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 
 C4, C5 = 60 - 21, 72 - 21  # keys
 CODEC = {"num_filters": 4, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 32}
 
 
 def rolls(frames, *strikes):
-    struck = torch.zeros(1, frames, 88)
+    """Each key is held until the end."""
+    struck, held = torch.zeros(1, frames, 88), torch.zeros(1, frames, 88, dtype=torch.bool)
     for frame, key, velocity in strikes:
-        struck[0, frame, key] = velocity
-    return struck
+        struck[0, frame, key], held[0, frame:, key] = velocity, True
+    return PlayedKeys(struck, held)
 
 
 def decibels(dynamics):
@@ -116,6 +121,28 @@ def test_every_key_is_made_louder_while_it_is_struck():
     assert not added[:, C4 + 21 - 28 - 1].any()
 
 
+def test_tones_last_while_nothing_is_struck():
+    """From a moment after the last strike on, up to a limit, at all partials of the keys that are held; at a strike,
+    and of keys that are let go, it falls."""
+    rest, frames = round(SUSTAIN_AFTER_S * 50), 200
+    keys = rolls(frames, (0, C4, 0.5), (0, C4 + 1, 0.5), (150, C5 + 7, 0.5))
+    keys.held[0, 60:, C4 + 1] = False
+    plain, gains = (decibels(KeyDynamics(20.0, 0.5, 84, 50, sustain_db=x)(keys)) for x in (0.0, 5.0))
+    added, (held, let_go, other) = gains - plain, (C4 + 21 - 28, C4 + 1 + 21 - 28, C4 + 2 + 21 - 28)
+    rising = (0.1 * torch.arange(1, 150 - rest)).clamp(max=SUSTAIN_LIMIT_DB)
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    assert not added[: rest + 1].any() and not added[:, other].any()
+    torch.testing.assert_close(added[rest + 1 : 150, held], rising, **close)
+    torch.testing.assert_close(added[rest + 1 : 150, held + 12], 0.8 * rising, **close)
+    torch.testing.assert_close(
+        added[150:160, held], rising[-1] * torch.exp(-torch.arange(1, 11) / 50 / SUSTAIN_FADING_S), **close
+    )
+    released = rising[59 - rest - 1] * torch.exp(-torch.arange(1, 91) / 50 / SUSTAIN_FADING_S)
+    torch.testing.assert_close(added[60:150, let_go], released, **close)
+    struck = C5 + 7 + 21 - 28  # a pitch that C4 and the new key share begins anew
+    assert added[149, struck] == pytest.approx(0.6 * float(rising[-1]), rel=1e-4) and abs(added[150, struck]) < 1e-4
+
+
 @pytest.mark.parametrize("hertz, share", [(500, 0.0), (1000, 0.01), (3500, 0.5), (6000, 1.0), (12000, 1.0)])
 def test_treble_is_split_off_in_time_with_the_rest(hertz, share):
     wave = torch.sin(2 * math.pi * hertz * torch.arange(3200) / 32000)[None, None]
@@ -142,16 +169,16 @@ def test_a_stream_with_dynamics_is_the_same_in_chunks():
     codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
     for layer in codec.quantizer.layers:
         layer.codebook.embed.normal_()
-    codes, struck = (
+    codes, keys = (
         torch.randint(0, 2048, (1, 4, 60)),
         rolls(60, (3, 20, 0.9), (21, 30, 0.2), (32, 12, 0.5), (33, 24, 0.7)),
     )
-    plain = CodecStream(codec).push(codes, True, struck)
+    plain = CodecStream(codec).push(codes, True, keys)
 
     def play(*ends):
         stream, chunks = CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50, 30.0, 6.0)), []
         for begin, end in zip((0, *ends), ends):
-            chunks.append(stream.push(codes[..., begin:end], end == 60, struck[:, begin:end]))
+            chunks.append(stream.push(codes[..., begin:end], end == 60, keys.cut(0, begin, end)))
         return torch.cat(chunks, -1)
 
     whole = play(60)
@@ -169,7 +196,7 @@ def test_refused_configurations():
         parts["nar_config"] = MidiValleConfig.from_preset("tiny").nar_config.to_dict()
         with pytest.raises(StrictDataclassClassValidationError, match="velocity_gain_db needs keys_from_midi"):
             MidiValleConfig(codec_config=codec, **parts, keys_from_midi=told, velocity_gain_db=1.0)
-    for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db"):
+    for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db", "sustain_gain_db"):
         with pytest.raises(StrictDataclassClassValidationError, match=f"{name} needs velocity_gain_db"):
             MidiValleConfig(codec_config=CODEC, **parts, keys_from_midi=True, **{name: 1.0})
 

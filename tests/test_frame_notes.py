@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from modeling_midivalle.modeling_midivalle_frame_notes import FrameNotes, read_notes, struck_keys
+from modeling_midivalle.modeling_midivalle_frame_notes import FrameNotes, held_keys, read_notes, struck_keys
 
 DECAYS = [0.5, 4.0]
 
@@ -82,6 +82,25 @@ def test_struck_keys():
     expected[1, 0, 39], expected[1, 197, 0], expected[1, 198, 87] = 63 / 127, 21 / 127, 41 / 127
     assert torch.equal(struck, expected)
     assert struck_keys(rows[None], mask[:1], torch.tensor([0]), 0).shape == (1, 0, 88)
+
+
+def test_held_keys():
+    """From the frame of a row's onset, struck there or before, to that of its end; two rows of a key are one."""
+    rows = torch.tensor(
+        [
+            [1, 1, 1, 1, 1, 1],
+            [4 + 39, 4 + 31, 3 + 96, 388 - 50, 4, 4],  # held: struck before; ends in frame 25
+            [4 + 39, 4 + 31, 3 + 192, 388, 4 + 48, 4],  # 0.25 to 1.25 s: frames 12 to 62
+            [4 + 51, 4 + 63, 3 + 960, 388, 4 + 96, 4],  # from frame 25 on
+        ]
+    )
+    mask = torch.ones(2, len(rows))
+    mask[1, 1] = 0
+    held = held_keys(rows.expand(2, -1, -1), mask, torch.tensor([0, 5]), 70)
+    expected = torch.zeros(2, 70, 88, dtype=torch.bool)
+    expected[0, :62, 39] = expected[0, 25:, 51] = expected[1, 7:57, 39] = expected[1, 20:, 51] = True
+    assert torch.equal(held, expected)
+    assert held_keys(rows[None], mask[:1], torch.tensor([0]), 0).shape == (1, 0, 88)
 
 
 @pytest.mark.parametrize("seed", range(4))

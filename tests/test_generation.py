@@ -10,7 +10,7 @@ from transformers import GenerationConfig, StaticCache
 
 from modeling_midivalle import CodecStream
 from modeling_midivalle.dynamics_midivalle import KeyDynamics
-from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
+from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.recording_midivalle import RecordingStream, measure_recording
 from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
 
@@ -228,18 +228,18 @@ def test_a_prompt_is_compared_with_what_the_model_makes_of_its_notes(make_model,
     for b, (frames, target) in enumerate(((9, 21), (4, 30))):
         recorded = waves[b, 0, : frames * 640]
         codes, rows = model.codec.encode_codes(recorded[None, None]), row(song, b)
-        struck = struck_keys(
-            rows["input_ids"], torch.ones(rows["input_ids"].shape[:2]).bool(), torch.zeros(1, dtype=torch.long), frames
-        )
-        assert struck.any()
-        mean = float(struck[struck > 0].mean())
+        mask = torch.ones(rows["input_ids"].shape[:2]).bool()
+        keys = model.played_keys(rows["input_ids"], mask, torch.zeros(1, dtype=torch.long), frames)
+        assert keys.struck.any()
+        mean = float(keys.struck[keys.struck > 0].mean())
         stream = CodecStream(model.codec, dynamics=KeyDynamics(gain, mean, 16, 50) if gain else None)
-        chain = measure_recording(recorded, stream.push(codes, True, struck)[0, 0], 32000)
+        chain = measure_recording(recorded, stream.push(codes, True, keys)[0, 0], 32000)
         expected = RecordingStream(chain)(plain[b : b + 1, :, : target * 640])
         torch.testing.assert_close(made[b : b + 1, :, : target * 640], expected, atol=1e-6, rtol=0)
         heard = model.measure_prompt(recorded, codes)
         assert (heard.taps - chain.taps).abs().max() > 1e-4
-        assert torch.equal(model.measure_prompt(recorded, codes, torch.zeros(1, frames, 88)).taps, heard.taps)
+        nothing = PlayedKeys(torch.zeros(1, frames, 88), torch.ones(1, frames, 88).bool())
+        assert torch.equal(model.measure_prompt(recorded, codes, nothing).taps, heard.taps)
 
 
 @torch.no_grad()

@@ -69,6 +69,7 @@ def folder(tmp_path_factory):
     )
     config.keys_from_midi, config.velocity_gain_db = True, 30.0
     config.treble_gain_db, config.octave_gain_db, config.attack_gain_db = 20.0, 6.0, 3.0
+    config.sustain_gain_db = 5.0
     model = MidiValleForConditionalGeneration(config)
     for layer in model.codec.quantizer.layers:
         layer.codebook.embed.normal_(std=0.3)

@@ -109,6 +109,18 @@ def assert_same(one, other):
     assert one[1] == other[1] and one[2] == other[2]
 
 
+def test_weights_are_not_replaced_by_a_run_that_begins_anew(run, tmp_path, capsys):
+    """Someone has removed the checkpoints of a finished run, and starts it again."""
+    assert run("ar", tmp_path / "out") == 0
+    kept = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for folder in (tmp_path / "out").glob("step_*"):
+        kept = {path: content for path, content in kept.items() if folder not in path.parents}
+        shutil.rmtree(folder)
+    assert run("ar", tmp_path / "out") == 2
+    assert "model: is there, but no checkpoint to go on from" in capsys.readouterr().err
+    assert kept == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("part", ["ar", "nar"])
 def test_resumed_equals_uninterrupted(run, part, tmp_path):
     """Four steps, and two after the checkpoint of the second, by command line."""
@@ -275,6 +287,7 @@ def test_published_weights_go_on_by_their_own_objective(run, part, make_model, t
     assert min(losses) > 100 and not any("latent" in name for name in rows[-1])  # sums, and nothing beside them
     trained = AutoModel.from_pretrained(tmp_path / "out" / "model")
     assert trained.config.objective == "published_sum"
+    assert not MidiValleTokenizer.from_pretrained(tmp_path / "out" / "model").mark_held  # notes are read so from now on
     before = getattr(model, part).state_dict()
     alphas = {name for name in before if name.endswith("alpha")}
     still = {name for name, value in trained.state_dict().items() if torch.equal(value, before[name])}

@@ -231,6 +231,15 @@ def test_what_befalls_the_processes_is_one_sentence(error, code, said, monkeypat
     assert found.startswith(said) and found.count("\n") == 1
 
 
+@pytest.mark.parametrize("part", ["features", "codebooks", "encode"])
+def test_what_is_fitted_at_once_is_one_process_work(part, pool, tmp_path, monkeypatch, capsys):
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = [part, "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--codec", "x"]
+    assert train_codec.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
+    assert f"error: {part} is one process's work" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_codec_of_the_hub(pool, tiny_pack, tmp_path, monkeypatch, capsys):
     """An id is downloaded, and told from a folder that is not there."""
     asked = []

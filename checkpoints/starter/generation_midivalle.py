@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
 from .dynamics_midivalle import KeyDynamics
-from .modeling_midivalle_frame_notes import read_notes, sounds_before, struck_keys
+from .modeling_midivalle_frame_notes import PlayedKeys, held_keys, read_notes, sounds_before, struck_keys
 from .modeling_midivalle_layers import check_integers, check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
 from .sampling_midivalle import (
@@ -153,17 +153,17 @@ class MidiValleGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def measure_prompt(
-        self, recorded: torch.Tensor, prompt_codes: torch.LongTensor, struck: torch.Tensor | None = None
+        self, recorded: torch.Tensor, prompt_codes: torch.LongTensor, keys: PlayedKeys | None = None
     ) -> RecordingChain:
         """What tells the recording of a prompt, `recorded` `(samples,)`, from the codec's version of it, `prompt_codes`
-        `(1, K, P)`; for [`CodecStream`]. That version is made as what follows will be: told which keys are `struck`
-        `(1, P, 88)`, and with what they lack in loudness; of None, or where no key is, from the codes alone."""
+        `(1, K, P)`; for [`CodecStream`]. That version is made as what follows will be: told which `keys` are struck
+        `(1, P, 88)`, and with what they lack in loudness; of None, or where none is, from the codes alone."""
         dynamics = None
-        if struck is None or not struck.any():
-            struck = None
+        if keys is None or not keys.struck.any():
+            keys = None
         else:
-            dynamics = self.key_dynamics(struck[struck > 0].mean()[None], 1)[0]
-        made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, struck)[0, 0]
+            dynamics = self.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
+        made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, keys)[0, 0]
         return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate)
 
     @torch.no_grad()
@@ -202,10 +202,10 @@ class MidiValleGenerationMixin(GenerationMixin):
         recordings = [None for _ in counts]
         if input_values is not None and (self.config.as_recorded if as_recorded is None else as_recorded):
             rows = input_ids[begins], attention_mask[begins], torch.zeros_like(prompt_lengths)
-            struck = self.struck_keys(*rows, prompt_codes.shape[-1])
+            played = self.played_keys(*rows, prompt_codes.shape[-1])
             for b, P in enumerate(prompt_lengths.tolist()):
                 recorded, codes = input_values[b, 0, : self.config.hop_length * P], prompt_codes[b : b + 1, :, :P]
-                keys = None if struck is None else struck[b : b + 1, :P]
+                keys = None if played is None else played.cut(b, 0, P)
                 recordings[b] = self.measure_prompt(recorded, codes, keys)
         silent = self.begins_silent(input_ids[begins], attention_mask[begins], prompt_lengths)
         dynamics = self.key_dynamics(mean_velocities, len(counts))
@@ -228,21 +228,22 @@ class MidiValleGenerationMixin(GenerationMixin):
             )
             known = prompt_lengths[pieces] + context_frames[rows].to(prompt_lengths.device)
             longest = frames.codes.shape[-1]
-            struck = self.struck_keys(input_ids[rows], mask, known, longest)
+            played = self.played_keys(input_ids[rows], mask, known, longest)
             for i, (b, row) in enumerate(zip(pieces, rows)):
                 new, vectors = frames.cut(i, 0, longest if target_frames is None else int(target_frames[row]))
                 history[b] = torch.cat([history[b], new], -1)[..., -keep:]
-                keys = None if struck is None else struck[i : i + 1, : new.shape[-1]]
+                keys = None if played is None else played.cut(i, 0, new.shape[-1])
                 yield b, new, streams[b].push(new, w == counts[b] - 1, keys, vectors)
 
-    def struck_keys(
+    def played_keys(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor, frames: int
-    ) -> torch.Tensor | None:
-        """What the codec's decoder is told of the notes beside the codes: the keys that are struck, `(B, frames, 88)`,
-        from frame `first` `(B,)` of the windows `input_ids` on; None unless `config.keys_from_midi`."""
+    ) -> PlayedKeys | None:
+        """What the codec's decoder is told of the notes beside the codes: what the keys do in `frames` from frame
+        `first` `(B,)` of the windows `input_ids` on; None unless `config.keys_from_midi`."""
         if not self.config.keys_from_midi:
             return None
-        return struck_keys(input_ids, attention_mask, first.to(input_ids.device), frames)
+        given = input_ids, attention_mask, first.to(input_ids.device), frames
+        return PlayedKeys(struck_keys(*given), held_keys(*given))
 
     def key_dynamics(self, mean_velocities: torch.Tensor | None, pieces: int) -> list[KeyDynamics | None]:
         """What single keys of each of some `pieces` lack in loudness, for [`CodecStream`]; None without
@@ -254,6 +255,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             return [None] * pieces
         given = self.config.codec_config.num_oscillators, self.config.frame_rate
         more = self.config.treble_gain_db, self.config.octave_gain_db, self.config.attack_gain_db
+        more += (self.config.sustain_gain_db,)
         return [KeyDynamics(self.config.velocity_gain_db, mean, *given, *more) for mean in means.tolist()]
 
     def begins_silent(

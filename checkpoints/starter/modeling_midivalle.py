@@ -78,17 +78,20 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
 
     @classmethod
     def from_sub_models(
-        cls, codec: PianoEncodecModel, ar: MidiValleARModel, nar: MidiValleNARModel
+        cls, codec: PianoEncodecModel, ar: MidiValleARModel, nar: MidiValleNARModel, **playing
     ) -> "MidiValleForConditionalGeneration":
         """
         Put trained parts together (each from its own `from_pretrained`); weights are copied, tables are not shared.
-        How they play together (`keys_from_midi`, `mean_vectors`, `as_recorded`) is the whole's: set it in its `config`.
+        How they play together (`playing`: `keys_from_midi`, `mean_vectors`, ...) is the whole's: [`MidiValleConfig`].
 
         Raises:
-            ValueError: the parts' codebooks or MIDI vocabularies differ.
+            ValueError: the parts' codebooks or MIDI vocabularies differ, or they cannot play so.
         """
         config = MidiValleConfig(
-            codec_config=codec.config.to_dict(), ar_config=ar.config.to_dict(), nar_config=nar.config.to_dict()
+            codec_config=codec.config.to_dict(),
+            ar_config=ar.config.to_dict(),
+            nar_config=nar.config.to_dict(),
+            **playing,
         )
         model = cls(config)
         for name, part in (("codec", codec), ("ar", ar), ("nar", nar)):

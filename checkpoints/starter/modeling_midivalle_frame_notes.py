@@ -29,6 +29,17 @@ class Notes(NamedTuple):
     valid: torch.BoolTensor  # False for padding, BOS and EOS rows
 
 
+class PlayedKeys(NamedTuple):
+    """What keys do in frames, each `(B, T, 88)`: velocity over 127 where one is struck, else 0; whether it is held."""
+
+    struck: torch.Tensor
+    held: torch.BoolTensor
+
+    def cut(self, row: int, begin: int, end: int) -> "PlayedKeys":
+        """Frames `begin` to `end` of one row, `(1, T, 88)`."""
+        return PlayedKeys(*(keys[row : row + 1, begin:end] for keys in self))
+
+
 def read_notes(midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor) -> Notes:
     """`midi_ids` `(B, N, 6)` as numbers again; an IOI id below 388 marks a held note, struck 388 - id ticks before."""
     pitch, velocity, duration, ioi, position, bar = midi_ids.unbind(-1)
@@ -55,6 +66,18 @@ def struck_keys(
     if frames:
         struck.scatter_reduce_(1, flat, notes.velocity * inside, "amax")
     return struck.view(len(midi_ids), frames, NUM_KEYS)
+
+
+def held_keys(
+    midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor, first: torch.LongTensor, frames: int
+) -> torch.BoolTensor:
+    """Whether a key is held in a frame, or the pedal holds its tone, `(B, frames, 88)`; arguments as `struck_keys`."""
+    notes = read_notes(midi_ids, midi_attention_mask)
+    changes = notes.velocity.new_zeros(len(midi_ids), (frames + 1) * NUM_KEYS)
+    for time, change in ((notes.onset, 1.0), (notes.end, -1.0)):
+        place = (time.long() // UNITS_PER_FRAME - first[:, None]).clamp(0, frames)
+        changes.scatter_add_(1, place * NUM_KEYS + notes.key, change * notes.valid)
+    return changes.view(len(midi_ids), frames + 1, NUM_KEYS).cumsum(1)[:, :frames] > 0
 
 
 def sounds_before(

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
 from .dynamics_midivalle import KeyDynamics, TrebleSplit
+from .modeling_midivalle_frame_notes import PlayedKeys
 from .recording_midivalle import RecordingChain, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
@@ -50,9 +51,9 @@ class CodecStream:
         codec (`PianoEncodecModel`): in eval mode.
         recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
         begins_silent (`bool`, *optional*): until the first key is struck, nothing but that noise is heard: oscillators
-            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `struck`.
+            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `keys`.
         dynamics (`KeyDynamics`, *optional*): makes struck keys as loud and bright as their velocities say. Needs
-            `struck`.
+            `keys`.
 
     Example:
 
@@ -91,26 +92,27 @@ class CodecStream:
         self,
         audio_codes: torch.LongTensor,
         is_last: bool = False,
-        struck: torch.Tensor | None = None,
+        keys: PlayedKeys | None = None,
         vectors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
             audio_codes (`torch.LongTensor` of shape `(1, K, T)`): the next frames.
             is_last (`bool`): nothing follows: all the audio that is left is given.
-            struck (`torch.Tensor` of shape `(1, T, 88)`, *optional*), vectors (`torch.Tensor` of shape `(1, A, T)`,
-                *optional*): as in [`PianoEncodecModel.decode_codes`].
+            keys (`PlayedKeys` of shape `(1, T, 88)`, *optional*): which keys are struck, whatever the codes say, and
+                which are held.
+            vectors (`torch.Tensor` of shape `(1, A, T)`, *optional*): as in [`PianoEncodecModel.decode_codes`].
         Returns:
             `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
         """
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
         if self.is_silent:
-            self._listen(audio_codes.shape[-1], struck)
+            self._listen(audio_codes.shape[-1], keys)
         if self.dynamics is not None:
-            gains, treble = self.dynamics(_told(struck))
+            gains, treble = self.dynamics(_told(keys))
             self.gains = gains if self.gains is None else torch.cat([self.gains, gains], 1)
             self.treble = treble if self.treble is None else torch.cat([self.treble, treble], 1)
-        latent = self.codec.latent_of(audio_codes, struck, vectors)
+        latent = self.codec.latent_of(audio_codes, None if keys is None else keys.struck, vectors)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
             return nothing
@@ -138,9 +140,9 @@ class CodecStream:
         factors = begin[:, None] + (end - begin)[:, None] * torch.arange(hop, device=wave.device) / hop
         return wave[:, :1] + (factors.flatten() - 1) * wave[:, 1:]
 
-    def _listen(self, frames: int, struck: torch.Tensor | None) -> None:
-        """Count frames up to the first of `struck` `(1, frames, 88)` in which a key is."""
-        when = _told(struck)[0].any(-1).nonzero()
+    def _listen(self, frames: int, keys: PlayedKeys | None) -> None:
+        """Count frames up to the first of some `frames` in which one of `keys` is struck."""
+        when = _told(keys).struck[0].any(-1).nonzero()
         self.is_silent = not len(when)
         self.silent_frames += int(when[0]) if len(when) else frames
 
@@ -154,10 +156,10 @@ class CodecStream:
         return wave * (place - (self.silent_frames - 1)).clamp(0, 1)
 
 
-def _told(struck: torch.Tensor | None) -> torch.Tensor:
-    if struck is None:
+def _told(keys: PlayedKeys | None) -> PlayedKeys:
+    if keys is None:
         raise ValueError("a stream with dynamics, or one that begins silent, has to be told which keys are struck")
-    return struck
+    return keys
 
 
 __all__ = ["CodecStream"]

@@ -40,15 +40,25 @@ class StoredCrops(Dataset):
         self.frames, self.seed = round(crop_seconds * SAMPLING_RATE) // HOP, seed
         self.lead = round(lead_seconds * SAMPLING_RATE) // HOP
         self.pools, self.onsets = zip(*(open_pool(path) for path in paths), strict=True)
-        found = {kind: [codes_path(p, codec_sha256, kind) for p in paths] for kind in CODES if codec_sha256}
-        found = {kind: names for kind, names in found.items() if all(name.is_file() for name in names)}
-        self.codes = {kind: self._beside(names, np.int16) for kind, names in found.items()}
+        known = (*CODES, "means") if codec_sha256 else ()
+        found = {kind: self._beside_all(paths, codec_sha256, kind) for kind in known}
+        self.codes = {kind: self._beside(found[kind], np.int16) for kind in CODES if found.get(kind)}
         self.kinds = list(self.codes) + ["generated"] * ("generated" in self.codes)
-        means = [codes_path(p, codec_sha256, "means") for p in paths] if codec_sha256 else []
-        self.means = self._beside(means, np.float16) if all(name.is_file() for name in means) else []
+        self.means = self._beside(found.get("means", []), np.float16)
         for path, pool in zip(paths, self.pools, strict=True):
             if pool.shape[1] // HOP < self.lead + self.frames:
                 raise ValueError(f"{path}: its excerpts are shorter than a crop of {crop_seconds} s and its lead")
+
+    @staticmethod
+    def _beside_all(paths, codec_sha256: str, kind: str) -> list[Path]:
+        """Files of one kind, of all pools or of none; ValueError if only some have it."""
+        names = [codes_path(path, codec_sha256, kind) for path in paths]
+        lacking = [name for name in names if not name.is_file()]
+        if lacking and len(lacking) < len(names):
+            raise ValueError(
+                f"{lacking[0]}: is not there, but other pools have theirs; encode this one too, or leave it out"
+            )
+        return [] if lacking else names
 
     def _beside(self, names: list[Path], dtype: type) -> list[np.ndarray]:
         return [_array_beside(*of_pool, dtype, 2) for of_pool in zip(names, self.pools, strict=False)]

@@ -42,18 +42,29 @@ class Run:
         output (`Path`): folder of the run.
         data (`dict`): what tells the data from others; a resumed run must have the same.
         codec (`str` or `Path`, *optional*): folder of the codec; without it trackers get no sound.
+        tokenizer (`MidiValleTokenizer`, *optional*): what notes are read with; saved beside the weights.
     Raises:
         RunError: see `make_accelerator`.
     """
 
     def __init__(
-        self, recipe: TrainRecipe, part: str, core, stream, validation, codebooks, output, data=None, codec=None
+        self,
+        recipe: TrainRecipe,
+        part: str,
+        core,
+        stream,
+        validation,
+        codebooks,
+        output,
+        data=None,
+        codec=None,
+        tokenizer=None,
     ):
         self.recipe, self.part, self.stream, self.output, self.codec = recipe, part, stream, Path(output), codec
         trackers = installed_trackers(recipe.report_to)
         self.accelerator = make_accelerator(log_with=trackers or None, project_dir=output)
         self.shows_samples = bool(trackers and codec and validation and recipe.sample_seconds)
-        self.core = core
+        self.core, self.tokenizer = core, tokenizer
         if recipe.gradient_checkpointing:
             core.activation_checkpointing_enable({"use_reentrant": False})
         losses = DecoderLosses(core, codebooks, recipe)
@@ -77,13 +88,17 @@ class Run:
         """Go on from the newest whole checkpoint of `output`, if there is one.
 
         Raises:
-            RunError: recipe, data or versions have changed and `force` is not given; or no checkpoint is whole.
+            RunError: recipe, data or versions have changed and `force` is not given; no checkpoint is whole; or none is
+                there, but weights that a run has left.
         """
         found = self.checkpoints.newest()
-        self.log.cut(found.step if found else 0)
         if found is None:
+            if made := [path for name in ("model", "best") if (path := self.output / name).exists()]:
+                raise RunError(f"{made[0]}: is there, but no checkpoint to go on from; give another --output-dir")
+            self.log.cut(0)
             return
         check_unchanged(found.state["settings"], self.settings, force)
+        self.log.cut(found.step)
         if self.sharded and found.micro_step:
             raise RunError(f"{found.path}: FSDP cannot go on within a window; go on without it to the next checkpoint")
         like = {f"{kind}.{k}": v for kind in ("model", "average") for k, v in self.core.state_dict().items()}
@@ -285,7 +300,7 @@ class Run:
     def _export(self, average: dict[str, torch.Tensor]) -> None:
         best = self.best is not None and self.best["step"] == self.step and not self.micro_step
         for name in ["model", "best"] if best else ["model"]:
-            together(lambda folder=self.output / name: export(self.core, folder, average))
+            together(lambda folder=self.output / name: export(self.core, folder, average, self.tokenizer))
 
     def _tick(self) -> None:
         now = time.time()

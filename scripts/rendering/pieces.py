@@ -12,6 +12,7 @@ import torch
 
 from modeling_midivalle import CodecStream
 from modeling_midivalle.generation_midivalle import GeneratedFrames
+from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.recording_midivalle import RecordingChain
 from modeling_midivalle.sampling_midivalle import last_frames, pad_codes, window_seed
 from scripts.rendering.decoding import Decoding
@@ -25,7 +26,7 @@ RETRY = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}  # w
 
 @dataclass(frozen=True)
 class Keys:
-    """What is struck in the windows of a performance after a prompt; for a model whose codec is told."""
+    """What is played in the windows of a performance after a prompt; for a model whose codec is told."""
 
     model: object
     processor: object
@@ -33,18 +34,18 @@ class Keys:
     windows: list[tuple[float, float]]
     prompt: object
 
-    def struck(self, window: int, frames: int) -> torch.Tensor:
-        """The keys that are struck in the new frames of a window, `(1, frames, 88)`."""
-        return self.model.struck_keys(*self._rows(window), frames)
+    def played(self, window: int, frames: int) -> PlayedKeys:
+        """What the keys do in the new frames of a window, `(1, frames, 88)`."""
+        return self.model.played_keys(*self._rows(window), frames)
 
     def dynamics(self):
         """What single keys lack in loudness, a `KeyDynamics` or None."""
         return self.model.key_dynamics(self.processor.mean_velocities([self.performance]), 1)[0]
 
-    def struck_in_prompt(self, frames: int) -> torch.Tensor:
-        """The keys that are struck in the prompt, `(1, frames, 88)`."""
+    def played_in_prompt(self, frames: int) -> PlayedKeys:
+        """What the keys do in the prompt, `(1, frames, 88)`."""
         ids, mask, first = self._rows(0)
-        return self.model.struck_keys(ids, mask, torch.zeros_like(first), frames)
+        return self.model.played_keys(ids, mask, torch.zeros_like(first), frames)
 
     def begin_silent(self) -> bool:
         """Whether nothing sounds until a key is struck."""
@@ -66,7 +67,7 @@ class Job:
             `MidiValleProcessor`.
         prompt_codes (`torch.LongTensor` of shape `(1, K, P)`): The prompt, encoded.
         recording (`RecordingChain`, *optional*): What its recording adds, see `recording_of`.
-        keys (`Keys`, *optional*): What is struck, where the model's codec is told.
+        keys (`Keys`, *optional*): What is played, where the model's codec is told.
         seed (`int`): Of the piece.
         carries (`bool`): Windows go on from the codes before them; else each makes its context anew, as a run-in.
         layout (`list[dict]`, *optional*): Of `scripts.rendering.scheduling.layouts`; each window alone if not given.
@@ -129,15 +130,15 @@ class Job:
     def _add(self, attempt: int, frames: GeneratedFrames) -> None:
         self.attempts.append(attempt)
         self.made.append(frames)
-        is_last, struck = self.done == len(self.windows), self.struck(self.done - 1, frames.codes)
-        self.decoding(lambda: self._decode(frames, is_last, struck))
+        is_last, played = self.done == len(self.windows), self.played(self.done - 1, frames.codes)
+        self.decoding(lambda: self._decode(frames, is_last, played))
 
-    def struck(self, window: int, codes: torch.LongTensor) -> torch.Tensor | None:
-        """The keys that are struck in `codes` `(1, K, T)` of a window, `(1, T, 88)`; None: what the codes say."""
-        return self.keys.struck(window, codes.shape[-1]) if self.keys else None
+    def played(self, window: int, codes: torch.LongTensor) -> PlayedKeys | None:
+        """What the keys do in `codes` `(1, K, T)` of a window, `(1, T, 88)`; None: what the codes say."""
+        return self.keys.played(window, codes.shape[-1]) if self.keys else None
 
-    def _decode(self, frames: GeneratedFrames, is_last: bool, struck: torch.Tensor | None) -> None:
-        wave = self.stream.push(frames.codes, is_last, struck, frames.vectors)[0, 0].cpu().numpy()
+    def _decode(self, frames: GeneratedFrames, is_last: bool, played: PlayedKeys | None) -> None:
+        wave = self.stream.push(frames.codes, is_last, played, frames.vectors)[0, 0].cpu().numpy()
         if is_last and self.is_exact:
             rate = self.stream.codec.config.sampling_rate
             wave = wave[: round(self.windows[-1][1] * rate) - self.samples]  # the last frame may reach beyond the end
@@ -346,4 +347,4 @@ def recording_of(
     if prompt is None or not (model.config.as_recorded if as_recorded is None else as_recorded):
         return None
     wave = torch.from_numpy(np.ascontiguousarray(prompt.wave))
-    return model.measure_prompt(wave, prompt_codes, keys and keys.struck_in_prompt(prompt_codes.shape[-1]))
+    return model.measure_prompt(wave, prompt_codes, keys and keys.played_in_prompt(prompt_codes.shape[-1]))

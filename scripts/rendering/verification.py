@@ -8,6 +8,7 @@ import torch
 
 from modeling_midivalle import CodecStream
 from modeling_midivalle.generation_midivalle import GeneratedFrames
+from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from scripts.measuring.metrics import match_onsets
 from scripts.rendering.pieces import Job
 
@@ -50,12 +51,14 @@ class Verifier:
         codes = torch.cat([part.codes for part in heard.values()], -1)
         new = frames.codes.shape[-1]
         size = min(codes.shape[-1], new + round(CONTEXT_S * 50))  # the frames before are the context
-        struck = torch.cat([job.struck(w, p.codes) for w, p in heard.items()], 1)[:, -size:] if job.keys else None
-        vectors = None
+        keys = vectors = None
+        if job.keys:
+            parts = zip(*(job.played(w, part.codes) for w, part in heard.items()), strict=True)
+            keys = PlayedKeys(*(torch.cat(part, 1)[:, -size:] for part in parts))
         if frames.vectors is not None:
             vectors = torch.cat([part.vectors for part in heard.values()], -1)[..., -size:]
         stream = CodecStream(self.codec, dynamics=job.keys.dynamics() if job.keys else None)
-        wave = stream.push(codes[..., -size:], True, struck, vectors)[0, 0].cpu().numpy()
+        wave = stream.push(codes[..., -size:], True, keys, vectors)[0, 0].cpu().numpy()
         notes = self.transcriber(wave, rate)
         notes["onset"] += start - (size - new) / 50
         first = start - EDGE_S if window else -np.inf

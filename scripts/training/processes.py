@@ -97,7 +97,7 @@ def run_errors() -> Iterator[None]:
     except (ValueError, OSError, RuntimeError) as error:
         said = str(error).strip()
         if isinstance(error, torch.OutOfMemoryError):
-            raise RunError("the memory of the GPU is full; give a smaller --batch-size, or free it") from error
+            raise RunError("the memory of the GPU is full; give smaller batches, or free it") from error
         if "DataLoader worker (pid" in said:
             raise RunError("a worker process died (out of memory?); start again, what is finished is kept") from error
         if "Original Traceback" in said and not isinstance(error, RuntimeError):  # that would be a bug

@@ -15,8 +15,9 @@ class PublishError(RunError):
     """A folder that cannot be written; one sentence."""
 
 
-def export(model, folder: Path, state: dict | None = None) -> None:
-    """`save_pretrained` beside `folder`, then file by file into it: a reader finds whole files at any moment.
+def export(model, folder: Path, state: dict | None = None, tokenizer=None) -> None:
+    """`save_pretrained` of a model, and of its `tokenizer`, beside `folder`, then file by file into it: a reader finds
+    whole files at any moment.
 
     Raises:
         PublishError: a full disk, say; what was there before stays.
@@ -24,14 +25,16 @@ def export(model, folder: Path, state: dict | None = None) -> None:
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _export(model, folder, temporary, state)
+        _export(model, folder, temporary, state, tokenizer)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise PublishError(f"{folder} could not be written ({error}); what was there is as it was") from error
 
 
-def _export(model, folder: Path, temporary: Path, state: dict | None) -> None:
+def _export(model, folder: Path, temporary: Path, state: dict | None, tokenizer) -> None:
     model.save_pretrained(temporary, state_dict=None if state is None else dict(state))  # it empties what it is given
+    if tokenizer is not None:
+        tokenizer.save_pretrained(temporary)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".safetensors"):  # weights last
         os.replace(path, folder / path.name)
