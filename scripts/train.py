@@ -104,7 +104,7 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
     held_out = TrainingStream(held, tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
     validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
-    data = info | {"shards": len(files)}
+    data = info | {"shards": len(files), "rows": stream.shards.digest, "validation_rows": held_out.shards.digest}
     codebooks = load_codebooks(args.codec)
     model = start_model(recipe, part, codebooks)
     return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec, tokenizer)

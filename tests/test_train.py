@@ -183,6 +183,18 @@ def test_changed_settings_need_force(run, tmp_path, capsys):
     assert (tmp_path / "out" / "step_0000005").is_dir()
 
 
+def test_other_data_of_the_same_form_need_force(run, prepare_here, tiny_pack, tmp_path, capsys):
+    """Made with another seed: the rows that are still to come would be others, and the best loss of others."""
+    assert run("ar", tmp_path / "out") == 0
+    source = ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--seed", 1]
+    for split, items in (("train", 8), ("validation", 2)):
+        prepare_here(tmp_path / "other", *source, "--split", split, "--items", items)
+    assert run("ar", tmp_path / "out", "--data", str(tmp_path / "other")) == 2
+    said = capsys.readouterr().err
+    assert "data.rows was" in said and "data.validation_rows was" in said
+    assert run("ar", tmp_path / "out", "--data", str(tmp_path / "other"), "--force") == 0
+
+
 def test_a_signal_saves_inside_a_window_and_both_decoders_train_in_turn(run, tmp_path, monkeypatch, capsys):
     recipe = RECIPE + "gradient_accumulation_steps: 3\n"
     (tmp_path / "recipe.yaml").write_text(recipe)

@@ -5,6 +5,7 @@
 on disk. What is missing or damaged is named with its file, and its row where there is one.
 """
 
+import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -78,8 +79,9 @@ def dataset_info(files: list[str]) -> dict:
     return read_footers(files)[0]
 
 
-def read_footers(files: list[str]) -> tuple[dict, list[int]]:
-    """What the shards say of themselves, and the number of rows of each; reads the ends of the files only.
+def read_footers(files: list[str]) -> tuple[dict, list[int], str]:
+    """What the shards say of themselves, the number of rows of each, and a digest of what is in them: of the sizes and
+    limits of their columns; reads the ends of the files only.
 
     Raises:
         DataError: files that are missing, cut short, no shards or of different codecs; or no rows at all.
@@ -95,7 +97,8 @@ def read_footers(files: list[str]) -> tuple[dict, list[int]]:
     rows = [footer.num_rows for footer in footers]
     if not sum(rows):
         raise DataError(f"{folder}: the {len(files)} shards hold no rows")
-    return json.loads(footers[0].metadata[b"midivalle"]), rows
+    groups = [footer.row_group(i).to_dict() for footer in footers for i in range(footer.num_row_groups)]
+    return json.loads(footers[0].metadata[b"midivalle"]), rows, hashlib.sha256(repr(groups).encode()).hexdigest()[:12]
 
 
 def read_footer(file: str | Path) -> pq.FileMetaData:
@@ -134,11 +137,12 @@ class Shards:
     Attributes:
         info: see `dataset_info`.
         frames: target frames of each row, an array a shard.
+        digest: tells these rows from others.
     """
 
     def __init__(self, files: list[str]):
         self.files = [str(file) for file in files]
-        self.info, self.rows = read_footers(self.files)
+        self.info, self.rows, self.digest = read_footers(self.files)
         checked = ParquetFragmentScanOptions(page_checksum_verification=True)
         source = {"data_files": {"train": self.files}, "split": "train", "streaming": True}
         self.dataset = load_dataset("parquet", columns=COLUMNS, fragment_scan_options=checked, **source)
