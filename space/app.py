@@ -45,14 +45,15 @@ def load() -> tuple:
 
 
 def prompt_names() -> list[str]:
-    """Names of the model's bundled prompts, the default first."""
-    return [entry["name"] for entry in json.loads((load()[0] / "prompts" / "prompts.json").read_text())]
+    """Names of the model's bundled prompts, the default first; a model may have none."""
+    path = load()[0] / "prompts" / "prompts.json"
+    return [entry["name"] for entry in json.loads(path.read_text())] if path.is_file() else []
 
 
 def prompt_files(name: str) -> dict[str, str]:
     """The files of a bundled prompt, as the processor takes them."""
     if name not in prompt_names():
-        raise SpaceError("unknown prompt; choose one of the list")
+        raise SpaceError("unknown prompt; choose one of the list, or give a recording of your own")
     path = load()[0] / "prompts" / name
     return {"prompt_midi": f"{path}.mid", "prompt_audio": f"{path}.flac"}
 
@@ -169,7 +170,7 @@ def render(
             raise SpaceError("this takes too long; choose a shorter span")
     rate = model.config.sampling_rate
     wave = np.concatenate(waves)[: round(length * rate)]
-    return rate, np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+    return rate, np.round(wave / max(1.0, float(np.abs(wave).max())) * 32767).astype(np.int16)  # no clipping
 
 
 def build():
@@ -190,7 +191,7 @@ def build():
     with gr.Blocks(title="MIDI-VALLE", delete_cache=(60, 300)) as page:
         gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
         midi = gr.File(label="MIDI", file_types=[".mid", ".midi"], type="filepath", elem_id="midi")
-        prompt = gr.Dropdown(names, value=names[0], label="Piano and room")
+        prompt = gr.Dropdown(names, value=names[0] if names else None, label="Piano and room")
         with gr.Accordion("Your own piano instead", open=False):
             gr.Markdown(
                 f"A recording (WAV or FLAC, 1 to {MAX_PROMPT_SECONDS:.0f} s; its best part is used) and the MIDI of "

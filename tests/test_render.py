@@ -651,6 +651,9 @@ def test_manifest(run, folder, monkeypatch):
     shutil.copytree(folder, "moved")
     assert run("moved.wav", "--from-manifest", "piece.json", "--model", "moved")[0] == 0
     assert Path("moved.wav").read_bytes() == Path("piece.wav").read_bytes()
+    Path("moved").rename("elsewhere")  # with its prompts
+    assert run("found.wav", "--from-manifest", "moved.json", "--model", "elsewhere")[0] == 0
+    assert Path("found.wav").read_bytes() == Path("piece.wav").read_bytes()
     manifest["output"]["samples_sha256"] = "0"
     Path("wrong.json").write_text(json.dumps(manifest))
     code, _, err = run("third.wav", "--from-manifest", "wrong.json")

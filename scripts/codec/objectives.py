@@ -177,7 +177,7 @@ class DecoderObjective(Objective):
             kept += [(p, tuned) for p in codec.decoder.layers[0].conv.parameters()]
         self.kicks = lstm.num_layers > 2 and has_kicks(lstm)
         for parameter, index in kept:  # the oscillators stay in tune, and nothing is added to them
-            parameter.register_hook(lambda gradient, index=index: gradient.index_fill(0, index.to(gradient.device), 0.0))
+            parameter.register_hook(lambda grad, index=index: grad.index_fill(0, index.to(grad.device), 0.0))
 
     def forward(self, batch):
         wave, latent = batch["input_values"], self.quantised(batch)

@@ -204,6 +204,8 @@ def make_setting(
             say(other)
         if recorded["recipe"]["weights_sha256"] != sha256.result():
             raise RenderError(f"{folder}: is not the model any more that {args.from_manifest} was made with")
+        if recorded["recipe"]["prompt"]["files"] != list(files.values()):
+            raise RenderError(f"{label}: is not the recording any more that {args.from_manifest} was made with")
     part = {} if prompt is None else {"start_s": prompt.start, "seconds": prompt.seconds, "offset_s": prompt.offset}
     recipe = {
         "settings": {name: getattr(args, name) for name in SETTINGS} | {"device": model.device.type},
@@ -271,10 +273,11 @@ def check_done(setting: Setting, task: Task) -> None:
         return
     if task.output.exists():
         try:
-            recipe = read_manifest(manifest_path(task.output))["recipe"]
+            manifest = read_manifest(manifest_path(task.output))
+            recipe, of_output = manifest["recipe"], Path(manifest["output"]["path"]).name  # a.wav and a.flac share it
             decisive = setting.recipe.keys() - {"threads"}  # these were measured then
             same = all(recipe[key] == setting.recipe[key] for key in decisive)
-            task.is_done = same and recipe["midi"] == task.sha256
+            task.is_done = same and recipe["midi"] == task.sha256 and of_output == task.output.name
         except (ValueError, LookupError):
             pass
         if task.is_done:
@@ -365,7 +368,11 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
         if stream:
             stream.close()
             refuse_broken(stream)
-            say(describe_stream(setting, stream, begin, ready, only))
+            say(
+                "the reader of the stream has gone"
+                if stream.gone
+                else describe_stream(setting, stream, begin, ready, only)
+            )
     except KeyboardInterrupt:
         if stream is None or not stream.gone:
             raise
@@ -422,7 +429,7 @@ def finish(setting: Setting, task: Task, job: Job) -> None:
     args, model, took = setting.args, setting.model, time.perf_counter() - job.began
     rate, digest = model.config.sampling_rate, job.digest.hexdigest()
     gain = job.sinks[0].close()
-    files = {str(task.source): task.sha256} | setting.files
+    files = {str(task.source): task.sha256} | (setting.files if args.prompt_audio else {})  # a model's move with it
     about = {"path": str(task.output), "seconds": job.samples / rate, "gain": gain, "samples_sha256": digest}
     content = {"format": FORMAT, "recipe": task.recipe, "midi_file": str(task.source), "files": files}
     content |= {"attempts": job.attempts, "output": about}

@@ -78,5 +78,5 @@ def bytes_of_row(config, positions: int, bytes_per_value: int = 4) -> int:
 def batch_rows(model, parallel: bool) -> int:
     """Windows together where the user does not say: by free memory on a GPU; else one, or in parallel `CPU_ROWS`."""
     if model.device.type == "cuda":
-        return rows_that_fit(model.config, torch.cuda.mem_get_info()[0], model.dtype.itemsize)
+        return rows_that_fit(model.config, torch.cuda.mem_get_info()[0], model.ar.dtype.itemsize)
     return CPU_ROWS if parallel else 1
