@@ -175,6 +175,47 @@ def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command,
     assert f"{first} is damaged or cut short" in refused() and "delete it, and it is made anew" in refused()
 
 
+def test_settings_know_what_files_hold(write_midi, write_piano, tiny_pack, tmp_path):
+    """MIDI beside a manifest or in an archive, a piano as folder, tar or font, pairs: same names, other content."""
+    write_piano(tmp_path / "piano", seconds=0.1)
+    (tmp_path / "piano.tar").write_bytes(b"one")
+    (tmp_path / "font.sf2").write_bytes(b"one")
+    write_midi(tmp_path / "a.mid", 0)
+    write_midi(tmp_path / "b.mid", 0)
+    (tmp_path / "b.wav").write_bytes(b"one")
+    pianos = [str(tmp_path / name) for name in ("piano", "piano.tar", "font.sf2:3", "none")]
+
+    def settings():
+        rendered = RenderedRecordings(tmp_path, "train", pianos, ["studio"], 0).settings
+        assert [name.split()[0] for name in rendered["pianos"]] == ["piano", "piano.tar", "font.sf2:3", "none"]
+        return rendered["midi_sha256"], *rendered["pianos"], PairedRecordings(tmp_path, 0).settings["pairs_sha256"]
+
+    def archived():
+        return RenderedRecordings(tmp_path / "packed", "train", pianos, ["studio"], 0).settings["midi_sha256"]
+
+    before = settings()
+    assert settings() == before
+    for change, places in (
+        (lambda: (tmp_path / "piano" / "060_127.wav").write_bytes(b"other"), {1}),
+        (lambda: (tmp_path / "piano.tar").write_bytes(b"two"), {2}),
+        (lambda: (tmp_path / "font.sf2").write_bytes(b"two"), {3}),
+        (lambda: write_midi(tmp_path / "a.mid", 1), {0}),
+        (lambda: write_midi(tmp_path / "b.mid", 1), {0, 5}),
+        (lambda: (tmp_path / "b.wav").write_bytes(b"three"), {5}),
+    ):
+        change()
+        assert {i for i, (old, new) in enumerate(zip(before, settings(), strict=True)) if old != new} == places
+        before = settings()
+    (tmp_path / "packed").mkdir()
+    columns = "path,split,duration_s,composition_id,licence,source"
+    (tmp_path / "packed" / "manifest.csv").write_text(f"{columns}\nc/a.mid,train,5,a,CC0,c\n")
+    found = {archived()}
+    for content in (b"one", b"two"):
+        (tmp_path / "packed" / "c.tar.xz").write_bytes(content)
+        found.add(archived())
+    assert len(found) == 3
+
+
 # --- real recordings
 
 

@@ -161,11 +161,26 @@ class RenderedExcerpts(Dataset):
 
 
 def source_settings(source) -> dict:
-    """What decides the items of a `RenderedExcerpts`, or `RenderedRecordings`, but for their lengths; no paths of a
-    machine."""
-    files = repr([(file.path, file.duration) for file in source.files])
+    """What decides the items of a `RenderedExcerpts`, or `RenderedRecordings`, but for their lengths: names and content
+    of files, no paths of a machine."""
+    content = {name: content_sha256(Path(source.root, name)) for name in {f.archive or f.path for f in source.files}}
+    files = repr([(file.path, file.duration, content[file.archive or file.path]) for file in source.files])
     found = {"seed": source.seed, "midi_sha256": hashlib.sha256(files.encode()).hexdigest()[:12]}
-    return found | {"pianos": [Path(piano).name for piano in source.pianos], "rooms": list(source.rooms)}
+    pianos = [f"{Path(piano).name} {content_sha256(piano)}" for piano in source.pianos]
+    return found | {"pianos": pianos, "rooms": list(source.rooms)}
+
+
+def content_sha256(path: str | Path) -> str:
+    """First 12 digits of the sha256 of a file, or `FONT.sf2:PROGRAM`, or of the names and content of a folder's files;
+    "missing" where there is none, which is told when it is needed."""
+    path = Path(path) if Path(path).exists() else Path(str(path).partition(":")[0])
+    if path.is_dir():
+        files = "".join(f"{file.name} {content_sha256(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
+        return hashlib.sha256(files.encode()).hexdigest()[:12]
+    if not path.is_file():
+        return "missing"
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def onsets_path(pool: str | Path) -> Path:

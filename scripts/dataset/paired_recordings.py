@@ -9,7 +9,7 @@ import csv
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import soundfile
 
 from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.audio.rendered_audio import of_split
+from scripts.audio.rendered_audio import content_sha256, of_split
 from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
 from tokenization.midi_midivalle import MidiError, load_performance
 
@@ -177,10 +177,17 @@ class PairedRecordings:
     def __init__(self, pairs: str, seed: int, split: str | None = None):
         self.base, self.pairs, self.excluded = read_pairs(pairs, split)
         self.seed = seed
-        table = hashlib.sha256(repr(self.pairs).encode()).hexdigest()[:12]
-        self.settings = {"seed": seed, "pairs_sha256": table}
         seconds = np.array([pair.seconds for pair in self.pairs])
         self.weights = seconds / seconds.sum() if (seconds > 0).all() else None
+
+    @cached_property
+    def settings(self) -> dict:
+        """What decides the items, but for their lengths: the table, what the MIDI files hold, bytes of the audio."""
+        midi, audio = ([self.base / getattr(pair, kind) for pair in self.pairs] for kind in ("midi", "audio"))
+        content = {path: content_sha256(path) for path in set(midi)}
+        sizes = [path.stat().st_size if path.is_file() else 0 for path in audio]
+        table = repr((self.pairs, [content[path] for path in midi], sizes))
+        return {"seed": self.seed, "pairs_sha256": hashlib.sha256(table.encode()).hexdigest()[:12]}
 
     def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
         """Prompt and target windows of item `index`, which do not overlap, and its provenance."""

@@ -2,6 +2,7 @@
 """Pairs of prompt and target drawn from recordings that are rendered from MIDI; item i is a function of (seed, i)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -61,7 +62,11 @@ class RenderedRecordings:
         self.weights = durations / durations.sum()
         self.performances = {}
         self.compositions = {file.composition_id for file in self.files}
-        self.settings = source_settings(self)
+
+    @cached_property
+    def settings(self) -> dict:
+        """See `source_settings`; all files are read for it."""
+        return source_settings(self)
 
     def draw(self, index: int, data: DataArguments, piano: str | None = None) -> tuple[Window, Window, dict]:
         """Prompt and target windows of item `index`, and its provenance; the same music in the same room on another
