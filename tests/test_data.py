@@ -186,7 +186,7 @@ def test_settings_know_what_files_hold(write_midi, write_piano, tiny_pack, tmp_p
     pianos = [str(tmp_path / name) for name in ("piano", "piano.tar", "font.sf2:3", "none")]
 
     def settings():
-        rendered = RenderedRecordings(tmp_path, "train", pianos, ["studio"], 0).settings
+        rendered = RenderedRecordings(tmp_path, "train", pianos, ["studio"], 0, hold_out=False).settings
         assert [name.split()[0] for name in rendered["pianos"]] == ["piano", "piano.tar", "font.sf2:3", "none"]
         return rendered["midi_sha256"], *rendered["pianos"], PairedRecordings(tmp_path, 0).settings["pairs_sha256"]
 
