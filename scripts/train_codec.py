@@ -39,13 +39,14 @@ import sys
 from pathlib import Path
 
 from scripts.audio.recorded_audio import RecordedExcerpts
-from scripts.audio.rendered_audio import RenderedExcerpts
+from scripts.audio.rendered_audio import RenderedExcerpts, content_sha256, source_settings
 from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
 from scripts.codec.parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
 from scripts.codec.recipe import CodecRecipe
 from scripts.codec.run import CPU_BATCH, Run
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash
+from scripts.rendering.manifest import file_sha256, weights_sha256
 from scripts.training.processes import run_errors
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
@@ -116,6 +117,24 @@ def validation_of(args: argparse.Namespace, recipe: CodecRecipe):
     return fixed_batch(source, count, seconds) if count else None
 
 
+def decisive(args: argparse.Namespace, source, listener: str | None) -> dict:
+    """What must be the same, beside the recipe, when a run goes on: the sound, and what it begins with, learns from."""
+    names = [Path(path).name for path in (args.audio or [args.midi_root, *args.piano])]
+    about = {"part": args.part, "sound": names, "go_on": args.go_on}
+    if isinstance(source, RenderedExcerpts):
+        about["rendered"] = source_settings(source)
+    if isinstance(source, StoredCrops):
+        about["pools_sha256"] = [content_sha256(Path(path).with_suffix(".state.json")) for path in args.audio]
+        about |= {"kinds": source.kinds, "means": bool(source.means)}
+    if args.codec and args.part != "listener":
+        about["codec_sha256"] = weights_sha256(Path(args.codec))
+    if args.features and args.part in ("encoder", "decoder"):
+        about["features_sha256"] = weights_sha256(Path(args.features))
+    if listener:
+        about["listener_sha256"] = file_sha256(Path(listener, "listener.safetensors"))
+    return about
+
+
 def run_part(args: argparse.Namespace) -> None:
     """What the command line asks for."""
     recipe, output = CodecRecipe.from_yaml(args.config, batch_size=args.batch_size, steps=args.steps), args.output_dir
@@ -135,9 +154,7 @@ def run_part(args: argparse.Namespace) -> None:
     learnt = args.listener if args.part in ("decoder", "whole") else None
     objective = objective_of(args.part, recipe, batches, args.codec, args.features, learnt, args.go_on)
     listener = load_listener(args.listener) if args.listener and not learnt else None
-    names = [Path(path).name for path in (args.audio or [args.midi_root, *args.piano])]
-    about = {"part": args.part, "sound": names, "listener": bool(learnt), "go_on": args.go_on}
-    validation = validation_of(args, recipe)
+    validation, about = validation_of(args, recipe), decisive(args, source, learnt)
     run = Run(objective, recipe, source, output, args.workers, validation, listener, about, args.force)
     return run.train(args.stop_after)
 

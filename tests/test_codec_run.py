@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import train_codec
-from scripts.audio.rendered_audio import RenderedExcerpts, onsets_path
+from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onsets_path
 from scripts.codec import run
+from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import Listener
 from scripts.codec.objectives import WholeObjective
 from scripts.codec.parts import encode_pools, export_codec, save_whole
@@ -29,6 +30,7 @@ from scripts.codec.recipe import CodecRecipe
 from scripts.codec.run import Run
 from scripts.codec.step import batch_that_fits
 from scripts.codec.validation import validate
+from scripts.models.trained_parts import codec_hash
 from scripts.training.processes import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -197,6 +199,47 @@ def test_the_decoder_goes_on_exactly_too(coded, listener, tmp_path):
     shutil.copy(tmp_path / "at_once" / "log.jsonl", tmp_path / "parts")
     assert train_codec.main([*map(str, shared), "--output-dir", str(tmp_path / "parts")]) == 0
     assert_equal_runs(tmp_path / "at_once", tmp_path / "parts")
+
+
+def test_other_weights_or_sound_of_the_same_names_are_refused(coded, listener, tmp_path, capsys):
+    """A listener, a codec's decoder, features, a pool and the kinds of its codes that were made anew."""
+    shutil.copytree(coded, tmp_path / "made")
+    shutil.copytree(listener, tmp_path / "made" / "listener")
+    (tmp_path / "made" / "features").mkdir()
+    save_whole(SpectralFeatures(64).state_dict(), tmp_path / "made" / "features" / "features.safetensors")
+    made, pool = tmp_path / "made", tmp_path / "made" / "pool.npy"
+    recipe = RECIPE.replace("level_db: [-6, 3]", "").replace("adversarial_from: 1", "").replace("steps: 4", "steps: 1")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    command = ["decoder", "--go-on", "--config", tmp_path / "recipe.yaml", "--codec", made / "codec", "--workers", "0"]
+    command += ["--features", made / "features", "--listener", made / "listener", "--audio", pool]
+    command = [*map(str, command), "--output-dir", str(tmp_path / "out")]
+    assert train_codec.main(command) == 0 and train_codec.main(command) == 0
+
+    def change(path, name):
+        tensors = load_file(path)
+        save_whole(tensors | {name: tensors[name] + 0.01}, path)
+
+    change(made / "listener" / "listener.safetensors", "last.bias")
+    change(made / "codec" / "model.safetensors", "decoder.layers.0.conv.bias")  # the codes stay
+    change(made / "features" / "features.safetensors", "basis")
+    pool.with_suffix(".state.json").write_text("{}")
+    sha256 = codec_hash(made / "codec")
+    shutil.copy(codes_path(pool, sha256), codes_path(pool, sha256, "played"))
+    assert train_codec.main(command) == 2
+    error = capsys.readouterr().err
+    changes = ("listener_sha256 was", "codec_sha256 was", "features_sha256 was", "pools_sha256 was ['missing'], is")
+    assert all(change in error for change in (*changes, "kinds was ['heard'], is ['heard', 'played']"))
+    assert error.count(" was ") == 5 and train_codec.main([*command, "--force"]) == 0
+
+
+def test_another_piano_of_the_same_name_is_refused(at_once, whole, tiny_pack, tmp_path, capsys):
+    shutil.copytree(at_once, tmp_path / "out")
+    shutil.copytree(tiny_pack / "piano", tmp_path / "piano")
+    more = whole("out")
+    more[more.index("--piano") + 1] = str(tmp_path / "piano")
+    assert train_codec.main(more) == 0
+    (tmp_path / "piano" / "060_127.wav").write_bytes((tmp_path / "piano" / "072_127.wav").read_bytes())
+    assert train_codec.main(more) == 2 and "rendered.pianos was ['piano " in capsys.readouterr().err
 
 
 @pytest.mark.slow
