@@ -160,6 +160,17 @@ def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp
     assert_equal_runs(at_once, tmp_path / "stopped")
 
 
+@pytest.mark.parametrize(("size", "mixed", "base"), [(3, 1, 4), (2, 3, 1)])  # blocks of one excerpt and of four
+def test_other_batches_begin_behind_what_was_heard(size, mixed, base, at_once, whole, tmp_path):
+    """By force: the new size is used, and none of the four excerpts that have been begun comes again."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("mixed_excerpts: 2", f"mixed_excerpts: {mixed}"))
+    shutil.copytree(at_once / "step_0000002", tmp_path / "out" / "step_0000002")
+    more = ("--config", tmp_path / "recipe.yaml", "--batch-size", size, "--force")
+    assert train_codec.main(whole("out", *more)) == 0
+    state = json.loads((tmp_path / "out" / "step_0000004" / "state.json").read_text())
+    assert (state["batch_size"], state["base"], state["batches"]) == (size, base, 4)
+
+
 def test_a_folder_that_cannot_be_gone_on_in_stays_as_it_is(at_once, whole, tmp_path, capsys):
     """A codec whose checkpoints are gone, and a checkpoint that does not fit, not even by force."""
     shutil.copytree(at_once / "codec", tmp_path / "done" / "codec")

@@ -101,7 +101,7 @@ class CropBatches:
         batch_size: crops of a batch; whatever `recipe.batch_size` says.
         workers: processes that prepare the source's items; 0: none, they are prepared when needed.
         process, processes: number of this one, and how many there are.
-        base: number of the first block; earlier ones have been used by other numbers of processes.
+        base: number of the first block; earlier ones have been used by other numbers of processes or sizes of batches.
     """
 
     def __init__(self, source, recipe: CodecRecipe, batch_size: int, workers=0, process=0, processes=1, base=0):
@@ -111,6 +111,7 @@ class CropBatches:
         self.crops = int((recipe.excerpt_seconds - recipe.lead_seconds) / recipe.crop_seconds + 1e-6)  # of an excerpt
         unit = batch_size // math.gcd(batch_size, self.crops)
         self.excerpts = 0 if self.stored else -(-recipe.mixed_excerpts // unit) * unit  # of a block
+        self.items = batch_size if self.stored else self.excerpts  # of the source, likewise
         self.batches_per_block = 1 if self.stored else self.excerpts * self.crops // batch_size
 
     def __call__(self, first: int = 0) -> Iterator[dict[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from scripts.training.processes import (
 
 GPU_SHARE = 0.7  # of its memory that a batch of "auto" fills
 CPU_BATCH = 6
+OF_BLOCKS = ("batch_size", "crop_seconds", "lead_seconds", "excerpt_seconds", "mixed_excerpts")  # of a recipe
 
 
 class Run:
@@ -114,9 +116,13 @@ class Run:
         self.step, self.saved, self.crops, self.seconds = found.step, found.step, state["crops"], state["seconds"]
         self.batches, self.base, self.batch_size = state["batches"], state["base"], state["batch_size"]
         self.totals = state["totals"] if rank() == 0 else {}
-        if found.world_size != world_size():  # the new processes begin with blocks that nobody has begun
-            before = CropBatches(self.source, self.recipe, self.batch_size, 0, 0, found.world_size, self.base)
-            self.base, self.batches = before.next_base(self.batches), 0
+        recipe = replace(self.recipe, **{name: state["settings"]["recipe"][name] for name in OF_BLOCKS})
+        if found.world_size != world_size() or recipe != self.recipe:  # begin with blocks of what nobody has begun
+            before = CropBatches(self.source, recipe, self.batch_size, 0, 0, found.world_size, self.base)
+            if recipe.batch_size != self.recipe.batch_size:
+                self.batch_size = self._batch_size()
+            items = CropBatches(self.source, self.recipe, self.batch_size).items
+            self.base, self.batches = -(-before.next_base(self.batches) * before.items // items), 0
         if rank() == 0:
             rows = [row for row in read_log(self.output / "log.jsonl") if row["step"] <= self.step]
             _write_text(self.output / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
