@@ -201,6 +201,9 @@ class MidiValleProcessor(ProcessorMixin):
         for midi, prompt, mode, first, last in zip(midis, prompts, *columns, strict=True):
             performance = self.load(midi, mode, start=first, end=last)
             ring_out = 0.0 if last is None else last - (first or 0.0) - performance.end
+            if ring_out > MAX_RING_OUT_S:
+                after = f"is more than {MAX_RING_OUT_S:g} s after the last note of {performance.name} has ended"
+                raise ProcessorError(f"end {last:g} s {after}, at {(first or 0.0) + performance.end:.2f} s")
             windows = self.windows(performance, max(ring_out, 0.0))
             performances.append(performance)
             items += [(performance, *window, prompt) for window in windows]

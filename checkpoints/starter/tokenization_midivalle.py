@@ -42,7 +42,6 @@ logger = logging.get_logger(__name__)
 BOS, EOS = 1, 2
 NUM_SPECIAL = len(SPECIAL_TOKENS)
 MAX_DURATION = 1152  # ticks, 6 s: longer notes are clipped as published
-IOI_ZERO = 388  # id of inter-onset interval 0
 MAX_AGE = 384  # ticks: older held notes share an id
 MIDI_ENDINGS = (".mid", ".midi", ".kar", ".smf")
 GRID_S = 0.5  # 25 codec frames = 96 ticks, the smallest common grid

@@ -34,9 +34,14 @@ assemble() {  # assemble CODEC OUTPUT OPTION...
 # Now the codec's decoder learns from codes that AR and NAR have generated, and from their notes.
 pool="$out/generated.npy"
 [ -f "$out/model/config.json" ] || assemble "$out/final/codec" "$out/model"
+if [ "$gpu" ]; then  # as the shipped decoder was made
+  last=codec_starter_gpu many=(--items "$(size 2400 8)" --batch-size 128 --workers "$(($(nproc) - 1))")
+else
+  last=codec_starter_told many=(--items "$(size 800 8)")
+fi
 [ -f "$pool" ] || $python -m scripts.generate_pool --model "$out/model" --codec "$out/final/codec" "${sound[@]}" \
-  --items "$(size 800 8)" --seed 1 --mean-vectors --output "$pool"
-told=(--config "$(recipe codec_starter_told)" --audio "$pool" --codec "$out/final/codec")
+  "${many[@]}" --seed 1 --mean-vectors --output "$pool"
+told=(--config "$(recipe $last)" --audio "$pool" --codec "$out/final/codec")
 $python -m scripts.train_codec encode "${told[@]}" --output-dir "$out/final"
 $python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/listener" --output-dir "$out/told"
 
