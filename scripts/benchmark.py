@@ -140,8 +140,8 @@ def run_once(model, inputs: dict, frames: int, clock: Clock) -> tuple[list[float
     context, ends = (prompt[..., :0], torch.zeros_like(lengths)), torch.full_like(lengths, frames)
     known = (midi, (prompt, lengths), context, first, ends)
     made = clock.measure("nar", model._generate_nar, *known, 0.0, uniform[:, 1:])
-    struck = model.played_keys(*midi, lengths, frames).struck
-    clock.measure("decode", model.codec.decode_codes, made.codes, struck, made.vectors)
+    keys = model.played_keys(*midi, lengths, frames)
+    clock.measure("decode", model.codec.decode_codes, made.codes, keys and keys.struck, made.vectors)
     return moments, prompt, first.codes
 
 
