@@ -1,8 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What single keys lack in loudness, where the codec's decoder is given the mean of what is likely.
 
-Such a mean knows how loud the music is, but of the keys of a chord it makes the loud ones too soft, and the decoder,
-which has learned from codes, hardly heeds the velocities that it is told. Behind its LSTM each pitch is a pair of
+Such a mean knows how loud the music is, but of the keys of a chord it makes the loud ones too soft, and the decoder
+heeds the velocities that it is told too little. Behind its LSTM each pitch is a pair of
 channels, though. So the pitches of a struck key's partials are made louder there by as much as its velocity is above
 that of the keys before it. A key that is softer is made softer only where nothing else sounds: a pitch that became
 softer at a strike would hide it.
