@@ -193,6 +193,11 @@ class MidiValleGenerationMixin(GenerationMixin):
         )
         attention_mask = self._check_mask(input_ids, attention_mask)
         if sampling.get("compat") is not None:
+            if max(counts) > 1 or context_frames.any():
+                raise ValueError(
+                    f"compat={sampling['compat']!r} makes a piece in one window, without context: give the inputs of "
+                    "processor.window_inputs(performance, 0.0, end, prompt)"
+                )
             target_frames = None  # the model sets the length
         else:
             known = prompt_lengths[piece_of] + context_frames.to(input_ids.device)
@@ -231,7 +236,8 @@ class MidiValleGenerationMixin(GenerationMixin):
             played = self.played_keys(input_ids[rows], mask, known, longest)
             for i, (b, row) in enumerate(zip(pieces, rows)):
                 new, vectors = frames.cut(i, 0, longest if target_frames is None else int(target_frames[row]))
-                history[b] = torch.cat([history[b], new], -1)[..., -keep:]
+                known_codes = torch.cat([history[b], new], -1)
+                history[b] = known_codes[..., max(known_codes.shape[-1] - keep, 0) :]
                 keys = None if played is None else played.cut(i, 0, new.shape[-1])
                 yield b, new, streams[b].push(new, w == counts[b] - 1, keys, vectors)
 

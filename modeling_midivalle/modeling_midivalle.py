@@ -70,6 +70,12 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         self.generation_config = GenerationConfig(do_sample=False)
         self.post_init()
 
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return self.ar.get_input_embeddings()
+
+    def set_input_embeddings(self, value: torch.nn.Embedding):
+        self.ar.set_input_embeddings(value)
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The MIDI tables are governed by `share_midi_embeddings`; the heads, by each decoder's own configuration."""
         if all_submodels:

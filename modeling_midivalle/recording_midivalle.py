@@ -48,7 +48,7 @@ def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate:
     bank = mel_filter_bank(WINDOW // 2 + 1, BANDS, LOWEST_HZ, sampling_rate / 2, sampling_rate, None, "htk")
     bank = torch.from_numpy(bank)
     length = min(len(recorded), len(made))
-    waves = F.pad(torch.stack([recorded[:length], made[:length]]).double().cpu(), (0, max(WINDOW - length, 0)))
+    waves = F.pad(torch.stack([recorded[:length], made[:length]]).cpu().double(), (0, max(WINDOW - length, 0)))
     window = torch.hann_window(WINDOW, dtype=torch.float64)
     power = torch.fft.rfft(waves.unfold(-1, WINDOW, HOP) * window).abs().square() @ bank  # (2, frames, BANDS)
     level = _decibels(power + FLOOR * power.amax((1, 2), keepdim=True))

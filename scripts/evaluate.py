@@ -4,11 +4,11 @@
     python -m scripts.evaluate --model checkpoints/starter --midi-root PACK/midi --piano PIANO.tar ... --output-dir OUT
 
 Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. Where the codec of
-the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them, while `codec`
-is what it can do with sound alone. Give one or several `--codec FOLDER` instead of `--model` to score codecs alone, all
-against one transcription of the truth; `--truth RESULTS.json` of an earlier run saves that one too, where audio and
-notes are the same. `--piano FONT.sf2` (through fluidsynth) and rooms that were not trained on show what a codec does
-with what it never heard. Needs `make install-eval`.
+the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them, encoded and
+decoded, while `codec` is what it can do with sound alone. Give one or several `--codec FOLDER` instead of `--model` to
+score codecs alone, all against one transcription of the truth; `--truth RESULTS.json` of an earlier run saves that one
+too, where audio and notes are the same. `--piano FONT.sf2` (through fluidsynth) and rooms that were not trained on show
+what a codec does with what it never heard. Needs `make install-eval`.
 
 Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/metrics.py`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
@@ -39,7 +39,7 @@ from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor, Prompt
 from processing.processing_midivalle import MAX_PROMPT_S, MAX_RING_OUT_S
 from scripts.audio.pianos import SAMPLING_RATE, load_piano
-from scripts.audio.rendered_audio import onset_roll
+from scripts.audio.rendered_audio import HOP, onset_roll
 from scripts.audio.rooms import ROOMS
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.measuring.metrics import (
@@ -109,14 +109,22 @@ def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> tuple[np.ndarray,
 
 
 @torch.no_grad()
-def reconstruct_told(model, processor: MidiValleProcessor, excerpt: Excerpt, codes: np.ndarray) -> np.ndarray:
-    """The same of a model with `keys_from_midi`, whose codec is told the notes, as when it generates: from the `codes`
-    `(K, T)`, with the keys that are struck instead of those that its encoder heard."""
+def reconstruct_told(model, processor: MidiValleProcessor, excerpt: Excerpt) -> np.ndarray:
+    """The same of a model with `keys_from_midi`, whose codec is told the notes both ways: its codes have the keys that
+    are struck in them, as those that the AR and NAR learned from, and its decoder is told them as when it generates."""
+    around = torch.from_numpy(excerpt.around)[None, None].to(model.device)
+    codes = model.codec.encode_codes(around, struck=_struck(excerpt, around, 0.0))
+    struck = _struck(excerpt, around, processor.onset_delay_seconds)
+    wave = model.codec.decode_codes(codes, struck)[0, 0].cpu().numpy()
+    return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]
+
+
+def _struck(excerpt: Excerpt, around: torch.Tensor, delay: float) -> torch.Tensor:
+    """Velocity over 127 of the keys that are struck in the frames of `around` `(1, 1, samples)`, `delay` s late."""
     notes = excerpt.target.notes.copy()
-    notes["onset"] += processor.onset_delay_seconds
-    struck = torch.from_numpy(onset_roll(notes, codes.shape[-1], LEAD_S).astype(np.float32) / 127)[None]
-    wave = model.codec.decode_codes(torch.from_numpy(codes)[None].to(model.device), struck.to(model.device))
-    return wave[0, 0].cpu().numpy()[excerpt.lead : excerpt.lead + len(excerpt.wave)]
+    notes["onset"] += delay
+    roll = onset_roll(notes, -(-around.shape[-1] // HOP), LEAD_S)
+    return torch.from_numpy(roll.astype(np.float32) / 127)[None].to(around.device)
 
 
 def distances(target: np.ndarray, wave: np.ndarray) -> dict[str, float]:
@@ -322,7 +330,7 @@ def evaluate(args: argparse.Namespace) -> dict:
                 codes[name].append(found)
                 speeds[name].append(speed)
             if model is not None and model.config.keys_from_midi:
-                waves["codec_told"] = reconstruct_told(model, processor, excerpt, codes["codec"][-1])
+                waves["codec_told"] = reconstruct_told(model, processor, excerpt)
             if model is not None:
                 seed = args.seed + index
                 waves["generated"] = synthesise(model, processor, excerpt, args.seconds, seed, sampling_options(args))

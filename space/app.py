@@ -188,7 +188,7 @@ def build():
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
 
     names = prompt_names()
-    with gr.Blocks(title="MIDI-VALLE", delete_cache=(60, 300)) as page:
+    with gr.Blocks(title="MIDI-VALLE", delete_cache=(600, 3600)) as page:
         gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
         midi = gr.File(label="MIDI", file_types=[".mid", ".midi"], type="filepath", elem_id="midi")
         prompt = gr.Dropdown(names, value=names[0] if names else None, label="Piano and room")
@@ -209,6 +209,7 @@ def build():
         inputs = [midi, prompt, start, seconds, temperature, seed, prompt_audio, prompt_midi]
         go.click(synthesize, inputs, out, api_name="synthesize", concurrency_limit=1)
         gr.Examples([[str(path)] for path in sorted(EXAMPLES.glob("*.mid"))], [midi])
+        midi.keep_in_cache.update(midi.temp_files)  # gradio gives the examples' copies out for as long as it runs
     return page.queue(max_size=16, default_concurrency_limit=1)
 
 

@@ -540,6 +540,17 @@ def test_published_rules_refuse(make_model, make_rows, change, message):
         make_model().generate_codes(**row, compat="published")
 
 
+@pytest.mark.parametrize("windows", [{"window_counts": [2]}, {"context_frames": [2, 2]}])
+def test_published_rules_make_no_windows(make_model, make_rows, windows):
+    """Two windows would be of any lengths and overlap: the processor's inputs of a piece are refused, not misread."""
+    model, row = published_row(make_model, make_rows)
+    windows = {name: torch.tensor(value) for name, value in windows.items()}
+    row |= {"input_ids": row["input_ids"].repeat(2, 1, 1), "target_frames": torch.tensor([3, 3])}
+    row["prompt_codes"] = row["prompt_codes"].repeat(1 if "window_counts" in windows else 2, 1, 1)
+    with pytest.raises(ValueError, match="in one window, without context: give the inputs of processor.window_inputs"):
+        model.generate(**row, **windows, compat="published")
+
+
 # --- pieces of several windows --------------------------------------------------------------------
 
 

@@ -208,3 +208,10 @@ def test_positions_come_from_the_mask_and_the_cache(ar, inputs, monkeypatch):
     blind = lambda mask: torch.zeros_like(mask) if mask.shape[1] > 9 else (mask.cumsum(1) - 1).clamp(min=0)  # noqa: E731
     monkeypatch.setattr("modeling_midivalle.modeling_midivalle_ar.attended_index", blind)
     assert (generate(ar, inputs).scores[1] - whole.scores[1]).abs().max() > 1e-2
+
+
+def test_the_whole_models_input_embeddings_are_the_ars(make_model):
+    model = make_model()
+    table = torch.nn.Embedding(*model.get_input_embeddings().weight.shape)
+    model.set_input_embeddings(table)
+    assert model.get_input_embeddings() is table and model.ar.get_input_embeddings() is table

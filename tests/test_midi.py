@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from symusic import Score
 
-from tokenization import NOTE_DTYPE, MidiError, load_performance, slice_notes
+from tokenization import NOTE_DTYPE, MidiError, load_performance, midi_midivalle, slice_notes
 
 
 def note_on(pitch, velocity=64, channel=0):
@@ -145,6 +145,15 @@ def test_sostenuto(events, expected):
     track = sorted(key + events, key=lambda event: event[0])
     assert load_performance(midi(track)).notes["duration"][0] == pytest.approx(expected)
     assert load_performance(midi(track), "ignore").notes["duration"][0] == pytest.approx(0.1)
+
+
+def test_more_presses_than_anybody_makes(monkeypatch):
+    """Each press looks at each note: a file made to keep a server busy is refused."""
+    monkeypatch.setattr(midi_midivalle, "MAX_CATCHES", 1)
+    track = [(0, note_on(60)), (10, sostenuto(127)), (20, sostenuto(0)), (30, sostenuto(127)), (96, note_off(60))]
+    with pytest.raises(MidiError, match="2 presses of the sostenuto pedal are no performance; take CC66 out"):
+        load_performance(midi(track))
+    assert len(load_performance(midi(track), "ignore").notes) == 1
 
 
 def test_sostenuto_holds_the_keys_it_caught_and_no_others():

@@ -412,6 +412,7 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
     [
         ({"prompt_audio": np.zeros(64_000)}, ProcessorError, "silence"),
         ({"prompt_audio": noise(2) * 32768}, ProcessorError, "full scale is 1.0: divide 16-bit samples by 32768"),
+        ({"prompt_audio": (noise(2) * 32768).astype(np.int64)}, ProcessorError, "type int64; give int16 or int32"),
         ({"prompt_audio": noise(0.2)}, ProcessorError, "lasts 0.20 s; a prompt needs at least 1.0 s"),
         ({"prompt_midi": None}, ProcessorError, "needs its audio and its MIDI: only the audio is given, add the MIDI"),
         ({"prompt_audio": None}, ProcessorError, "only the MIDI is given, add the audio"),

@@ -2,6 +2,7 @@
 """`python -m scripts.render`: exact lengths, same seed same file, and one sentence for everything it cannot use."""
 
 import errno
+import gc
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import wave as wave_module
+import weakref
 from pathlib import Path
 
 import huggingface_hub
@@ -30,7 +32,7 @@ from processing.audio_midivalle import to_int16
 from scripts import plots, render
 from scripts.measuring.transcription import TranscriptionError
 from scripts.models import model_folder
-from scripts.rendering import files, manifest
+from scripts.rendering import files, manifest, pieces
 from scripts.rendering.arguments import RenderError, build_parser
 from scripts.rendering.decoding import Decoding
 from scripts.rendering.journal import Journal, journal_threads
@@ -364,6 +366,11 @@ def test_published_rules(run, monkeypatch):
     save_midi("long.mid", (0.0, 1.0, 60), (40.0, 1.0, 60))
     code, _, err = run("long.mid", "no.wav", "--compat", "published")
     assert code == 2 and "renders one segment of at most" in err
+    monkeypatch.setattr(files, "batch_rows", lambda *_: 64)  # as on a GPU
+    save_midi("other.mid", (0.0, 1.0, 62))
+    Path("both").mkdir()
+    code, _, err = run("piece.mid", "other.mid", "--output-dir", "both", "--compat", "published", "--seed", 5)
+    assert code == 0 and asked["seed"] == [5] and len(list(Path("both").glob("*.wav"))) == 2, err
 
 
 def start_render(folder, *arguments, **options):
@@ -920,6 +927,7 @@ def test_threads(run, monkeypatch):
         (("music/a.mid", "x.wav", "--threads", "0"), "--threads 0"),
         (("music/a.mid", "x.wav", "--threads", "100000"), "--threads 100000 must be at most"),
         (("music/a.mid", "x.wav", "--parallel", "--compat", "published"), "leave out --parallel"),
+        (("a.mid", "--output-dir", "out", "--batch-size", 2, "--compat", "published"), "leave out --batch-size"),
         (("music/a.mid", "x.wav", "--from-manifest", "m.json"), "--from-manifest takes OUTPUT.wav"),
         (("music/a.mid", "x.wav", "--verify", "-1"), "--verify must not be negative"),
     ],
@@ -960,6 +968,49 @@ def test_self_check_and_repair(run, monkeypatch):
     assert code == 0 and Path("again.wav").read_bytes() == Path("piece.wav").read_bytes(), err
     assert run("piece.mid", "again.wav", "--ring-out", 0, "--force")[0] == 0  # not by the attempts that are there
     assert Path("again.wav").read_bytes() != Path("piece.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "second"),
+    [
+        ((), pieces.RETRY),
+        (("--temperature", 0), pieces.RETRY),
+        (("--top-k", 20), {"temperature": None, "top_k": 20, "top_p": None}),
+        (("--temperature", 0.3), {"temperature": 0.3, "top_k": None, "top_p": None}),
+    ],
+)
+def test_another_attempt_draws_as_asked(options, second, run, monkeypatch):
+    """Where the first drew nothing, it draws as `RETRY` says; else as the first."""
+    monkeypatch.setattr(files, "Transcriber", Listener)
+    asked, generate = [], MidiValleForConditionalGeneration.generate_frames
+
+    def generate_frames(self, *arguments, **given):
+        asked.append({name: given.get(name) for name in second})
+        return generate(self, *arguments, **given)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "generate_frames", generate_frames)
+    save_midi("piece.mid", *[(t / 3, 0.3, 60 + t) for t in range(3)])
+    code, _, err = run("piece.mid", "piece.wav", "--ring-out", 0, "--verify", 1, *options)
+    assert code == 0 and len(asked) == 2 and asked[1] == second, err
+
+
+def test_what_is_finished_is_not_kept(run, monkeypatch):
+    """A folder of any number of files needs the memory of those that are being made."""
+    alive, finish = [], files.finish
+
+    def finish_and_look(setting, task, job):
+        gc.collect()
+        alive.append(sum(known() is not None for known in made))
+        made.append(weakref.ref(job))
+        return finish(setting, task, job)
+
+    made = []
+    monkeypatch.setattr(files, "finish", finish_and_look)
+    Path("sound").mkdir()
+    for i in range(4):
+        save_midi(f"{i}.mid", (0.0, 0.5, 60 + i))
+    code, _, err = run(*[f"{i}.mid" for i in range(4)], "--output-dir", "sound", "--batch-size", 1)
+    assert code == 0 and len(alive) == 4 and max(alive) == 0, (alive, err)
 
 
 def test_what_is_judged_is_what_is_rendered(run, monkeypatch):

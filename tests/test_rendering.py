@@ -157,8 +157,10 @@ def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
         load_piano(str(tmp_path / "none.sf2"))
     (tmp_path / "font.sf2").write_bytes(b"RIFF")
     monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
-    with pytest.raises(RenderError, match="need the fluidsynth program"):
-        load_piano(str(tmp_path / "font.sf2:3"))
+    (tmp_path / "FONT.SF2").write_bytes(b"RIFF")
+    for font in ("font.sf2:3", "FONT.SF2"):
+        with pytest.raises(RenderError, match="need the fluidsynth program"):
+            load_piano(str(tmp_path / font))
     with pytest.raises(RenderError, match="font.sf2:x: the program behind the colon must be 0 to 127"):
         load_piano(str(tmp_path / "font.sf2:x"))
 

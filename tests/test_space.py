@@ -117,7 +117,13 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
 def test_the_page(app, write_midi, tmp_path, monkeypatch):
     gradio = pytest.importorskip("gradio", reason='the page needs gradio: pip install -e ".[space]"')
     monkeypatch.setattr(app, "MAX_SECONDS", 2.0)  # the slider begins at 1 s
+    monkeypatch.setattr(app, "EXAMPLES", tmp_path / "examples")
+    app.EXAMPLES.mkdir()
+    write_midi(app.EXAMPLES / "example.mid", 1)
     page = app.build()
+    copies = [Path(path) for block in page.blocks.values() for path in block.temp_files]
+    gradio.route_utils.delete_files_created_by_app(page, None)  # as every hour
+    assert copies and all(path.is_file() for path in copies)
     functions = [function for function in page.fns.values() if function.api_name == "synthesize"]
     assert len(functions) == 1 and functions[0].concurrency_limit == 1
     piece, audio, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=4.0)), str(tmp_path / "own.wav"), []

@@ -23,6 +23,7 @@ SUSTAIN, SOSTENUTO = 64, 66  # controllers; una corda (67) changes no duration a
 PEDAL_DOWN = 64  # a pedal from half its way on holds the dampers up; lower values let them fall
 MIN_DURATION_S = RESTRIKE_S = 1e-3  # shortest note after the pedal rule; a closer strike of the key is the same strike
 MAX_BYTES, MAX_SECONDS = 5_000_000, 6 * 3600
+MAX_CATCHES = 200_000_000  # presses of the sostenuto times notes, some seconds of work: 2,000 presses in 100,000 notes
 DRUM_CHANNEL = 9  # channel 10, counted from 0
 
 SUSTAIN_MODES = ("extend", "ignore")
@@ -111,6 +112,8 @@ def load_performance(
     if sustain == "extend":
         sustain, sostenuto = (pedals[pedals[:, 1] == number] for number in (SUSTAIN, SOSTENUTO))
         presses = _presses(seconds(sostenuto[:, 0]), sostenuto[:, 2])
+        if len(presses) * len(notes) > MAX_CATCHES:
+            raise MidiError(f"{name}: {len(presses)} presses of the sostenuto pedal are no performance; take CC66 out")
         last_event = float(seconds(np.int64(last_tick)))
         longer = extend_by_pedal(notes, seconds(sustain[:, 0]), sustain[:, 2], last_event, presses)
         report["extended_notes"] = int((longer > notes["duration"] + MIN_DURATION_S).sum())

@@ -436,6 +436,10 @@ class MidiValleProcessor(ProcessorMixin):
                 f"prompt_audio has {wave.shape[1]} channels (limit {MAX_CHANNELS}); give the prompts of several pieces "
                 "as a list"
             )
+        if wave.dtype.kind == "i" and wave.dtype.itemsize > 4:
+            raise ProcessorError(
+                f"prompt_audio has type {wave.dtype}; give int16 or int32 samples, or floats up to 1.0"
+            )
         if wave.dtype.kind == "i":
             wave = wave / -float(np.iinfo(wave.dtype).min)
         elif wave.size and np.abs(wave).max() > LOUDEST:

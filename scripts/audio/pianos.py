@@ -182,7 +182,7 @@ class SoundFontPiano:
 def load_piano(path: str) -> SampledPiano | SoundFontPiano:
     """A piano by path: folder or tar with `index.csv`, or `FONT.sf2[:PROGRAM]`; kept in memory for the process."""
     base, _, program = path.partition(":")
-    if Path(base).suffix in (".sf2", ".sf3"):
+    if Path(base).suffix.lower() in (".sf2", ".sf3"):
         if program and not (program.isdecimal() and int(program) <= 127):
             raise RenderError(f"{path}: the program behind the colon must be 0 to 127")
         return SoundFontPiano(base, int(program or 0))

@@ -148,6 +148,8 @@ def check_paths(args: argparse.Namespace):
         raise RenderError(f"--threads {args.threads} must be at most {MOST_THREADS}")
     if args.parallel and args.compat:
         raise RenderError("--compat renders one window: leave out --parallel")
+    if args.compat and (args.batch_size or 1) > 1:
+        raise RenderError("--compat renders one file at a time: leave out --batch-size")
     if args.from_manifest and (len(args.paths) != 1 or args.output_dir or args.stream or args.verify is not None):
         raise RenderError("--from-manifest takes OUTPUT.wav and no other file options")
     if args.output_dir and args.stream:

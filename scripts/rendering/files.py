@@ -329,7 +329,8 @@ def plan(setting: Setting, tasks: list[Task]) -> tuple[list[list[tuple[int, int]
     if setting.recorded:
         layout = setting.recorded["recipe"]["layout"]
         return steps_again(layout, counts[0], args.parallel), [layout]
-    size = args.batch_size or (batch_rows(setting.model, args.parallel) if args.parallel or len(tasks) > 1 else 1)
+    is_alone = args.compat or (len(tasks) == 1 and not args.parallel)
+    size = args.batch_size or (1 if is_alone else batch_rows(setting.model, args.parallel))
     steps = schedule(counts, size, args.parallel)
     if size == 1:
         return steps, [None] * len(tasks)
@@ -348,8 +349,8 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     recording = recording_of(setting.model, setting.prompt, codes, keys, args.as_recorded)
     steps, found = plan(setting, tasks)
     jobs = {i: make_job(setting, task, codes, recording, found[i]) for i, task in enumerate(tasks) if not task.is_done}
-    owners, owned = {id(job): tasks[i] for i, job in jobs.items()}, list(jobs.values())
-    only = jobs.get(0)
+    owners = {id(job): tasks[i] for i, job in jobs.items()}
+    only = jobs.get(0) if args.stream else None  # there is no other then
     stream = open_stream(setting, tasks[0], only) if args.stream else None
     bar = tqdm(total=sum(len(job.windows) for job in jobs.values()), unit="window", desc="render", disable=None)
     try:
@@ -365,6 +366,8 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
             bar.update(window + 1 - bar.n if len(tasks) == 1 else 1)
             if window + 1 == len(job.windows) and task.output:
                 keep_going([task], bool(args.output_dir), lambda task, job=job: finish(setting, task, job))
+                if job.journal:
+                    job.journal.close()
         if stream:
             stream.close()
             refuse_broken(stream)
@@ -380,7 +383,7 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
         say("the reader of the stream has gone")
     finally:
         bar.close()
-        for job in owned:
+        for job in jobs.values():  # unfinished ones; what is finished is not kept
             if job.journal:
                 job.journal.close()
 

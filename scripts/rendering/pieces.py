@@ -21,7 +21,12 @@ from scripts.rendering.scheduling import Size, schedule
 
 FRAME_RATE = 50
 ATTEMPT_STEP = 1_000_000  # attempt a at window w draws with the seed of window w + 1,000,000 a
-RETRY = {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.95}  # where nothing is drawn the first time
+RETRY = {
+    "do_sample": True,
+    "temperature": 0.8,
+    "top_k": 50,
+    "top_p": 0.95,
+}  # of a window whose first attempt drew nothing
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,14 @@ def filling_row(like: Row, job: Job, size: Size) -> Row:
     return Row(np.repeat(like.notes[:1], notes, 0), like.prompt, codes, run_in, frames, 0)
 
 
+def draws(model, sampling: dict) -> bool:
+    """Whether two seeds give two versions with these options of `model.generate_frames`."""
+    if sampling.get("compat") or sampling.get("do_sample") is not None:
+        return bool(sampling.get("compat") or sampling["do_sample"])
+    is_given = any(sampling.get(name) is not None for name in ("temperature", "top_k", "top_p"))
+    return is_given or bool(model.generation_config.do_sample)
+
+
 @torch.no_grad()
 def generate_windows(
     model, processor, members: list[tuple[Job, int]], sampling: dict, attempt: int = 0, alone: bool = False
@@ -219,7 +232,7 @@ def generate_windows(
         sizes = job.layout[window]["rows"]
         rows = [mine[i] if i in mine else filling_row(rows[0], job, size) for i, size in enumerate(sizes)]
     data = processor.tokenizer.pad({"input_ids": [row.notes for row in rows]}, return_tensors="pt").to(model.device)
-    if attempt and sampling.get("temperature") is None:
+    if attempt and not draws(model, sampling):
         sampling = sampling | RETRY
     frames = model.generate_frames(
         data["input_ids"],
