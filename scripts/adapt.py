@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -66,11 +67,11 @@ class AdaptRecipe:
     latent_weight: float = 5.0
     own_share: float = 0.5
     code_noise: float = 0.5
-    frame_steps: int = 0
     seed: int = 0
+    frame_steps: ClassVar[int] = 0  # of `DecoderLosses`: frames alone come before there is an AR
 
     def __post_init__(self):
-        least = dict.fromkeys(("warmup_steps", "max_minutes", "latent_weight", "code_noise", "frame_steps", "seed"), 0)
+        least = dict.fromkeys(("warmup_steps", "max_minutes", "latent_weight", "code_noise", "seed"), 0)
         least |= dict.fromkeys(("rank", "steps", "batch_size"), 1)
         shares = ("dropout", "own_share")
         check_ranges(self, ("learning_rate", "alpha"), shares, prompt_seconds=0.5, target_seconds=0.5, **least)

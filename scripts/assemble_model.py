@@ -111,8 +111,7 @@ def assemble(
         raise AssembleError(f"--output {output}: holds a {kind} model; choose another folder")
     folders = {"codec": codec, "ar": ar, "nar": nar}
     parts = {name: load_part(name, folder) for name, folder in folders.items()}
-    has_tokenizer = (Path(ar) / "tokenizer_config.json").is_file()  # not if the AR was trained before they were saved
-    tokenizer = MidiValleTokenizer.from_pretrained(ar) if has_tokenizer else MidiValleTokenizer()
+    tokenizer = tokenizer_of(ar, nar)
     try:
         model = MidiValleForConditionalGeneration.from_sub_models(**parts, **playing)
     except StrictDataclassError as error:
@@ -130,6 +129,17 @@ def assemble(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return {name: part.num_parameters() for name, part in parts.items()}
+
+
+def tokenizer_of(ar: Path, nar: Path) -> MidiValleTokenizer:
+    """The one that the decoders learned with; the default one of decoders of before they were saved."""
+    saved = [Path(folder) for folder in (ar, nar) if (Path(folder) / "tokenizer_config.json").is_file()]
+    found = [MidiValleTokenizer.from_pretrained(folder) for folder in saved] or [MidiValleTokenizer()]
+    first, last = ((tokenizer.sustain, tokenizer.mark_held) for tokenizer in (found[0], found[-1]))
+    if first != last:
+        names = "sustain {} and mark_held {}"
+        raise AssembleError(f"the AR has learned with {names.format(*first)}, the NAR with {names.format(*last)}")
+    return found[0]
 
 
 def move_in(source: Path, output: Path, max_mib: float) -> None:

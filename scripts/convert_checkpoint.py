@@ -142,6 +142,7 @@ def convert(
     Raises:
         ValueError: a file that cannot be used; nothing is written then.
     """
+    output = output.resolve()  # a link is replaced by what it points to, and `.` has a name
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output}: exists already; choose another --output")
     report = {"files": {Path(p).name: sha256(p) for p in (midi_valle, codec) if p and Path(p).exists()}}

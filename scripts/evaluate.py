@@ -318,7 +318,8 @@ def evaluate(args: argparse.Namespace) -> dict:
     check_pianos(args.piano)
     transcriber = Transcriber(args.device)
     model, processor, codecs = load(args)
-    arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, keep_audio=False)
+    about = {"keep_audio": False, "sustain": "extend" if model is None else processor.tokenizer.sustain}
+    arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, **about)
     codes, speeds = {name: [] for name in codecs}, {name: [] for name in codecs}
     with FolderLock(output):
         check_output(output, RESULTS)  # of a run that has ended meanwhile

@@ -102,7 +102,8 @@ def make_pool(args: argparse.Namespace) -> None:
     for piano in args.piano:  # what is wrong with one is said before files are made
         load_piano(piano)
     seconds = processor.max_window_seconds - processor.context_seconds - 0.5  # as long as windows of a piece
-    data = DataArguments("train", processor.max_prompt_seconds, seconds, args.seed, keep_audio=False)
+    about = {"keep_audio": False, "sustain": processor.tokenizer.sustain}
+    data = DataArguments("train", processor.max_prompt_seconds, seconds, args.seed, **about)
     sha256, size = codec_hash(args.codec), args.batch_size
     settings = {"items": args.items, "seconds": seconds, "mean_vectors": args.mean_vectors, "codec_sha256": sha256}
     settings |= {"batch_size": size, "model_sha256": weights_sha256(folder)}  # in bf16 the batch decides the last bits

@@ -10,7 +10,8 @@ An item is a target of one performance and a prompt from elsewhere in the same r
 `--midi-root` performances are rendered; `--pairs` takes real recordings: a folder of MAESTRO, ATEPP or PiJAMA with its
 csv, any folder of audio and MIDI files of the same names, or a csv (columns audio, midi, and optionally recording_id,
 licence, split). Where nothing says which split a recording is of, one in twenty, at least one, is for validation and
-one in twenty for test. What cannot be read is left out and listed with the reason in `skipped.jsonl`.
+one in twenty for test. What cannot be read is left out and listed with the reason in `skipped.jsonl`. Notes last as the
+pedals have them; for the published model, which knows no pedal, add `--sustain ignore`.
 
 Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
 stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by
@@ -49,7 +50,7 @@ from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import follow_parent
 from tokenization import MidiValleTokenizer
-from tokenization.midi_midivalle import MidiError
+from tokenization.midi_midivalle import SUSTAIN_MODES, MidiError
 
 LONGEST_S = 32  # of a sequence of the tokenizer
 
@@ -127,6 +128,7 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
         about |= {"target_seconds": data.target_seconds, "split": data.split}
         if data.min_target_seconds is not None:
             about["min_target_seconds"] = data.min_target_seconds
+        about |= _sustain(args)
         while (shard := shards.get()) is not None:
             rows, skipped = make_rows(recordings, _items(args, shard), data, codec, args.batch_size)
             write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped, settings)
@@ -155,7 +157,12 @@ def _settings(args: argparse.Namespace, recordings) -> dict:
     """What decides the items of the split and their numbers."""
     names = ("items", "prompt_seconds", "target_seconds", "min_target_seconds", "keep_audio")
     settings = {name: getattr(args, name) for name in names} | {"shards": _shard_count(args)}
-    return settings | {"codec_sha256": codec_hash(args.codec)} | recordings.settings
+    return settings | {"codec_sha256": codec_hash(args.codec)} | recordings.settings | _sustain(args)
+
+
+def _sustain(args: argparse.Namespace) -> dict:
+    """What settings and shards say of it; nothing if it is what all had before there was a choice."""
+    return {} if args.sustain == "extend" else {"sustain": args.sustain}
 
 
 def _shard_count(args: argparse.Namespace) -> int:
@@ -189,6 +196,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-seconds", type=float, default=6.0, help="s, a multiple of 0.5")
     parser.add_argument("--target-seconds", type=float, default=16.0, help="s, a multiple of 0.5")
     parser.add_argument("--min-target-seconds", type=float, help="targets of drawn lengths from this on, s")
+    parser.add_argument(
+        "--sustain", choices=SUSTAIN_MODES, default="extend", help="notes as the pedals have them, or not"
+    )
     parser.add_argument("--keep-audio", action="store_true", help="store the audio too, FLAC, 85 MB an hour")
     parser.add_argument("--shard-items", type=int, default=64, help="items of a shard, at most")
     parser.add_argument("--divisible-by", type=int, default=1, help="of the number of shards: processes x workers")
@@ -228,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 1 if too much had to be skipped, 2 on input that cannot be used."""
     args = parse(argv)
     seconds = (args.prompt_seconds, args.target_seconds)
-    data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds)
+    data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds, args.sustain)
     try:
         args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)

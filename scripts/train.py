@@ -97,7 +97,7 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
             raise DataError(
                 f"{args.data} was encoded by codec {found[:12]}, but {args.codec} is {wanted[:12]}: encode anew"
             )
-    tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held)
+    tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held, sustain=info.get("sustain", "extend"))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     names = ("prompt_seconds", "no_prompt_share", "short_share", "seed", "batch_frames")
     layout = {name: getattr(recipe, name) for name in names} | {"rank": rank, "world_size": world}
@@ -155,7 +155,8 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; 0 on success or when told to stop, 1 on a bad loss, 2 on what cannot be used or written."""
+    """The command; 0 on success or when told to stop, 1 on a bad loss, 2 on what cannot be used or written, 130 if
+    it was interrupted before it could save."""
     args = parse(argv)
     try:
         with run_errors():
@@ -166,6 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     except BadLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # outside of a run, or for the second time
+        print("interrupted; start it again to go on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -123,6 +123,8 @@ def decisive(args: argparse.Namespace, source, listener: str | None) -> dict:
     about = {"part": args.part, "sound": names, "go_on": args.go_on}
     if isinstance(source, RenderedExcerpts):
         about["rendered"] = source_settings(source)
+    if isinstance(source, RecordedExcerpts):
+        about["recordings_sha256"] = source.digest
     if isinstance(source, StoredCrops):
         about["pools_sha256"] = [content_sha256(Path(path).with_suffix(".state.json")) for path in args.audio]
         about |= {"kinds": source.kinds, "means": bool(source.means)}

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from symusic import ControlChange, Note, Score, Track
 from transformers import AutoModel, EncodecFeatureExtractor
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor, write_audio
 from scripts import adapt
 from scripts.audio.rendered_audio import onset_roll
-from scripts.dataset.own_recording import Recording, encode
+from scripts.dataset.own_recording import Recording, encode, read_recording
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 RECIPE = """
@@ -52,6 +53,21 @@ def run(folder, write_midi, tmp_path):
         return adapt.main([*files, *options, "--output-dir", str(tmp_path / "out"), *more])
 
     return command
+
+
+def test_notes_are_those_that_the_model_knows(make_model, tmp_path):
+    """Of a model that knows no pedal they end with their keys."""
+    score, track = Score(480, ttype="second"), Track(ttype="second")
+    for i in range(40):
+        track.notes.append(Note(0.4 * i, 0.1, 50 + i, 80, ttype="second"))
+    track.controls.append(ControlChange(0.0, 64, 127, ttype="second"))
+    score.tracks.append(track)
+    score.to("tick").dump_midi(tmp_path / "a.mid")
+    write_audio(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(61 * RATE))
+    for sustain in ("ignore", "extend"):
+        tokenizer = MidiValleTokenizer(sustain=sustain)
+        recording, _ = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), tokenizer)
+        assert (recording.notes["duration"].max() > 0.5) == (sustain == "extend")
 
 
 def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypatch):
@@ -113,8 +129,9 @@ def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:  # the recording is refused before peft has anything to do
         patch.setattr(adapt, "require_peft", lambda: None)
         assert run(5) == 2 and "lasts 5 s; give 60 to 600 s" in capsys.readouterr().err
-    (tmp_path / "recipe.yaml").write_text(RECIPE + "ranks: 2\n")
-    assert run(5) == 2 and "unknown keys ['ranks']" in capsys.readouterr().err
+    for name in ("ranks", "frame_steps"):
+        (tmp_path / "recipe.yaml").write_text(RECIPE + f"{name}: 2\n")
+        assert run(5) == 2 and f"unknown keys ['{name}']" in capsys.readouterr().err
     for line, message in (
         ("steps: -3", "steps must be at least 1, got -3"),
         ("steps: many", "steps: 'many' is not a whole number"),

@@ -70,12 +70,17 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
         assert assemble(tmp_path, gain, "8") == 2
 
 
-def test_notes_are_read_as_the_decoders_have_learned_them(parts, tmp_path):
+def test_notes_are_read_as_the_decoders_have_learned_them(parts, tmp_path, capsys):
     assert assemble(tmp_path) == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert processor.tokenizer.mark_held
     assert (processor.max_prompt_seconds, processor.max_window_seconds) == (6.0, 16.0)
     MidiValleTokenizer(mark_held=False).save_pretrained(tmp_path / "ar")
+    MidiValleTokenizer(mark_held=False, sustain="ignore").save_pretrained(tmp_path / "nar")
+    assert assemble(tmp_path) == 2
+    said = "the AR has learned with sustain extend and mark_held False, the NAR with sustain ignore and mark_held False"
+    assert said in capsys.readouterr().err
+    MidiValleTokenizer(mark_held=False).save_pretrained(tmp_path / "nar")
     assert assemble(tmp_path, "--max-prompt", "3", "--max-window", "20") == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     assert not processor.tokenizer.mark_held

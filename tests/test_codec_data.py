@@ -347,7 +347,15 @@ def test_audio_files_with_and_without_notes(recording):
     assert RecordedExcerpts([folder / "loud"], 1.5, seed=1)[0]["has_notes"]
     (folder / "bare").mkdir()
     (folder / "take.wav").rename(folder / "bare" / "take.wav")
-    bare = RecordedExcerpts([folder], 2.0, seed=1)[4]
+    found = RecordedExcerpts([folder], 2.0, seed=1)
+    digests = {found.digest, RecordedExcerpts([folder], 2.0, seed=2).digest}
+    assert len(digests) == 1
+    (folder / "loud" / "TAKE.MID").write_bytes((folder / "take.mid").read_bytes() + b"\0")
+    digests.add(RecordedExcerpts([folder], 2.0).digest)
+    shutil.copy(folder / "bare" / "take.wav", folder / "bare" / "more.wav")
+    digests.add(RecordedExcerpts([folder], 2.0).digest)
+    assert len(digests) == 3
+    bare = found[4]
     assert not bare["has_notes"] and not bare["onsets"].any()
     assert bare["wave"].shape == (64_000,) and not bare["wave"][48_010:].any() and bare["wave"][47_000:47_900].any()
 
@@ -383,6 +391,9 @@ def test_recordings_are_refused_in_one_sentence(tmp_path):
         RecordedExcerpts([tmp_path], 1.0)
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
     with pytest.raises(RenderError, match=r"bad\.wav: cannot be read"):
+        RecordedExcerpts([tmp_path], 1.0)
+    soundfile.write(tmp_path / "bad.wav", np.zeros(0), 32_000)
+    with pytest.raises(RenderError, match=r"bad\.wav: holds no samples; take it out"):
         RecordedExcerpts([tmp_path], 1.0)
     for value, said in (
         ("x.wav", "column audio is string, not audio"),

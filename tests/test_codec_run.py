@@ -120,6 +120,11 @@ def test_two_steps_and_two_more_are_four(at_once, whole, tmp_path, capsys):
     kept = [line for line in (at_once / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 2]
     lost = '{"step": 3, "of": "a step that was lost"}\n{"step": 4, "cut sho'
     (parts / "log.jsonl").write_text("".join(f"{line}\n" for line in kept) + lost)
+    (tmp_path / "anew").mkdir()  # killed before its first checkpoint
+    shutil.copy(parts / "log.jsonl", tmp_path / "anew")
+    assert train_codec.main(whole("anew")) == 0
+    assert_equal_runs(at_once, tmp_path / "anew")
+    capsys.readouterr()
     assert train_codec.main(whole("parts")) == 0
     assert "continuing from" in capsys.readouterr().out
     assert_equal_runs(at_once, parts)

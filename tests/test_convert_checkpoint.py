@@ -156,7 +156,10 @@ def test_arguments_that_cannot_be_used(run, published, tmp_path):
 
 def test_a_file_of_the_old_format(run, published, tmp_path):
     torch.save(published, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "place").mkdir()
+    (tmp_path / "new").symlink_to("place")  # an empty folder, as good as none
     assert run("new", midi_valle=tmp_path / "old.pt")[0] == 0
+    assert (tmp_path / "place" / "config.json").is_file()
 
 
 def test_the_full_size_has_the_published_keys():

@@ -9,6 +9,7 @@ import queue
 import shutil
 import subprocess
 import sys
+import tarfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,9 +20,11 @@ import torch
 from datasets import Audio, Dataset, List, Value, load_dataset
 from huggingface_hub import DatasetCard
 from safetensors.torch import load_file, save_file
+from symusic import ControlChange, Note, Score, Track
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
-from scripts import prepare_dataset
+from scripts import prepare_dataset, train
+from scripts.audio.rendered_audio import list_midi
 from scripts.dataset.paired_recordings import PairedRecordings
 from scripts.dataset.recordings import DataArguments, RenderedRecordings
 from scripts.decoders.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
@@ -109,6 +112,57 @@ def test_a_folder_of_one_piece_gives_its_own_prompts(write_midi, tiny_pack, tmp_
     assert prompt.source == target.source == "only.mid"
 
 
+def test_a_target_is_not_in_its_own_prompt(write_midi, tiny_pack, tmp_path):
+    """Where both are of one piece: the prompt would tell what is to be played."""
+    write_midi(tmp_path / "only.mid", seconds=8.0)
+    recordings = RenderedRecordings(tmp_path, "validation", [str(tiny_pack / "piano")], ["studio"], 0, False)
+    for index in range(20):
+        prompt, target, _ = recordings.draw(index, DataArguments("validation", 2.0, 3.0, 0, keep_audio=False))
+        assert target.start >= prompt.start + 2 or target.start + 3 <= prompt.start
+
+
+def test_notes_without_the_pedal(prepare_here, write_piano, tiny_pack, tokenizer, tmp_path):
+    """`--sustain ignore`: the notes last as long as their keys; what sounds has its pedal, and who learns knows."""
+    for name in ("a", "b"):
+        score = Score(480, ttype="second")
+        track = Track(ttype="second")
+        for i in range(8):
+            track.notes.append(Note(0.3 * i, 0.1, 60 + 2 * (i % 4), 80, ttype="second"))
+        track.controls.append(ControlChange(0.0, 64, 127, ttype="second"))
+        score.tracks.append(track)
+        (tmp_path / "midi").mkdir(exist_ok=True)
+        score.to("tick").dump_midi(tmp_path / "midi" / f"{name}.mid")
+    found = {}
+    for mode in ("extend", "ignore"):
+        for split in ("train", "validation"):
+            source = ["--midi-root", tmp_path / "midi", "--piano", tiny_pack / "piano", "--items", 2, "--keep-audio"]
+            prepare_here(tmp_path / mode, *source, "--split", split, "--sustain", mode)
+        found[mode] = [row for table in tables(tmp_path / mode) for row in table.to_pylist()]
+        info = dataset_info(shard_files(tmp_path / mode, "train"))
+        assert info.get("sustain", "extend") == mode
+    for pedalled, plain in zip(*found.values(), strict=True):
+        assert pedalled["target_audio"] == plain["target_audio"]
+        struck = np.array(plain["target_onset"]) >= 0
+        assert np.allclose(np.array(plain["target_duration"])[struck], 0.1, atol=2e-3)
+        assert max(pedalled["target_duration"]) > 0.3
+    (tmp_path / "recipe.yaml").write_text("preset: tiny\nbatch_size: 2\nsteps: 1\nbf16: false\n")
+    command = ["--config", tmp_path / "recipe.yaml", "--part", "ar", "--data", tmp_path / "ignore"]
+    command += ["--codec", tiny_pack / "codec", "--output-dir", tmp_path / "run"]
+    assert train.main([*map(str, command)]) == 0
+    assert MidiValleTokenizer.from_pretrained(tmp_path / "run" / "model").sustain == "ignore"
+
+
+def test_a_file_in_an_archive_is_named(tmp_path):
+    (tmp_path / "empty.mid").write_bytes(b"MThd\0\0\0\6\0\0\0\1\1\xe0MTrk\0\0\0\4\0\xff\x2f\0")
+    with tarfile.open(tmp_path / "c.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "empty.mid", "c/empty.mid")
+    (tmp_path / "empty.mid").unlink()
+    columns = "path,split,duration_s,composition_id,licence,source"
+    (tmp_path / "manifest.csv").write_text(f"{columns}\nc/empty.mid,train,5,a,CC0,c\n")
+    with pytest.raises(MidiError, match="c/empty.mid: "):
+        list_midi(tmp_path, "train")[0].load(str(tmp_path))
+
+
 def test_the_codec_hash_is_of_what_decides_the_codes(tiny_pack, tmp_path):
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
     path, hashes = tmp_path / "codec" / "model.safetensors", [codec_hash(tiny_pack / "codec")]
@@ -118,6 +172,11 @@ def test_the_codec_hash_is_of_what_decides_the_codes(tiny_pack, tmp_path):
         save_file(tensors, path)
         hashes.append(codec_hash(tmp_path / "codec"))
     assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+    halves = {name: value.half() for name, value in load_file(path).items()}
+    for stored in (halves, {name: value.float() for name, value in halves.items()}):  # the same codes
+        save_file(stored, path)
+        hashes.append(codec_hash(tmp_path / "codec"))
+    assert hashes[-1] == hashes[-2]
 
 
 def test_a_whole_model_is_as_good_as_its_codec(make_model, tmp_path):

@@ -164,6 +164,47 @@ def test_stopped_after_every_batch(changes, tiny_data, tiny_pack, tmp_path):
     assert_same(tmp_path / "whole" / "step_0000004", tmp_path / "parts" / "step_0000004")
 
 
+def test_stopped_before_the_first_batch(tiny_data, tiny_pack, tmp_path):
+    """Nothing is passed over that nobody has learned from; nor when that happens again later."""
+    layout = {"steps": 2, "save_steps": 9, "log_steps": 9, "gradient_accumulation_steps": 2}
+    arguments = ("ar", tiny_data, tiny_pack / "codec")
+    assert make_run(*arguments, tmp_path / "whole", **layout).train()
+    for stops in (0, 0, 3, 0, None):
+        torch.manual_seed(99)
+        run, count = make_run(*arguments, tmp_path / "parts", **layout), itertools.count()
+        run.resume()
+        assert run.train(lambda stops=stops, count=count: next(count) == stops) == (stops is None)
+        if stops == 0 and not run.step:
+            assert run.stream.position == 0
+    assert_same(tmp_path / "whole" / "step_0000002", tmp_path / "parts" / "step_0000002")
+
+
+def test_by_force_fewer_batches_make_a_step_and_another_seed_counts(tiny_data, tiny_pack, tmp_path):
+    arguments = ("ar", tiny_data, tiny_pack / "codec", tmp_path / "out")
+    layout = {"steps": 2, "save_steps": 9, "log_steps": 9}
+    first, count = make_run(*arguments, gradient_accumulation_steps=8, **layout), itertools.count()
+    assert not first.train(lambda: next(count) == 5) and first.micro_step == 5
+    again = make_run(*arguments, gradient_accumulation_steps=2, seed=7, **layout)
+    again.stream.seed = 7
+    again.resume(force=True)
+    assert again.stream.seed == 7 and again.train() and again.step == 2
+
+
+def test_a_checkpoint_of_another_form_is_refused_by_force_too(run, tmp_path, capsys):
+    assert run("ar", tmp_path / "out") == 0
+    assert run("nar", tmp_path / "out", "--force") == 2
+    assert "does not fit these settings; give another --output-dir" in capsys.readouterr().err
+
+
+def test_interrupted_outside_of_a_run(run, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "make_run", interrupt)
+    assert run("ar", tmp_path / "out") == 130
+    assert "interrupted; start it again" in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_falls_back_and_ends_the_same(run, tmp_path, capsys):
     assert run("ar", tmp_path / "whole") == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")

@@ -6,6 +6,7 @@ shard (what `datasets.Audio` stores, a struct with `bytes`) has them in `NAME_on
 `NAME_velocity` (`scripts.prepare_dataset --keep-audio`), or in `midi` or `NAME_midi`, the bytes of a MIDI file.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,8 +35,10 @@ class RecordedExcerpts(Dataset):
     Args:
         paths: audio files, parquet shards, or folders to look for both in.
         seconds: length of an excerpt.
+    Attributes:
+        digest (`str`): tells these files from others, by their places in `paths`, their sizes and what MIDI holds.
     Raises:
-        RenderError: nothing is there, or a file is neither.
+        RenderError: nothing is there, or a file is neither, or holds nothing.
     """
 
     def __init__(self, paths, seconds: float, seed: int = 0):
@@ -43,6 +46,7 @@ class RecordedExcerpts(Dataset):
         self.recordings = [r for path in paths for file in _files(Path(path)) for r in _recordings(file)]
         if not self.recordings:
             raise RenderError(f"{', '.join(map(str, paths))}: no .wav, .flac or .parquet file with audio is there")
+        self.digest = _digest(paths)
         weights = np.array([max(recording.seconds / seconds, 1.0) for recording in self.recordings])
         self.weights = weights / weights.sum()
 
@@ -113,10 +117,23 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
+def _digest(paths) -> str:
+    """Of the files that `RecordedExcerpts` looks at, and of the MIDI beside them."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in _files(path):
+            name = file.relative_to(path) if path.is_dir() else file.name
+            midi = _midi_of(file)
+            digest.update(repr((str(name), file.stat().st_size, midi and midi.read_bytes())).encode())
+    return digest.hexdigest()
+
+
 def _recordings(path: Path) -> list[AudioFile | ShardRow]:
     try:
         if path.suffix.lower() in AUDIO_FILES:
-            return [AudioFile(path, soundfile.info(path).duration)]
+            if not (seconds := soundfile.info(path).duration):
+                raise RenderError(f"{path}: holds no samples; take it out")
+            return [AudioFile(path, seconds)]
         shard = pq.ParquetFile(path)
     except (soundfile.SoundFileError, RuntimeError, pa.ArrowInvalid, OSError) as error:
         raise RenderError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
@@ -149,9 +166,13 @@ def _row_notes(row: dict, prefix: str, place: str) -> np.ndarray | None:
 
 @lru_cache(maxsize=256)
 def _midi_beside(audio: str) -> np.ndarray | None:
-    stem = Path(audio).stem
-    found = sorted(p for p in Path(audio).parent.iterdir() if p.stem == stem and p.suffix.lower() in MIDI_FILES)
-    return load_performance(found[0]).notes if found else None
+    midi = _midi_of(Path(audio))
+    return None if midi is None else load_performance(midi).notes
+
+
+def _midi_of(audio: Path) -> Path | None:
+    found = sorted(p for p in audio.parent.iterdir() if p.stem == audio.stem and p.suffix.lower() in MIDI_FILES)
+    return found[0] if found else None
 
 
 @lru_cache(maxsize=4)

@@ -37,21 +37,21 @@ class MidiFile:
     composition_id: str
     licence: str
 
-    def load(self, root: str) -> Performance:
-        """Read the notes, pedal applied.
+    def load(self, root: str, sustain: str = "extend") -> Performance:
+        """Read the notes, `sustain` as in `load_performance`.
 
         Raises:
             MidiError: the file cannot be used.
             RenderError: the archive is damaged or not there, or the file is not in it.
         """
         if self.archive is None:
-            return load_performance(Path(root) / self.path)
+            return load_performance(Path(root) / self.path, sustain)
         archive = Path(root) / self.archive
         try:
             data = _archive_members(str(archive))[self.path]
         except (OSError, EOFError, KeyError, lzma.LZMAError, tarfile.TarError) as error:
             raise RenderError(f"{archive}: {self.path} cannot be read from it ({error})") from error
-        return load_performance(data)
+        return load_performance(data, sustain, self.path)
 
 
 def of_split(names: list[str], split: str) -> set[str]:

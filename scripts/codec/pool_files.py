@@ -72,8 +72,8 @@ class PoolFiles:
             with open(temporary, "r+b") as taken:  # a disk that is too full is to be known now, not at its last byte
                 os.posix_fallocate(taken.fileno(), 0, temporary.stat().st_size)
         except (OSError, OverflowError, ValueError) as error:
-            if not self.done:
-                temporary.unlink(missing_ok=True)
+            for begun in () if self.done else self.files:
+                _temporary(begun).unlink(missing_ok=True)
             size = np.prod(shape, dtype=float) * np.dtype(dtype).itemsize
             reason = getattr(error, "strerror", error)
             raise RunError(f"{file}: its {size / 1e6:.0f} MB cannot be written ({reason})") from error

@@ -107,6 +107,9 @@ class Run:
             self._take_over(found)
         elif made := [path for path in self._results() if path.exists()]:
             raise RunError(f"{made[0]}: is there, but no checkpoint to go on from; give another --output-dir")
+        if rank() == 0 and (log := self.output / "log.jsonl").is_file():
+            rows = [row for row in read_log(log) if row["step"] <= self.step]
+            _write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
         self.batch_size = self.batch_size or self._batch_size()
         place = (self.batch_size, self.workers, rank(), world_size(), self.base)
         return CropBatches(self.source, self.recipe, *place)(self.batches)
@@ -123,9 +126,6 @@ class Run:
                 self.batch_size = self._batch_size()
             items = CropBatches(self.source, self.recipe, self.batch_size).items
             self.base, self.batches = -(-before.next_base(self.batches) * before.items // items), 0
-        if rank() == 0:
-            rows = [row for row in read_log(self.output / "log.jsonl") if row["step"] <= self.step]
-            _write_text(self.output / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def _log(self, step_s: float) -> None:
         self._share_totals()

@@ -91,7 +91,7 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
     seconds = len(wave) / SAMPLING_RATE
     if not SHORTEST_S <= seconds <= LONGEST_S:
         raise RecordingError(f"{Path(audio).name}: lasts {seconds:.0f} s; give {SHORTEST_S:.0f} to {LONGEST_S:.0f} s")
-    notes = load_performance(midi).notes.copy()
+    notes = load_performance(midi, tokenizer.sustain).notes.copy()
     offset, remark = check_offset(wave, notes, Path(audio).name)
     notes["onset"] += offset
     notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]

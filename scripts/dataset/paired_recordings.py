@@ -194,7 +194,7 @@ class PairedRecordings:
         rng = np.random.default_rng([self.seed, index])
         pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
         pair = self.pairs[pick]
-        notes, length = _notes(self.base / pair.midi), _length(self.base / pair.audio)
+        notes, length = _notes(self.base / pair.midi, data.sustain), _length(self.base / pair.audio)
         first, length = pair.start, min(length, pair.end) - pair.start
         target_seconds = data.draw_target_seconds(rng)
         need = data.prompt_seconds + target_seconds
@@ -303,5 +303,5 @@ def _length(path: Path) -> float:
 
 
 @lru_cache(maxsize=256)
-def _notes(path: Path) -> np.ndarray:
-    return load_performance(path).notes
+def _notes(path: Path, sustain: str) -> np.ndarray:
+    return load_performance(path, sustain).notes

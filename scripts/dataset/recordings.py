@@ -12,6 +12,7 @@ from scripts.audio.rooms import Room, without_clipping
 
 LEAD_S, TAIL_S = 1.0, 0.5  # encoded around a target and cut off: a target stands inside running music
 MIN_PROMPT_NOTES = 5
+TRIES = 50  # to find a target that is not in its own prompt; a piece may be too short for that
 
 
 @dataclass
@@ -24,6 +25,7 @@ class DataArguments:
     seed: int
     keep_audio: bool
     min_target_seconds: float | None = None  # targets of drawn lengths from this on; without it all are equally long
+    sustain: str = "extend"  # of the notes that are told, see `load_performance`; what sounds has its pedals anyway
 
     def draw_target_seconds(self, rng: np.random.Generator) -> float:
         """Length of one target, s, a multiple of 0.5."""
@@ -83,10 +85,15 @@ class RenderedRecordings:
         level, parts, waves = performance_level(self._notes(target)), [], []
         for file, seconds in ((prompt, data.prompt_seconds), (target, data.draw_target_seconds(rng))):
             notes = self._notes(file)
-            start = self._start(notes, seconds, rng, full=file is prompt and len(parts) == 0)
+            start = self._start(notes, seconds, rng, full=not parts)
+            for _ in range(TRIES):
+                if not parts or file is not prompt or _are_apart(parts[0], start, seconds):
+                    break
+                start = self._start(notes, seconds, rng, full=False)
             lead, tail = (LEAD_S, TAIL_S) if len(parts) else (0.0, 0.0)
             waves.append(record(notes, start - lead, seconds + lead + tail, piano, room, level, rng))
-            parts.append(Window(relative_notes(notes, start, seconds), waves[-1], file.path, start, seconds))
+            told = relative_notes(self._notes(file, data.sustain), start, seconds)
+            parts.append(Window(told, waves[-1], file.path, start, seconds))
         for part, wave in zip(parts, without_clipping(*waves), strict=True):
             part.wave = wave
         recording = f"{load_piano(str(piano)).name}/{preset}/{room_seed}"
@@ -101,10 +108,10 @@ class RenderedRecordings:
                 return file
         return target
 
-    def _notes(self, file: MidiFile) -> np.ndarray:
-        if file.path not in self.performances:
-            self.performances[file.path] = file.load(self.root).notes
-        return self.performances[file.path]
+    def _notes(self, file: MidiFile, sustain: str = "extend") -> np.ndarray:
+        if (file.path, sustain) not in self.performances:
+            self.performances[file.path, sustain] = file.load(self.root, sustain).notes
+        return self.performances[file.path, sustain]
 
     def _start(self, notes: np.ndarray, seconds: float, rng: np.random.Generator, full: bool) -> float:
         """A start, s: prompts are full of notes; targets also take the silence before a piece and its last ring."""
@@ -117,6 +124,10 @@ class RenderedRecordings:
             if struck.sum() >= MIN_PROMPT_NOTES:
                 break
         return start
+
+
+def _are_apart(prompt: Window, start: float, seconds: float) -> bool:
+    return start >= prompt.start + prompt.seconds or start + seconds <= prompt.start
 
 
 def relative_notes(notes: np.ndarray, start: float, seconds: float) -> np.ndarray:

@@ -1,10 +1,10 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """One training run of one decoder, on one process or several, that goes on after any interruption as if without it."""
 
-import itertools
 import json
 import math
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -102,15 +102,18 @@ class Run:
         if self.sharded and found.micro_step:
             raise RunError(f"{found.path}: FSDP cannot go on within a window; go on without it to the next checkpoint")
         like = {f"{kind}.{k}": v for kind in ("model", "average") for k, v in self.core.state_dict().items()}
-        tensors = {name: share(value, like[name]) for name, value in found.tensors.items()}
-        self.core.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        try:
+            tensors = {name: share(value, like[name]) for name, value in found.tensors.items()}
+            self.core.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+            self.optimizer.load_state_dict(share_optimizer(found.optimizers[0], self.optimizer))
+            restore_gradients(self.core, found.gradients)
+        except (RuntimeError, LookupError, ValueError) as error:  # of another part or form, by --force
+            raise RunError(f"{found.path}: does not fit these settings; give another --output-dir") from error
         self.average = {k[8:]: v for k, v in tensors.items() if k.startswith("average.")}
-        self.optimizer.load_state_dict(share_optimizer(found.optimizers[0], self.optimizer))
-        restore_gradients(self.core, found.gradients)
         self.step, self.micro_step = found.step, found.micro_step
         for name in KEPT[1:]:
             setattr(self, name, found.state[name])
-        self.stream.load_state_dict(found.state["stream"])
+        self.stream.load_state_dict(found.state["stream"] | {"seed": self.stream.seed})  # another one by --force
         found.tensors, found.optimizers, found.gradients = {}, [], {}  # only the random states are still to come
         self.resumed = found
         self._export(gather(self.average))  # a kill may have come between checkpoint and folders
@@ -129,7 +132,7 @@ class Run:
         stopped, first = False, self.step
         while self.step < self.recipe.steps and not (stopped := self._may_stop and any_process(stop())):
             self._micro_step(next(batches))
-            if self.micro_step == self.recipe.gradient_accumulation_steps:
+            if self.micro_step >= self.recipe.gradient_accumulation_steps:  # above it by --force
                 self._close_window()
                 if self.step % self.recipe.save_steps == 0 and self.step < self.recipe.steps:
                     self._validate()
@@ -143,6 +146,7 @@ class Run:
     def save(self) -> None:
         """Checkpoint, then the averaged weights as the folder `model`, and as `best` if they are."""
         self._tick()
+        self._restore_rng()  # told to stop before the first batch
         average = gather(self.average)
         tensors = {f"model.{k}": v for k, v in gather(self.core.state_dict()).items()}
         tensors |= {f"average.{k}": v for k, v in average.items()}
@@ -152,20 +156,20 @@ class Run:
         self.checkpoints.save(self.step, tensors, optimizers, state, gradients, self.micro_step)
         self._export(average)
 
-    def _batches(self):
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """This process's batches; the random states of the checkpoint are restored behind the first."""
-        if self.step >= self.recipe.steps:
-            return iter(())
-        batches = iter(self.stream)
-        first = next(batches)
+        for batch in self.stream:
+            self._restore_rng()
+            yield batch
+
+    def _restore_rng(self) -> None:
         if self.resumed is not None:
             self.resumed.restore_rng()
             self.resumed = None
-        return itertools.chain([first], batches)
 
     def _micro_step(self, batch: dict[str, torch.Tensor]) -> None:
         """Gradients of one batch are added to the window's: sums over frames, so that a window's mean is over all."""
-        last = self.micro_step + 1 == self.recipe.gradient_accumulation_steps
+        last = self.micro_step + 1 >= self.recipe.gradient_accumulation_steps
         index = self.step * self.recipe.gradient_accumulation_steps + self.micro_step
         index = index * self.world + self.accelerator.process_index
         self.window_batches.append(batch)

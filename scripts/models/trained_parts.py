@@ -4,6 +4,7 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -43,7 +44,8 @@ def load_part(name: str, folder: str | Path):
 
 
 def codec_hash(folder: str | Path) -> str:
-    """sha256 of what decides a codec's codes: encoder and codebooks. Its decoder may go on learning.
+    """sha256 of what decides a codec's codes: encoder and codebooks, whatever they are stored as. Its decoder may go on
+    learning.
 
     Raises:
         ValueError: there is no codec in `folder`, or a damaged file.
@@ -55,7 +57,7 @@ def codec_hash(folder: str | Path) -> str:
             for name in tensors.keys():
                 own = name.removeprefix(prefix)
                 if name == prefix + own and (own.startswith("encoder.") or own.endswith("codebook.embed")):
-                    found[own] = tensors.get_tensor(name).tobytes()
+                    found[own] = tensors.get_tensor(name).astype(np.float32).tobytes()
     if not found:
         raise PartError(f"{folder}: holds no codec; give the folder of one, or of a whole model")
     digest = hashlib.sha256()

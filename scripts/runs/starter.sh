@@ -8,18 +8,19 @@
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 jobs=()
-trap 'kill "${jobs[@]}" 2>/dev/null || true' EXIT  # if one step fails, none goes on alone
+# If one step fails, none goes on alone: each job is a group of processes, by setsid, and ends with what it has started.
+trap 'for job in "${jobs[@]}"; do kill -- "-$job" 2>/dev/null || true; done' EXIT
 
 scripts/runs/codec.sh "$pack" "$out" codes
 # The codes are fixed from here on: data and decoders need not wait for the codec's decoder.
-scripts/runs/codec.sh "$pack" "$out" decoder &
+setsid scripts/runs/codec.sh "$pack" "$out" decoder &
 jobs+=($!)
 for split in "train:$(size 3072 32)" "validation:$(size 16 8)"; do
   $python -m scripts.prepare_dataset --codec "$out/codes" "${sound[@]}" --split "${split%:*}" --items "${split#*:}" \
     --shard-items 32 --output-dir "$out/data"
 done
 for part in ar nar; do
-  $python -m scripts.train --config "$(recipe "starter_$part")" --part $part --data "$out/data" \
+  setsid $python -m scripts.train --config "$(recipe "starter_$part")" --part $part --data "$out/data" \
     --codec "$out/codes" --output-dir "$out/$part" &
   jobs+=($!)
 done
