@@ -77,6 +77,8 @@ class AdaptRecipe:
         check_ranges(self, ("learning_rate", "alpha"), shares, prompt_seconds=0.5, target_seconds=0.5, **least)
         if not 0 < self.held_share < 1:
             raise ValueError(f"held_share must be between 0 and 1, got {self.held_share}")
+        if any(seconds % GRID_S for seconds in (*self.prompt_seconds, self.target_seconds)):
+            raise ValueError(f"prompt_seconds and target_seconds must be multiples of {GRID_S}")
         if self.part not in PARTS:
             raise ValueError(f"part must be one of {', '.join(PARTS)}, got {self.part!r}")
 
@@ -95,7 +97,7 @@ def require_peft() -> None:
 def check_output(output: Path) -> None:
     """AdaptError unless `output` is new or empty and can be written: it is found out before there is anything to lose.
     An adapter in a model's own folder would be played with it from then on."""
-    new = not output.exists()
+    new = [folder for folder in (output, *output.parents) if not folder.exists()]
     if not new and (not output.is_dir() or any(output.iterdir())):
         raise AdaptError(f"--output-dir {output}: exists already; choose another")
     try:
@@ -103,8 +105,8 @@ def check_output(output: Path) -> None:
         for folder in (output, output.parent):  # `export` writes beside it, then into it
             with TemporaryFile(dir=folder):
                 pass
-        if new:  # what is refused later leaves no folder
-            output.rmdir()
+        for folder in new:  # what is refused later leaves none
+            folder.rmdir()
     except OSError as error:
         raise AdaptError(f"--output-dir {output}: cannot be written ({error.strerror})") from error
 

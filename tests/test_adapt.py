@@ -140,6 +140,7 @@ def test_a_recording_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, 
         ("own_share: 2", "own_share must be at most 1"),
         ("prompt_seconds: [6, 1]", "prompt_seconds must be the lower and the higher of two numbers"),
         ("prompt_seconds: 3", "prompt_seconds: 3 is not a list of two numbers"),
+        ("target_seconds: 1.2", "prompt_seconds and target_seconds must be multiples of 0.5"),
         ("held_share: 1.5", "held_share must be between 0 and 1"),
         ("part: codec", "part must be one of ar, nar, both, got 'codec'"),
     ):
@@ -173,6 +174,7 @@ def test_an_output_that_cannot_be_used_is_refused_before_anything_is_learned(
     assert (tmp_path / "file").read_text() == "mine" and sorted(folder.iterdir()) == before
     (tmp_path / "out").mkdir()  # empty, it will do: the recording is what is wrong
     assert run(5) == 2 and "lasts 5 s" in capsys.readouterr().err and (tmp_path / "out").is_dir()
+    assert run(5, "--output-dir", str(tmp_path / "a" / "b")) == 2 and not (tmp_path / "a").exists()
 
 
 def test_interrupted_before_there_is_an_adapter(run, tmp_path, monkeypatch, capsys):

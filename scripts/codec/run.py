@@ -21,7 +21,7 @@ from scripts.codec.data import CropBatches
 from scripts.codec.listener import Listener
 from scripts.codec.parts import export_codec, save_whole
 from scripts.codec.step import Learner, add, batch_that_fits
-from scripts.codec.validation import draw_curves, read_log, validate
+from scripts.codec.validation import draw_curves, validate
 from scripts.training.checkpoints import Checkpoint, Checkpoints
 from scripts.training.processes import (
     FolderLock,
@@ -34,6 +34,7 @@ from scripts.training.processes import (
     sum_over_processes,
     world_size,
 )
+from scripts.training.run_log import read_log
 
 GPU_SHARE = 0.7  # of its memory that a batch of "auto" fills
 CPU_BATCH = 6

@@ -1,7 +1,6 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What a run of the codec is looked at by: figures, sounds and pictures of fixed crops, and learning curves."""
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +13,7 @@ from scripts.codec.listener import Listener, onset_f1
 from scripts.measuring.metrics import log_mel_distance
 from scripts.plots import draw_spectrogram
 from scripts.training.processes import RunError
+from scripts.training.run_log import read_log
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  after the choice of a backend without a screen
@@ -71,20 +71,9 @@ def draw_pairs(pairs: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def read_log(path: Path) -> list[dict]:
-    """Rows of a `log.jsonl`; a last line that a kill has cut short is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def draw_curves(log: Path, path: Path) -> None:
     """Learning curves: one panel for each figure of a `log.jsonl`, validation over training, by hours of audio."""
-    rows = read_log(log)
+    rows = read_log(log) if log.is_file() else []
     names = dict.fromkeys(name.removeprefix("val_") for row in rows for name in row if name not in AXES)
     if not names:
         return
