@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None, imports: AbstractContextManager | None =
         say(f"{error.filename or 'the output'}: cannot be used ({error.strerror})")
         return 2
     except KeyboardInterrupt:
-        say("interrupted; what is finished is kept: start it again to go on")
+        say("interrupted; start it again to go on: windows that were finished are kept")
         return 130
 
 

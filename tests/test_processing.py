@@ -435,7 +435,7 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
         ({"midi": midi()}, MidiError, "no notes"),
         ({"midi": performance()}, ProcessorError, "piece.mid: holds no notes"),
         ({"end": 45.0}, ProcessorError, "end 45 s is more than 10 s after the last note of"),
-        ({"start": 3.0}, ProcessorError, "no note sounds between 3.0 and inf"),
+        ({"start": 3.0}, ProcessorError, "no note sounds from 3.0 s on; it ends at"),
         ({"start": -1.0}, ProcessorError, "give 0 <= start < end"),
         ({"start": math.nan}, ProcessorError, "give 0 <= start < end"),
         ({"start": 0.5, "end": 0.25}, ProcessorError, "give 0 <= start < end"),

@@ -202,7 +202,7 @@ BAD = {
     "missing prompt": (("good.mid", *PROMPT_MIDI, "no.wav"), "no.wav: no such file"),
     "two prompts": (("good.mid", "--prompt", "a", *PROMPT_MIDI, "noise.wav"), "not both"),
     "unknown prompt": (("good.mid", "--prompt", "harp"), "not one of steinway_studio, upright_hall"),
-    "start behind the end": (("good.mid", "--start", "9"), "good.mid: no note sounds between 9.0"),
+    "start behind the end": (("good.mid", "--start", "9"), "good.mid: no note sounds from 9.0 s on"),
     "end before start": (("good.mid", "--start", "0.4", "--end", "0.2"), "0 <= start < end"),
     "ring-out": (("good.mid", "--ring-out", "-1"), "ring-out of -1.0 s"),
     "temperature": (("good.mid", "--temperature", "-1"), "--temperature"),
@@ -368,7 +368,6 @@ def test_published_rules(run, monkeypatch):
     assert code == 2 and "renders one segment of at most" in err
     monkeypatch.setattr(files, "batch_rows", lambda *_: 64)  # as on a GPU
     save_midi("other.mid", (0.0, 1.0, 62))
-    Path("both").mkdir()
     code, _, err = run("piece.mid", "other.mid", "--output-dir", "both", "--compat", "published", "--seed", 5)
     assert code == 0 and asked["seed"] == [5] and len(list(Path("both").glob("*.wav"))) == 2, err
 
@@ -916,7 +915,7 @@ def test_threads(run, monkeypatch):
     ("arguments", "message"),
     [
         (("--output-dir", "out"), "give MIDI files or folders"),
-        (("music", "--output-dir", "nowhere"), "nowhere: the folder does not exist"),
+        (("music", "--output-dir", "music/a.mid"), "music/a.mid: is a file; give a folder"),
         (("out", "--output-dir", "out"), "out: holds no .mid or .midi file"),
         (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
         (("a.mid", "a.report.mid", "--output-dir", "out", "--verify"), "would both become a.report.json"),
@@ -1006,7 +1005,6 @@ def test_what_is_finished_is_not_kept(run, monkeypatch):
 
     made = []
     monkeypatch.setattr(files, "finish", finish_and_look)
-    Path("sound").mkdir()
     for i in range(4):
         save_midi(f"{i}.mid", (0.0, 0.5, 60 + i))
     code, _, err = run(*[f"{i}.mid" for i in range(4)], "--output-dir", "sound", "--batch-size", 1)

@@ -242,9 +242,8 @@ class MidiValleProcessor(ProcessorMixin):
         notes = midi.notes
         notes = notes[(notes["onset"] < end) & (notes["onset"] + notes["duration"] > start)].copy()
         if not len(notes):
-            raise ProcessorError(
-                f"{midi.name}: no note sounds between {start} and {end} s; it ends at {midi.end:.3f} s"
-            )
+            span = f"from {start} s on" if end == math.inf else f"between {start} and {end} s"
+            raise ProcessorError(f"{midi.name}: no note sounds {span}; it ends at {midi.end:.3f} s")
         notes["duration"] = np.minimum(notes["duration"], end - notes["onset"])
         notes["onset"] -= start
         return dataclasses.replace(midi, notes=notes)

@@ -50,13 +50,15 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     model.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     model.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: measured when it starts)")
     model.add_argument(
-        "--quantize", choices=("int8",), help="decoders with int8 weights: faster on a CPU, a little other"
+        "--quantize",
+        choices=("int8",),
+        help="decoders with int8 weights: a large model is faster on a CPU, and sounds a little different",
     )
     model.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="of the decoders (%(default)s); bfloat16: faster on GPUs and CPUs that multiply it, a little other",
+        help="of the decoders (%(default)s); bfloat16: faster where it is multiplied, sounds a little different",
     )
     model.add_argument(
         "--as-recorded",
@@ -161,8 +163,8 @@ def check_paths(args: argparse.Namespace):
     if args.output_dir:
         if not args.paths:
             raise RenderError("give MIDI files or folders of them beside --output-dir")
-        if not Path(args.output_dir).is_dir():
-            raise RenderError(f"--output-dir {args.output_dir}: the folder does not exist; create it first")
+        if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
+            raise RenderError(f"--output-dir {args.output_dir}: is a file; give a folder")
         return
     if not args.from_manifest:
         if not 1 <= len(args.paths) <= 2 or (len(args.paths) == 1 and not args.stream):

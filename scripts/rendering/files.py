@@ -3,6 +3,7 @@
 
 import _thread
 import argparse
+import logging
 import math
 import statistics
 import sys
@@ -245,7 +246,13 @@ def load_prompt(args: argparse.Namespace, folder: Path, processor) -> tuple[str,
     midi, audio = files
     if midi is None:
         midi, label = transcribe_prompt(processor, audio), "own prompt, transcribed"
-    prompt = processor.prepare_prompt(midi, audio, sustain=args.sustain)
+    logger = logging.getLogger("processing")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it would tell the remark a second time
+    try:
+        prompt = processor.prepare_prompt(midi, audio, sustain=args.sustain)
+    finally:
+        logger.setLevel(level)
     if prompt.remark:
         say(prompt.remark)
     return label, prompt, {str(file): file_sha256(file) for file in files if file is not None}
@@ -343,6 +350,8 @@ def render_tasks(setting: Setting, tasks: list[Task]) -> None:
     if not tasks:
         return
     args, begin, ready = setting.args, time.perf_counter(), []
+    if args.output_dir:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     codes = encode_prompt(setting.model, setting.prompt)
     first = tasks[0]  # before all of them the prompt is the same
     keys = keys_of(setting.model, setting.processor, first.performance, first.windows, setting.prompt)
