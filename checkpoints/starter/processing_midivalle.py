@@ -196,6 +196,8 @@ class MidiValleProcessor(ProcessorMixin):
             prompts = [self.prepare_prompt(*item) for item in zip(*columns, strict=True)]
         else:
             prompts = [self.prepare_prompt(*prompt_arguments)] * len(midis)
+        for remark in dict.fromkeys(prompt.remark for prompt in prompts if prompt is not None and prompt.remark):
+            logger.warning(remark)
         columns = [_per_item(value, len(midis)) for value in (sustain, start, end)]
         performances, items, counts = [], [], []
         for midi, prompt, mode, first, last in zip(midis, prompts, *columns, strict=True):
@@ -284,8 +286,6 @@ class MidiValleProcessor(ProcessorMixin):
             )
         if not ((notes["onset"] >= 0) & (notes["onset"] < seconds)).any():
             raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
-        if remark:
-            logger.warning(remark)
         return Prompt(wave, notes, start, offset, remark)
 
     def read_prompt(self, prompt_audio, sampling_rate: float | None = None) -> np.ndarray:

@@ -3,7 +3,6 @@
 
 import _thread
 import argparse
-import logging
 import math
 import statistics
 import sys
@@ -246,13 +245,7 @@ def load_prompt(args: argparse.Namespace, folder: Path, processor) -> tuple[str,
     midi, audio = files
     if midi is None:
         midi, label = transcribe_prompt(processor, audio), "own prompt, transcribed"
-    logger = logging.getLogger("processing")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it would tell the remark a second time
-    try:
-        prompt = processor.prepare_prompt(midi, audio, sustain=args.sustain)
-    finally:
-        logger.setLevel(level)
+    prompt = processor.prepare_prompt(midi, audio, sustain=args.sustain)
     if prompt.remark:
         say(prompt.remark)
     return label, prompt, {str(file): file_sha256(file) for file in files if file is not None}
