@@ -5,14 +5,17 @@ from transformers import AutoConfig, AutoModel
 
 from .configuration_midivalle import MidiValleARConfig, MidiValleConfig, MidiValleNARConfig
 from .configuration_piano_encodec import PianoEncodecConfig
+from .configuration_piano_listener import PianoListenerConfig
 from .modeling_midivalle import MidiValleForConditionalGeneration
 from .modeling_midivalle_ar import MidiValleARModel
 from .modeling_midivalle_nar import MidiValleNARModel
 from .modeling_piano_encodec import PianoEncodecModel
+from .modeling_piano_listener import PianoListenerModel
 from .streaming_piano_encodec import CodecStream
 
 for _config, _model in (
     (PianoEncodecConfig, PianoEncodecModel),
+    (PianoListenerConfig, PianoListenerModel),
     (MidiValleARConfig, MidiValleARModel),
     (MidiValleNARConfig, MidiValleNARModel),
     (MidiValleConfig, MidiValleForConditionalGeneration),
@@ -31,4 +34,6 @@ __all__ = [
     "MidiValleNARModel",
     "PianoEncodecConfig",
     "PianoEncodecModel",
+    "PianoListenerConfig",
+    "PianoListenerModel",
 ]

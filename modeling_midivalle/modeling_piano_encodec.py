@@ -11,6 +11,8 @@ from transformers.models.encodec.modeling_encodec import EncodecConvTranspose1d
 from .configuration_piano_encodec import PianoEncodecConfig
 
 STRUCK = (1.8, 1.8)  # a key struck at velocity v is STRUCK[0] + STRUCK[1] * v / 127 in its axis of the latent, else 0
+SAID_THRESHOLD = 1.0  # of what codes make of it
+STEADY_FRAMES = 2  # on each side, of `steady_vectors`
 
 
 class PianoEncodecUpsampling(EncodecConvTranspose1d):
@@ -150,6 +152,37 @@ class PianoEncodecModel(EncodecModel):
         if latent.shape[::2] != (B, T) or latent.shape[1] < kept:
             raise ValueError(f"vectors must be ({B}, {kept} or more, {T}), got {tuple(latent.shape)}")
         return latent if struck is None else torch.cat([latent[:, :kept], key_axes(struck).to(latent)], 1)
+
+    @torch.no_grad()
+    def struck_of(self, audio_codes: torch.LongTensor) -> torch.Tensor:
+        """The keys that `audio_codes` `(B, K, T)` say are struck, `(B, T, 88)`: velocity over 127 in the frame in which
+        a key is, else 0; ValueError without `config.num_key_axes`."""
+        if not self.config.num_key_axes:
+            raise ValueError("this codec's codes do not say which keys are struck (config.num_key_axes is 0)")
+        said = self.quantizer.decode(audio_codes.transpose(0, 1))[:, -self.config.num_key_axes :]
+        peaks = (said == F.max_pool1d(said, 3, 1, 1)) & (said > SAID_THRESHOLD)
+        return (peaks * ((said - STRUCK[0]) / STRUCK[1]).clamp(0.05, 1)).transpose(1, 2)
+
+    @torch.no_grad()
+    def steady_vectors(self, audio_codes: torch.LongTensor, struck: torch.Tensor) -> torch.Tensor:
+        """
+        The spectra of codes without their jitter, for `decode_codes`, whose audio a transcriber then takes for fewer
+        notes that nobody played: each frame the mean of up to five around it that no strike divides.
+
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(B, K, T)`): of a codec with `config.num_key_axes`.
+            struck (`torch.Tensor` of shape `(B, T, 88)`): as in `encode_codes`.
+        Returns:
+            `torch.Tensor` of shape `(B, A, T)`: sums of code vectors, of all axes but those of keys.
+        """
+        self._check_struck(struck, len(audio_codes), audio_codes.shape[-1])
+        spectra = self.quantizer.decode(audio_codes.transpose(0, 1))[:, : -self.config.num_key_axes]
+        since = (struck > 0).any(-1).long().cumsum(1)[:, None]  # frames of the same number follow the same strike
+        total, count = torch.zeros_like(spectra), torch.zeros_like(spectra[:, :1])
+        for shift in range(-STEADY_FRAMES, STEADY_FRAMES + 1):
+            near = F.pad(since, (-shift, shift), value=-1) == since
+            total, count = total + F.pad(spectra, (-shift, shift)) * near, count + near
+        return total / count
 
     def _check_struck(self, struck: torch.Tensor | None, rows: int, frames: int) -> None:
         wanted = (rows, frames, self.config.num_key_axes)

@@ -2,11 +2,12 @@
 """Put a trained codec, AR and NAR together as one folder in Hub layout: weights, configuration, code, processor.
 
     python -m scripts.assemble_model --codec runs/codec/final --ar runs/ar/model --nar runs/nar/model \
-        --output checkpoints/starter
+        [--listener runs/listener] --output checkpoints/starter
 
 The decoders are rounded to --dtype; the codec must be rounded to fp16 already (`scripts.train_codec` does it), since
 the decoders learned the codes of the rounded one; with --dtype float32, nothing is rounded. The tokenizer is the one
-that the AR has learned with. The folder loads in fp32. It is made beside --output, loaded again and compared, then
+that the AR has learned with. A listener, which tells the codec what it hears, lies in a folder of its own, `listener`.
+The folder loads in fp32. It is made beside --output, loaded again and compared, then
 moved in; other files of --output (prompts/, README.md) stay.
 """
 
@@ -24,12 +25,13 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleForConditionalGeneration
 from processing import MidiValleProcessor
-from scripts.models.model_folder import model_type, reason
+from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
 from tokenization import MidiValleTokenizer
 
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
 MAX_MIB = 40.0
+SHIPPED_DTYPE = torch.float16  # of the codec, and of a listener
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 GAINS = ("velocity", "treble", "octave", "attack", "sustain")
 NAMED_BUFFERS = ("embed", "cluster_size", "inited")  # of a codebook; its `embed_avg` only matters to training
@@ -44,7 +46,7 @@ def shipped_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     if not name.startswith("codec.") or dtype == torch.float32:
         return dtype
     codebook = ".codebook." in name and name.endswith(NAMED_BUFFERS)
-    return torch.float32 if codebook else torch.float16
+    return torch.float32 if codebook else SHIPPED_DTYPE
 
 
 def round_weights(model: MidiValleForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -87,6 +89,7 @@ def assemble(
     dtype: torch.dtype,
     max_mib: float = MAX_MIB,
     windows: dict[str, float] | None = None,
+    listener: str | Path | None = None,
     **playing,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
@@ -97,6 +100,7 @@ def assemble(
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
         windows: `max_prompt_seconds`, `max_window_seconds` and `onset_delay_seconds`, as in `MidiValleProcessor`.
+        listener: folder of `train_codec listener`, or of a model that has one.
         playing: `as_recorded`, `keys_from_midi`, `mean_vectors` and gains, as in `MidiValleConfig`.
     Returns:
         Parameters of each part by its name.
@@ -117,6 +121,11 @@ def assemble(
     except StrictDataclassError as error:
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     rounded = round_weights(model, dtype)
+    heard = None if listener is None else load_listener(listener)
+    if listener is not None and heard is None:
+        raise AssembleError(
+            f"--listener {listener}: holds no {LISTENER} folder; give the output of train_codec listener"
+        )
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -124,6 +133,12 @@ def assemble(
         extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=model.config.sampling_rate)
         processor = MidiValleProcessor(extractor, tokenizer, **(windows or {}))
         processor.save_pretrained(temporary)
+        if heard is not None:
+            heard.config.name_or_path = ""  # it would be saved, with the path of this machine
+            state = {name: value.to(SHIPPED_DTYPE) for name, value in heard.state_dict().items()}
+            heard.save_pretrained(temporary / LISTENER, state_dict=state)
+            for code in (temporary / LISTENER).glob("*.py"):  # remote code is looked for beside the model's own
+                os.replace(code, temporary / code.name)
         check_folder(temporary, rounded)
         move_in(temporary, output, max_mib)
     finally:
@@ -173,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--codec", required=True, help="codec folder of scripts.train_codec (RUN/codec)")
     parser.add_argument("--ar", required=True, help="AR folder of scripts.train (RUN/model)")
     parser.add_argument("--nar", required=True, help="NAR folder of scripts.train (RUN/model)")
+    parser.add_argument("--listener", help="output of scripts.train_codec listener")
     parser.add_argument(
         "--output", type=Path, default=Path("checkpoints/starter"), help="folder (default: %(default)s)"
     )
@@ -218,7 +234,9 @@ def main(argv: list[str] | None = None) -> int:
         playing = {name: getattr(args, name) for name in ("as_recorded", "keys_from_midi", "mean_vectors")}
         playing |= {f"{name}_gain_db": getattr(args, f"{name}_gain") for name in GAINS}
         dtype = getattr(torch, args.dtype)
-        sizes = assemble(args.codec, args.ar, args.nar, args.output, dtype, args.max_mib, windows, **playing)
+        sizes = assemble(
+            args.codec, args.ar, args.nar, args.output, dtype, args.max_mib, windows, args.listener, **playing
+        )
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -3,9 +3,11 @@
 
     python -m scripts.evaluate --model checkpoints/starter --midi-root PACK/midi --piano PIANO.tar ... --output-dir OUT
 
-Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. Where the codec of
-the model is told which keys are struck (`keys_from_midi`), `codec_told` is its reconstruction with them, encoded and
-decoded, while `codec` is what it can do with sound alone. Give one or several `--codec FOLDER` instead of `--model` to
+Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. `codec` is what the
+codec makes of sound alone, as transformers' `EncodecModel` does; `codec_listened`, where there is a listener beside it
+(`train_codec listener`), what it makes of the same sound with the keys that this one hears written into its codes; and
+`codec_told`, where the model is told which keys are struck (`keys_from_midi`), with those that are, encoded and decoded
+as when the model generates. Give one or several `--codec FOLDER` instead of `--model` to
 score codecs alone, all against one transcription of the truth; `--truth RESULTS.json` of an earlier run saves that one
 too, where audio and notes are the same. `--piano FONT.sf2` (through fluidsynth) and rooms that were not trained on show
 what a codec does with what it never heard. Needs `make install-eval`.
@@ -35,11 +37,12 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from modeling_midivalle import PianoEncodecModel
+from modeling_midivalle import CodecStream, PianoEncodecModel, PianoListenerModel
+from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from processing import MidiValleProcessor, Prompt
 from processing.processing_midivalle import MAX_PROMPT_S, MAX_RING_OUT_S
 from scripts.audio.pianos import SAMPLING_RATE, load_piano
-from scripts.audio.rendered_audio import HOP, onset_roll
+from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll
 from scripts.audio.rooms import ROOMS
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.measuring.metrics import (
@@ -54,7 +57,7 @@ from scripts.measuring.metrics import (
     timbre_distance,
 )
 from scripts.measuring.transcription import Transcriber
-from scripts.models.model_folder import load_model, load_processor, model_folder
+from scripts.models.model_folder import load_listener, load_model, load_processor, model_folder
 from scripts.models.trained_parts import load_part
 from scripts.rendering.arguments import check_sampling, sampling_options
 from scripts.rendering.manifest import write_json
@@ -109,22 +112,40 @@ def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> tuple[np.ndarray,
 
 
 @torch.no_grad()
-def reconstruct_told(model, processor: MidiValleProcessor, excerpt: Excerpt) -> np.ndarray:
-    """The same of a model with `keys_from_midi`, whose codec is told the notes both ways: its codes have the keys that
-    are struck in them, as those that the AR and NAR learned from, and its decoder is told them as when it generates."""
-    around = torch.from_numpy(excerpt.around)[None, None].to(model.device)
-    codes = model.codec.encode_codes(around, struck=_struck(excerpt, around, 0.0))
-    struck = _struck(excerpt, around, processor.onset_delay_seconds)
-    wave = model.codec.decode_codes(codes, struck)[0, 0].cpu().numpy()
+def reconstruct_listened(codec: PianoEncodecModel, listener: PianoListenerModel, excerpt: Excerpt) -> np.ndarray:
+    """The same with what `listener` hears in the codes; the decoder knows nothing but these."""
+    around = torch.from_numpy(excerpt.around)[None, None].to(codec.device)
+    codes = codec.encode_codes(around, struck=listener.hear(around))
+    struck = codec.struck_of(codes)
+    wave = codec.decode_codes(codes, struck, codec.steady_vectors(codes, struck))[0, 0].cpu().numpy()
     return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]
 
 
-def _struck(excerpt: Excerpt, around: torch.Tensor, delay: float) -> torch.Tensor:
-    """Velocity over 127 of the keys that are struck in the frames of `around` `(1, 1, samples)`, `delay` s late."""
+@torch.no_grad()
+def reconstruct_told(model, processor: MidiValleProcessor, excerpt: Excerpt) -> np.ndarray:
+    """The same of a model with `keys_from_midi`, whose codec is told the notes both ways: its codes have the keys that
+    are struck in them, as those that the AR and NAR learned from, and its decoder is told them, and gives them what
+    they lack in loudness, as when it generates."""
+    around = torch.from_numpy(excerpt.around)[None, None].to(model.device)
+    written = _keys(excerpt, around, 0.0).struck
+    codes = model.codec.encode_codes(around, struck=written)
+    keys = _keys(excerpt, around, processor.onset_delay_seconds)
+    dynamics = model.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
+    spectra = model.codec.steady_vectors(codes, written)
+    wave = CodecStream(model.codec, dynamics=dynamics).push(codes, True, keys, spectra)[0, 0].cpu().numpy()
+    return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]
+
+
+def _keys(excerpt: Excerpt, around: torch.Tensor, delay: float) -> PlayedKeys:
+    """What the keys do in the frames of `around` `(1, 1, samples)`, `delay` s late."""
     notes = excerpt.target.notes.copy()
     notes["onset"] += delay
-    roll = onset_roll(notes, -(-around.shape[-1] // HOP), LEAD_S)
-    return torch.from_numpy(roll.astype(np.float32) / 127)[None].to(around.device)
+    frames = -(-around.shape[-1] // HOP)
+    struck = torch.from_numpy(onset_roll(notes, frames, LEAD_S).astype(np.float32) / 127)
+    held, rate = torch.zeros(frames, PITCHES, dtype=torch.bool), SAMPLING_RATE / HOP
+    for onset, duration, pitch in zip(notes["onset"] + LEAD_S, notes["duration"], notes["pitch"], strict=True):
+        held[max(int(onset * rate), 0) : max(int((onset + duration) * rate), 0), pitch - LOWEST_PITCH] = True
+    return PlayedKeys(struck[None].to(around.device), held[None].to(around.device))
 
 
 def distances(target: np.ndarray, wave: np.ndarray) -> dict[str, float]:
@@ -293,19 +314,23 @@ def check_pianos(paths: list[str]) -> None:
 
 
 def load(args: argparse.Namespace):
-    """Model and processor, or None twice, and the codecs by the name of their system."""
+    """Model and processor, or None twice, and the codecs and listeners by the name of their system."""
     if args.model:
         folder = model_folder(args.model)
         model = load_model(folder, args.device)
-        return model, load_processor(folder), {"codec": model.codec}
-    codecs = {
-        name: load_part("codec", folder).to(args.device).eval()
-        for name, folder in zip(codec_names(args.codec), args.codec, strict=True)
-    }
+        return model, load_processor(folder), {"codec": model.codec}, listeners({"codec": folder}, args.device)
+    folders = dict(zip(codec_names(args.codec), args.codec, strict=True))
+    codecs = {name: load_part("codec", folder).to(args.device).eval() for name, folder in folders.items()}
     for name, codec in codecs.items():
         if (rate := codec.config.sampling_rate) != SAMPLING_RATE:
             raise EvaluationError(f"--codec: {name} is a codec of {rate} Hz; excerpts have {SAMPLING_RATE}")
-    return None, None, codecs
+    return None, None, codecs, listeners(folders, args.device)
+
+
+def listeners(folders: dict[str, str | Path], device: str) -> dict[str, PianoListenerModel]:
+    """Those that lie beside codecs, by the codec's system."""
+    found = {name: load_listener(folder) for name, folder in folders.items()}
+    return {name: listener.to(device) for name, listener in found.items() if listener is not None}
 
 
 def evaluate(args: argparse.Namespace) -> dict:
@@ -317,7 +342,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed, False)
     check_pianos(args.piano)
     transcriber = Transcriber(args.device)
-    model, processor, codecs = load(args)
+    model, processor, codecs, heard_by = load(args)
     about = {"keep_audio": False, "sustain": "extend" if model is None else processor.tokenizer.sustain}
     arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, **about)
     codes, speeds = {name: [] for name in codecs}, {name: [] for name in codecs}
@@ -330,6 +355,8 @@ def evaluate(args: argparse.Namespace) -> dict:
                 waves[name], found, speed = reconstruct(codec, excerpt)
                 codes[name].append(found)
                 speeds[name].append(speed)
+                if name in heard_by:
+                    waves[f"{name}_listened"] = reconstruct_listened(codec, heard_by[name], excerpt)
             if model is not None and model.config.keys_from_midi:
                 waves["codec_told"] = reconstruct_told(model, processor, excerpt)
             if model is not None:

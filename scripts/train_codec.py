@@ -28,7 +28,7 @@ attack of its own where its partials already sound (`scripts.codec.oscillators`)
 EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. `features` and `codebooks` are fitted at once, and
-replace no earlier ones; they and `encode` are one process's work. The other parts take several: `accelerate launch -m
+replace no earlier ones; they and `encode` take one process. The others take several: `accelerate launch -m
 scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: `log.jsonl`, `curve.png`, and
 with `--validation` (rendered: the manifest's validation split) `samples/`, what has become of some fixed crops.
 """
@@ -41,12 +41,12 @@ from pathlib import Path
 from scripts.audio.recorded_audio import RecordedExcerpts
 from scripts.audio.rendered_audio import RenderedExcerpts, content_sha256, source_settings
 from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
-from scripts.codec.parts import encode_pools, fit_codebooks, fit_features, load_listener, objective_of
+from scripts.codec.parts import encode_pools, fit_codebooks, fit_features, objective_of, trained_listener
 from scripts.codec.recipe import CodecRecipe
 from scripts.codec.run import CPU_BATCH, Run
-from scripts.models.model_folder import model_folder
+from scripts.models.model_folder import LISTENER, model_folder
 from scripts.models.trained_parts import codec_hash
-from scripts.rendering.manifest import file_sha256, weights_sha256
+from scripts.rendering.manifest import weights_sha256
 from scripts.training.processes import run_errors
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
@@ -133,7 +133,7 @@ def decisive(args: argparse.Namespace, source, listener: str | None) -> dict:
     if args.features and args.part in ("encoder", "decoder"):
         about["features_sha256"] = weights_sha256(Path(args.features))
     if listener:
-        about["listener_sha256"] = file_sha256(Path(listener, "listener.safetensors"))
+        about["listener_sha256"] = weights_sha256(Path(listener, LISTENER))
     return about
 
 
@@ -155,7 +155,7 @@ def run_part(args: argparse.Namespace) -> None:
         return fit_codebooks(recipe, args.codec, batches, Path(output))
     learnt = args.listener if args.part in ("decoder", "whole") else None
     objective = objective_of(args.part, recipe, batches, args.codec, args.features, learnt, args.go_on)
-    listener = load_listener(args.listener) if args.listener and not learnt else None
+    listener = trained_listener(args.listener) if args.listener and not learnt else None
     validation, about = validation_of(args, recipe), decisive(args, source, learnt)
     run = Run(objective, recipe, source, output, args.workers, validation, listener, about, args.force)
     return run.train(args.stop_after)

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
-from modeling_midivalle import MidiValleForConditionalGeneration
+from modeling_midivalle import MidiValleForConditionalGeneration, PianoListenerConfig, PianoListenerModel
 from scripts import assemble_model
+from scripts.models.model_folder import load_listener
 from scripts.models.trained_parts import codec_hash
 from tokenization import MidiValleTokenizer
 
@@ -27,6 +28,25 @@ assert "transformers_modules" in type(processor.tokenizer).__module__
 inputs = processor(midi=sys.argv[2], end=0.5)
 print(model.generate(**inputs, seed=0).shape[-1])
 """
+
+
+REMOTE_LISTENER = """
+import sys, torch
+from transformers import AutoModel
+listener = AutoModel.from_pretrained(sys.argv[1], subfolder="listener", trust_remote_code=True)
+assert "transformers_modules" in type(listener).__module__
+print(tuple(listener.hear(torch.zeros(1, 1, 1000)).shape))
+"""
+
+
+def without_the_repository(folder, program, *arguments):
+    """What `program` prints in a process of its own, in which nothing of this repository can be imported."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def round_codec(codec):
@@ -111,6 +131,23 @@ def test_the_folder_loads_in_fp32_and_equals_the_rounded_parts(parts, dtype, tmp
     assert torch.equal(loaded.codec.encode_codes(wave), parts.codec.encode_codes(wave))
 
 
+def test_a_listener_lies_beside_and_loads_from_there(parts, tmp_path, capsys):
+    """In fp16, with its code where transformers looks for it."""
+    assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
+    assert "heard: holds no listener folder" in capsys.readouterr().err
+    torch.manual_seed(0)
+    listener = PianoListenerModel(PianoListenerConfig(hidden_size=4))
+    listener.save_pretrained(tmp_path / "heard" / "listener")
+    assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 0
+    out = tmp_path / "out"
+    assert {f.name for f in (out / "listener").iterdir()} == {"config.json", "model.safetensors"}
+    assert all(value.dtype == torch.float16 for value in stored(out / "listener").values())
+    loaded = load_listener(out)
+    for name, value in listener.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.half().float())
+    assert without_the_repository(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
+
+
 def test_what_is_stored(parts, tmp_path):
     assert assemble(tmp_path) == 0
     tensors = stored(tmp_path / "out")
@@ -166,12 +203,7 @@ def test_a_process_without_the_repository(parts, tmp_path):
     score.tracks.append(Track(ttype="tick"))
     score.tracks[0].notes.append(Note(0, 480, 60, 80, ttype="tick"))
     score.dump_midi(str(tmp_path / "a.mid"))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LOAD_REMOTE, tmp_path / "out", tmp_path / "a.mid"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) == 16_000
+    assert int(without_the_repository(tmp_path, LOAD_REMOTE, tmp_path / "out", tmp_path / "a.mid")) == 16_000
 
 
 def test_refused_parts(parts, make_ar, tmp_path, capsys):

@@ -16,7 +16,7 @@ from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecMode
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.modeling_piano_encodec import STRUCK
 from processing.audio_midivalle import read_audio, to_mono_32k
-from scripts.codec.parts import export_codec
+from scripts.codec.parts import export_rounded
 from scripts.codec.quantizer import ema_update, kmeans_start, nearest, quantize_train
 
 STARTER = Path(__file__).resolve().parents[1] / "checkpoints" / "starter"
@@ -87,7 +87,7 @@ def test_the_shipped_codec_gives_the_same_codes_everywhere(tmp_path):
     codes = shipped.encode_codes(wave)
     assert codes.shape == (1, 4, 300) and len(codes.unique()) > 500
     shipped.save_pretrained(tmp_path / "saved")
-    export_codec(shipped.state_dict(), config, tmp_path / "exported")
+    export_rounded(shipped.state_dict(), config, tmp_path / "exported")
     for folder in (tmp_path / "saved", tmp_path / "exported"):
         again = PianoEncodecModel.from_pretrained(folder, dtype=torch.float32).eval()
         assert torch.equal(again.encode_codes(wave), codes)
@@ -161,6 +161,46 @@ def test_known_notes_are_decoded_whatever_the_codes_say():
         codec.decode_codes(codes, vectors=means)
     with pytest.raises(ValueError, match=r"struck must be \(1, 40, 88\)"):
         codec.decode_codes(codes, struck[:, :-1])
+
+
+@pytest.fixture(scope="module")
+def telling():
+    """A codec whose codes say which keys are struck: a vector of each codebook has one of them."""
+    torch.manual_seed(2)
+    config = PianoEncodecConfig(num_filters=2, hidden_size=100, num_lstm_layers=1, num_key_axes=88)
+    codec = PianoEncodecModel(config).eval()
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+        layer.codebook.embed[:, 12:] = 0
+    codec.quantizer.layers[0].codebook.embed[7, 12 + 30] = 2.7
+    codec.quantizer.layers[1].codebook.embed[8, 12 + 31] = 1.8 + 1.8 * 0.2
+    return codec
+
+
+def test_codes_say_which_keys_are_struck(telling, codec):
+    codes = torch.full((2, 4, 20), 9)
+    codes[0, 0, 5], codes[0, 1, 12], codes[1, 0, 0] = 7, 8, 7
+    struck = telling.struck_of(codes)
+    assert struck.shape == (2, 20, 88)
+    assert [tuple(place) for place in struck.nonzero().tolist()] == [(0, 5, 30), (0, 12, 31), (1, 0, 30)]
+    torch.testing.assert_close(struck[struck > 0], torch.tensor([0.5, 0.2, 0.5]))
+    with pytest.raises(ValueError, match="num_key_axes is 0"):
+        codec.struck_of(codes)
+
+
+def test_spectra_are_steady_between_strikes(telling):
+    """The mean of two frames on each side, but none of across a strike, nor of beyond the ends."""
+    codes, struck = torch.randint(0, 2048, (1, 4, 12)), torch.zeros(1, 12, 88)
+    struck[0, 5, 30] = struck[0, 6, 31] = 0.5
+    spectra = telling.latent_of(codes)[:, :12]
+    expected = [slice(0, 3), slice(0, 4), slice(0, 5), slice(1, 5), slice(2, 5), slice(5, 6), slice(6, 9), slice(6, 10)]
+    expected += [slice(6, 11), slice(7, 12), slice(8, 12), slice(9, 12)]
+    steady = telling.steady_vectors(codes, struck)
+    for frame, near in enumerate(expected):
+        torch.testing.assert_close(steady[..., frame], spectra[..., near].mean(-1))
+    telling.decode_codes(codes, struck, steady)
+    with pytest.raises(ValueError, match=r"struck must be \(1, 12, 88\)"):
+        telling.steady_vectors(codes, struck[:, 1:])
 
 
 def test_unusable_input(codec):

@@ -17,14 +17,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel, PianoListenerConfig, PianoListenerModel
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onsets_path
 from scripts.codec import run
 from scripts.codec.features import SpectralFeatures
-from scripts.codec.listener import Listener
 from scripts.codec.objectives import WholeObjective
-from scripts.codec.parts import encode_pools, export_codec, save_whole
+from scripts.codec.parts import encode_pools, export_rounded, save_whole
 from scripts.codec.quantizer import ema_update
 from scripts.codec.recipe import CodecRecipe
 from scripts.codec.run import Run
@@ -58,7 +57,7 @@ validation_seconds: 0.6
 def listener(tmp_path_factory):
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("listener")
-    save_whole(Listener().state_dict(), folder / "listener.safetensors")
+    PianoListenerModel(PianoListenerConfig()).save_pretrained(folder / "listener")
     return folder
 
 
@@ -200,7 +199,7 @@ def coded(tiny_pack, tmp_path_factory):
     codec = PianoEncodecModel(PianoEncodecConfig(num_filters=16, hidden_size=64, upsampling_ratios=[5, 4, 4, 8]))
     for layer in codec.quantizer.layers:
         layer.codebook.embed.normal_()
-    export_codec(codec.state_dict(), codec.config, folder / "codec")
+    export_rounded(codec.state_dict(), codec.config, folder / "codec")
     source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0)
     np.save(folder / "pool.npy", np.stack([source[i]["wave"] for i in range(2)]))
     np.save(onsets_path(folder / "pool.npy"), np.stack([source[i]["onsets"] for i in range(2)]))
@@ -238,7 +237,7 @@ def test_other_weights_or_sound_of_the_same_names_are_refused(coded, listener, t
         tensors = load_file(path)
         save_whole(tensors | {name: tensors[name] + 0.01}, path)
 
-    change(made / "listener" / "listener.safetensors", "last.bias")
+    change(made / "listener" / "listener" / "model.safetensors", "last.bias")
     change(made / "codec" / "model.safetensors", "decoder.layers.0.conv.bias")  # the codes stay
     change(made / "features" / "features.safetensors", "basis")
     pool.with_suffix(".state.json").write_text("{}")

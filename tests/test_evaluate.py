@@ -9,8 +9,10 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+import torch
 from transformers import EncodecFeatureExtractor
 
+from modeling_midivalle import PianoListenerConfig, PianoListenerModel
 from processing import MidiValleProcessor
 from scripts import evaluate
 from scripts.measuring.transcription import TranscriptionError
@@ -54,20 +56,25 @@ def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcr
     make_model("keys").save_pretrained(tmp_path / "model")
     processor = MidiValleProcessor(EncodecFeatureExtractor(1, 32_000), MidiValleTokenizer())
     processor.save_pretrained(tmp_path / "model")
+    listener = PianoListenerModel(PianoListenerConfig(hidden_size=4))
+    with torch.no_grad():
+        listener.last.bias[0] = 0.0  # an untrained one that hears something
+    listener.save_pretrained(tmp_path / "model" / "listener")
     output = tmp_path / "out"
     assert run(tiny_pack, output, "--model", tmp_path / "model", "--top-k", 5) == 0
-    assert transcriber.asked == 8  # four systems, two excerpts
+    assert transcriber.asked == 10  # five systems, two excerpts
     results = json.loads((output / "results.json").read_text())
-    assert list(results["summary"]) == ["truth", "codec", "codec_told", "generated"]
+    assert list(results["summary"]) == ["truth", "codec", "codec_listened", "codec_told", "generated"]
+    assert results["summary"]["codec_listened"]["nrmse"] != results["summary"]["codec"]["nrmse"]
     assert results["summary"]["truth"]["f1"][0] == 1.0 and results["summary"]["generated"]["f1"][0] == 0.0
     assert results["summary"]["truth"]["log_mel_db"][0] == 0.0 < results["summary"]["codec"]["log_mel_db"][0]
     about = results["codecs"]["codec"]
     assert all(0 < used <= 1 for used in about["used"])
     assert about["entropy_kbit_per_s"] < about["kbit_per_s"] == pytest.approx(2.2)
     assert results["summary"]["codec_told"]["nrmse"] != results["summary"]["codec"]["nrmse"]  # the notes are heard
-    assert len(results["rows"]) == 8 and results["settings"]["top_k"] == 5
+    assert len(results["rows"]) == 10 and results["settings"]["top_k"] == 5
     lines = (output / "table.md").read_text().splitlines()
-    assert lines[0].startswith("| system | f1 | precision | recall |") and len(lines) == 6
+    assert lines[0].startswith("| system | f1 | precision | recall |") and len(lines) == 7
     assert lines[2].startswith("| truth | 1.000 ± ") and lines[0] in capsys.readouterr().out
     for index in range(2):
         for system in results["summary"]:

@@ -11,13 +11,13 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel, PianoListenerConfig, PianoListenerModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from scripts.codec import parts
 from scripts.codec.features import SpectralFeatures
-from scripts.codec.listener import Listener, onset_f1
+from scripts.codec.listener import onset_f1
 from scripts.codec.objectives import (
     DecoderObjective,
     KickObjective,
@@ -36,7 +36,7 @@ from scripts.codec.oscillators import (
     kick_rows,
     struck_partials,
 )
-from scripts.codec.parts import export_codec
+from scripts.codec.parts import export_rounded
 from scripts.models.trained_parts import codec_hash
 from scripts.training.processes import RunError
 from tokenization import NOTE_DTYPE
@@ -95,7 +95,7 @@ def test_part_after_part(pool, tmp_path):
     struck = np.load(onsets_path(pool)).any(2)[:, None]
     assert heard.shape == played.shape == (2, 4, 100) and ((heard != played) & struck).any()
     assert run("listener") == 0
-    listener = train_codec.load_listener(tmp_path / "listener")
+    listener = train_codec.trained_listener(tmp_path / "listener")
     assert all(p.isfinite().all() for p in listener.parameters())
     assert run("decoder", "--features", tmp_path / "features", "--codec", codec) == 0
     begun = tmp_path / "decoder" / "codec"
@@ -181,7 +181,7 @@ def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, 
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
     with monkeypatch.context() as patch, pytest.raises(RunError, match=r"full/model\.safetensors: cannot be written"):
         patch.setattr(parts, "save_file", lambda tensors, *_, **options: save_file(tensors, tmp_path / "none" / "none"))
-        export_codec({"weight": torch.zeros(2)}, PianoEncodecConfig(), tmp_path / "full")
+        export_rounded({"weight": torch.zeros(2)}, PianoEncodecConfig(), tmp_path / "full")
     written = [path.name for path in (tmp_path / "full").iterdir()]
     assert "config.json" in written and not [name for name in written if "safetensors" in name]
 
@@ -396,7 +396,7 @@ def test_the_listener_learns(pool):
     torch.manual_seed(0)
     wave = torch.from_numpy(np.load(pool)[:1].astype(np.float32) / 32767)
     onsets = torch.from_numpy(np.load(onsets_path(pool))[:1]).float() / 127
-    objective = ListenerObjective(Listener())
+    objective = ListenerObjective(PianoListenerModel(PianoListenerConfig()))
     optimizer = torch.optim.Adam(objective.parameters(), 0.01)
     batch, history = {"input_values": wave, "onsets": onsets}, []
     for _ in range(60):
@@ -416,7 +416,7 @@ def test_what_sounds_alike_is_heard_alike(pool):
     """No distance between a wave and itself; the losses reach the wave, not the listener."""
     wave = torch.from_numpy(np.load(pool).astype(np.float32) / 32767)
     onsets = torch.from_numpy(np.load(onsets_path(pool)))
-    listener = Listener().requires_grad_(False)
+    listener = PianoListenerModel(PianoListenerConfig()).requires_grad_(False)
     output = (wave * 0.5).requires_grad_()
     same = listening_losses(listener, wave, wave, onsets)
     assert float(same["heard"]) == 0 == float(same["velocity"])

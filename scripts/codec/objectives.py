@@ -6,10 +6,10 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from modeling_midivalle import PianoEncodecModel
+from modeling_midivalle import PianoEncodecModel, PianoListenerModel
 from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts.codec.features import SpectralFeatures
-from scripts.codec.listener import Listener, onset_loss
+from scripts.codec.listener import onset_loss
 from scripts.codec.losses import SpectralLoss
 from scripts.codec.oscillators import (
     PITCHES,
@@ -33,7 +33,7 @@ class ListenerObjective(torch.nn.Module):
     """The listener learns to hear which keys are struck (`notes`), and how hard (`velocity`); `level_db` and `noise_db`
     of its recipe say over what."""
 
-    def __init__(self, listener: Listener):
+    def __init__(self, listener: PianoListenerModel):
         super().__init__()
         self.model = listener
 
@@ -157,7 +157,7 @@ class DecoderObjective(Objective):
     hears their velocities (`velocity`), and all the rest (`heard`), in output and target.
     """
 
-    def __init__(self, codec, bf16: bool, sing_steps: int, listener: Listener | None = None):
+    def __init__(self, codec, bf16: bool, sing_steps: int, listener: PianoListenerModel | None = None):
         super().__init__(codec, bf16)
         self.spectral, self.sing_steps, self.listener = SpectralLoss(), sing_steps, listener
         hop, rate = codec.config.hop_length, codec.config.sampling_rate
@@ -253,7 +253,7 @@ class WholeObjective(Objective):
     to `ema_update` and clears them.
     """
 
-    def __init__(self, codec, bf16: bool, listener: Listener | None = None):
+    def __init__(self, codec, bf16: bool, listener: PianoListenerModel | None = None):
         super().__init__(codec, bf16)
         self.spectral, self.listener, self.updates = SpectralLoss(), listener, []
         if listener is not None:
@@ -276,7 +276,7 @@ class WholeObjective(Objective):
 
 
 def listening_losses(
-    listener: Listener,
+    listener: PianoListenerModel,
     output: torch.Tensor,
     target: torch.Tensor,
     onsets: torch.Tensor,
@@ -288,12 +288,12 @@ def listening_losses(
         wanted = listener(target)
     made, inside = listener(output), slice(EDGE_FRAMES, -EDGE_FRAMES)
     heard = 0.0
-    for a, b in zip(made.hidden, wanted.hidden, strict=True):
+    for a, b in zip(made.hidden_states, wanted.hidden_states, strict=True):
         a, b = a[:, :, inside], b[:, :, inside]
         heard = heard + F.l1_loss(a, b).float() / (b.mean().float() + 1e-3)
     velocity = velocity_loss(made.velocity[:, inside], wanted.velocity[:, inside], onsets[:, inside])
     notes = noted_loss(made.logits[:, inside], onsets[:, inside], has_notes)
-    return {"notes": notes, "velocity": velocity, "heard": heard / len(made.hidden)}
+    return {"notes": notes, "velocity": velocity, "heard": heard / len(made.hidden_states)}
 
 
 def half_played(latent: torch.Tensor, struck: torch.Tensor, has_notes: torch.Tensor | None = None) -> torch.Tensor:

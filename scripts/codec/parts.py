@@ -9,14 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+from transformers import PreTrainedConfig
 
-from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel, PianoListenerConfig, PianoListenerModel
 from modeling_midivalle.modeling_piano_encodec import write_keys
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.audio.rendered_audio import HOP, codes_path
 from scripts.codec.data import CropBatches, first_waves, open_pool
 from scripts.codec.features import SpectralFeatures
-from scripts.codec.listener import Listener
 from scripts.codec.objectives import (
     EDGE_FRAMES,
     WARMING_UP,
@@ -32,6 +32,7 @@ from scripts.codec.objectives import (
 from scripts.codec.oscillators import start_oscillators, start_synthesis
 from scripts.codec.quantizer import kmeans_start
 from scripts.codec.recipe import CodecRecipe
+from scripts.models.model_folder import LISTENER, load_listener
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import RunError
 from scripts.training.recipe_file import model_of
@@ -57,10 +58,10 @@ def objective_of(
     """
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
-        return ListenerObjective(Listener(bf16=recipe.bf16))
+        return ListenerObjective(new_listener(recipe.bf16))
     model = _load_codec(codec or features)
     _check_crops(part, recipe, batches, bool(listener))
-    heard = load_listener(listener, recipe.bf16) if listener else None
+    heard = trained_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
         return WholeObjective(model, recipe.bf16, heard)
     if part == "kicks":
@@ -114,7 +115,7 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
     bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
     print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
     save_whole(features.state_dict(), output / "features.safetensors")
-    export_codec(codec.state_dict(), codec.config, output)
+    export_rounded(codec.state_dict(), codec.config, output)
 
 
 @torch.no_grad()
@@ -134,7 +135,7 @@ def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, outpu
     vectors, step = collect(batches, latents, recipe.kmeans_vectors)
     left = kmeans_start(codec.quantizer, vectors, step, torch.Generator().manual_seed(recipe.seed))
     print(f"codebooks leave {[round(v, 4) for v in left]} of the variance")
-    export_codec(codec.state_dict(), codec.config, output)
+    export_rounded(codec.state_dict(), codec.config, output)
 
 
 @torch.no_grad()
@@ -170,8 +171,8 @@ def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, 
             return torch.cat(found), len(found[0])
 
 
-def export_codec(state: dict[str, torch.Tensor], config: PianoEncodecConfig, folder: Path) -> None:
-    """Save weights rounded to the shipped precision and codebooks in fp32, as a folder `from_pretrained` takes."""
+def export_rounded(state: dict[str, torch.Tensor], config: PreTrainedConfig, folder: Path) -> None:
+    """Save a codec or listener as a folder `from_pretrained` takes, in the shipped precision and codebooks in fp32."""
     rounded = {
         name: value.detach().cpu().to(torch.float32 if "codebook" in name else SHIPPED_DTYPE)
         for name, value in state.items()
@@ -215,9 +216,19 @@ def load_features(folder: str, memory: float) -> SpectralFeatures:
     return _loaded(SpectralFeatures(axes, memory), path)
 
 
-def load_listener(folder: str, bf16: bool = False) -> Listener:
-    """The trained listener of `train_codec listener`."""
-    return _loaded(Listener(bf16=bf16), Path(folder) / "listener.safetensors")
+def new_listener(bf16: bool) -> PianoListenerModel:
+    """One that has heard nothing yet."""
+    listener = PianoListenerModel(PianoListenerConfig())
+    listener.bf16 = bf16
+    return listener
+
+
+def trained_listener(folder: str, bf16: bool = False) -> PianoListenerModel:
+    """The trained listener of `train_codec listener`, or of a model folder."""
+    if (listener := load_listener(folder)) is None:
+        raise ValueError(f"--listener {folder}: holds no {LISTENER} folder; give the output of `listener`, or a model")
+    listener.bf16 = bf16
+    return listener
 
 
 def _loaded(module: torch.nn.Module, path: Path) -> torch.nn.Module:

@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from torch import distributed
 
+from modeling_midivalle import PianoListenerModel
 from scripts.codec.data import CropBatches
-from scripts.codec.listener import Listener
-from scripts.codec.parts import export_codec, save_whole
+from scripts.codec.parts import LISTENER, export_rounded
 from scripts.codec.step import Learner, add, batch_that_fits
 from scripts.codec.validation import draw_curves, validate
 from scripts.training.checkpoints import Checkpoint, Checkpoints
@@ -47,7 +47,7 @@ class Run:
     Args:
         objective: of `scripts.codec.objectives`.
         source: of `scripts.codec.data`.
-        output: `step_N` (checkpoints), `log.jsonl`, `curve.png`, `samples`, and `codec` or `listener.safetensors`, the
+        output: `step_N` (checkpoints), `log.jsonl`, `curve.png`, `samples`, and `codec` or `listener`, the
             averaged weights, lie there.
         workers: processes that prepare audio.
         validation: a fixed batch, see `scripts.codec.data.fixed_batch`.
@@ -172,16 +172,14 @@ class Run:
 
     def _results(self) -> tuple[Path, Path]:
         """Where a listener, and where a codec is written."""
-        return self.output / "listener.safetensors", self.output / "codec"
+        return self.output / LISTENER, self.output / "codec"
 
     def _export(self) -> None:
         if rank() != 0:
             return
         listener, codec = self._results()
-        if isinstance(self.model, Listener):
-            save_whole({k: v.cpu() for k, v in self.learner.average.items()}, listener)
-        else:
-            export_codec(self.learner.average, self.model.config, codec)
+        folder = listener if isinstance(self.model, PianoListenerModel) else codec
+        export_rounded(self.learner.average, self.model.config, folder)
         draw_curves(self.output / "log.jsonl", self.output / "curve.png")
 
     def _batch_size(self) -> int:

@@ -8,8 +8,9 @@ import numpy as np
 import soundfile
 import torch
 
+from modeling_midivalle import PianoListenerModel
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.codec.listener import Listener, onset_f1
+from scripts.codec.listener import onset_f1
 from scripts.measuring.metrics import log_mel_distance
 from scripts.plots import draw_spectrogram
 from scripts.training.processes import RunError
@@ -22,7 +23,9 @@ AXES = ("step", "hours", "wall_s")  # what a row of a log counts, and does not m
 
 
 @torch.no_grad()
-def validate(objective, listener: Listener | None, batch: dict[str, torch.Tensor], folder: Path) -> dict[str, float]:
+def validate(
+    objective, listener: PianoListenerModel | None, batch: dict[str, torch.Tensor], folder: Path
+) -> dict[str, float]:
     """Figures of fixed crops; writes them and what became of them to `folder` as FLAC and spectrograms.
 
     Args:
@@ -35,7 +38,7 @@ def validate(objective, listener: Listener | None, batch: dict[str, torch.Tensor
     figures = {f"val_{name}": float(value) for name, value in losses.items()}
     wave, onsets = batch["input_values"], batch["onsets"]
     known = batch.get("has_notes", torch.ones(len(wave), dtype=torch.bool, device=wave.device))
-    if isinstance(objective.model, Listener) and known.any():
+    if isinstance(objective.model, PianoListenerModel) and known.any():
         figures["val_f1"] = onset_f1(objective.model(wave[known]).logits, onsets[known])
     if hasattr(objective, "logits") and known.any():
         figures["val_f1"] = onset_f1(objective.logits(wave[known]), onsets[known])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_MODEL = "checkpoints/starter"
+LISTENER = "listener"  # folder of a `PianoListenerModel` in a model folder
 HUB_FILES = ["*.json", "*.safetensors", "prompts/*"]  # data only: the code is this repository's
 
 
@@ -177,3 +178,17 @@ def load_model(folder: Path, device: str, quantize: str | None = None, dtype: st
     if quantize:
         model.quantize_(quantize)
     return model.to(device).eval()
+
+
+def load_listener(folder: str | Path):
+    """The `PianoListenerModel` in a model folder, or in the output of `train_codec listener`; None if it has none."""
+    import torch
+
+    from modeling_midivalle import PianoListenerModel
+
+    path = Path(folder) / LISTENER
+    if not (path / "config.json").is_file():
+        return None
+    if (kind := model_type(path)) != PianoListenerModel.config_class.model_type:
+        raise FolderError(f"{path}: holds a {kind} model, not {PianoListenerModel.config_class.model_type}")
+    return load_weights(PianoListenerModel, path, dtype=torch.float32).eval()

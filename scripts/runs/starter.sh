@@ -29,7 +29,7 @@ jobs=()
 
 assemble() {  # assemble CODEC OUTPUT OPTION...
   $python -m scripts.assemble_model --codec "$1" --ar "$out/ar/model" --nar "$out/nar/model" \
-    --as-recorded --onset-delay 0.01 --output "${@:2}"  # the delay is measured: minus its onset bias
+    --as-recorded --onset-delay 0.01 --listener "$out/listener" --output "${@:2}"  # the delay is measured: minus its onset bias
 }
 
 # Now the codec's decoder learns from codes that AR and NAR have generated, and from their notes.

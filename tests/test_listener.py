@@ -1,0 +1,80 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""`PianoListenerModel`: what it gives, rows of their own lengths, and that it loads as it was saved."""
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from modeling_midivalle import PianoListenerConfig, PianoListenerModel
+
+
+@pytest.fixture(scope="module")
+def listener():
+    torch.manual_seed(0)
+    model = PianoListenerModel(PianoListenerConfig(hidden_size=8)).eval()
+    with torch.no_grad():
+        model.last.weight *= 20
+        model.last.bias.copy_(torch.tensor([0.0, 0.5]))  # an untrained one that hears something
+    return model
+
+
+def tones(rows, samples):
+    torch.manual_seed(1)
+    time = torch.arange(samples) / 32_000
+    return (torch.sin(2 * torch.pi * 440 * time) * (time % 0.2 < 0.1) + 0.1 * torch.randn(rows, samples))[:, None] / 4
+
+
+def test_what_is_struck(listener):
+    struck = listener.hear(tones(2, 20_000))
+    assert struck.shape == (2, 32, 88) and struck.dtype == torch.float32
+    assert (struck > 0).any() and not (struck > 0).all() and struck.max() <= 1
+    assert struck[struck > 0].min() >= 0.05
+    near = torch.nn.functional.max_pool1d(struck.gt(0).float().transpose(1, 2), 3, 1, 1)
+    assert (near.sum(-1) >= struck.gt(0).sum(1)).all()
+    pairs = (struck[:, 1:] > 0) & (struck[:, :-1] > 0)
+    assert not pairs.any()  # a key is not struck in two frames that touch
+    assert (listener.hear(tones(2, 20_000), threshold=1.0) == 0).all()
+
+
+def test_a_row_is_heard_at_its_own_length(listener):
+    wave = tones(3, 20_000)
+    mask = torch.arange(20_000) < torch.tensor([20_000, 9_000, 0])[:, None]
+    struck = listener.hear(wave, mask)
+    assert torch.equal(struck, listener.hear(wave, mask[:, None]))
+    assert torch.equal(struck[0], listener.hear(wave[:1])[0])
+    assert torch.equal(struck[1, :15], listener.hear(wave[1:2, :, :9_000])[0]) and not struck[1, 15:].any()
+    assert not struck[2].any()
+
+
+def test_layers_and_tuples(listener):
+    heard = listener(tones(2, 6_400))
+    assert heard.logits.shape == heard.velocity.shape == (2, 10, 88)
+    assert [h.shape[-1] for h in heard.hidden_states] == [176, *[88] * 6]
+    logits, velocity, hidden = listener(tones(2, 6_400)[:, 0], return_dict=False)
+    assert torch.equal(logits, heard.logits) and torch.equal(velocity, heard.velocity) and len(hidden) == 7
+
+
+def test_it_loads_as_it_was_saved(listener, tmp_path):
+    listener.save_pretrained(tmp_path / "listener")
+    loaded, report = AutoModel.from_pretrained(tmp_path, subfolder="listener", output_loading_info=True)
+    assert type(loaded) is PianoListenerModel and not any(report.values())
+    assert torch.equal(loaded.hear(tones(1, 9_000)), listener.hear(tones(1, 9_000)))
+
+
+def test_a_new_one_hears_nothing_yet():
+    with torch.device("meta"):
+        PianoListenerModel(PianoListenerConfig())
+    model = PianoListenerModel(PianoListenerConfig())
+    assert model.last.bias.tolist() == [-4.0, 0.5]
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("shape", [(640,), (1, 640), (1, 2, 640)])
+def test_unusable_input(listener, shape):
+    with pytest.raises(ValueError, match=r"input_values must be \(B, 1, L\)"):
+        listener.hear(torch.zeros(shape))
+
+
+def test_no_layer_of_no_channels():
+    with pytest.raises(Exception, match="hidden_size must be above 0"):
+        PianoListenerConfig(hidden_size=0)
