@@ -83,10 +83,7 @@ class PianoEncodecModel(EncodecModel):
             raise ValueError("input_values must be finite floats of full scale 1.0")
         B, _, L = input_values.shape
         hop = self.config.hop_length
-        mask = input_values.new_ones(B, L) if padding_mask is None else padding_mask.reshape(B, -1)
-        if mask.shape[1] != L or (mask.bool().diff(dim=1) & mask.bool()[:, 1:]).any():
-            raise ValueError(f"padding_mask must be ({B}, {L}), with padding on the right alone")
-        lengths = mask.long().sum(-1).tolist()
+        lengths = row_lengths(input_values, padding_mask)
         if min(lengths) < 1:
             raise ValueError("input_values has a row without a sample")
         dtype = next(self.encoder.parameters()).dtype
@@ -122,13 +119,7 @@ class PianoEncodecModel(EncodecModel):
         Raises:
             ValueError: wrong axes, a code out of range, or `struck` or `vectors` do not fit.
         """
-        if audio_codes.ndim != 3 or audio_codes.shape[1] > self.config.num_quantizers:
-            raise ValueError(
-                f"audio_codes must be (B, K, T) with K <= {self.config.num_quantizers}, got {tuple(audio_codes.shape)}"
-            )
-        size = self.config.codebook_size
-        if audio_codes.numel() and not 0 <= int(audio_codes.min()) <= int(audio_codes.max()) < size:
-            raise ValueError(f"audio_codes must lie in [0, {size})")
+        self._check_codes(audio_codes)
         if not audio_codes.shape[-1]:
             return torch.zeros(len(audio_codes), 1, 0, device=audio_codes.device)
         latent = self.latent_of(audio_codes, struck, vectors)
@@ -156,11 +147,12 @@ class PianoEncodecModel(EncodecModel):
     @torch.no_grad()
     def struck_of(self, audio_codes: torch.LongTensor) -> torch.Tensor:
         """The keys that `audio_codes` `(B, K, T)` say are struck, `(B, T, 88)`: velocity over 127 in the frame in which
-        a key is, else 0; ValueError without `config.num_key_axes`."""
-        if not self.config.num_key_axes:
-            raise ValueError("this codec's codes do not say which keys are struck (config.num_key_axes is 0)")
-        said = self.quantizer.decode(audio_codes.transpose(0, 1))[:, -self.config.num_key_axes :]
-        peaks = (said == F.max_pool1d(said, 3, 1, 1)) & (said > SAID_THRESHOLD)
+        a key is, else 0; ValueError without `config.num_key_axes`, or as in `decode_codes`."""
+        said = self._axes_of(audio_codes)[:, -self.config.num_key_axes :]
+        around = F.pad(said, (1, 1))  # less than a key that is struck
+        peaks = (
+            (said > around[..., :-2]) & (said >= around[..., 2:]) & (said > SAID_THRESHOLD)
+        )  # of equal ones the first
         return (peaks * ((said - STRUCK[0]) / STRUCK[1]).clamp(0.05, 1)).transpose(1, 2)
 
     @torch.no_grad()
@@ -170,24 +162,54 @@ class PianoEncodecModel(EncodecModel):
         notes that nobody played: each frame the mean of up to five around it that no strike divides.
 
         Args:
-            audio_codes (`torch.LongTensor` of shape `(B, K, T)`): of a codec with `config.num_key_axes`.
+            audio_codes (`torch.LongTensor` of shape `(B, K, T)`): of a codec with `config.num_key_axes`; rows of one
+                length, for there is no telling where others end.
             struck (`torch.Tensor` of shape `(B, T, 88)`): as in `encode_codes`.
         Returns:
             `torch.Tensor` of shape `(B, A, T)`: sums of code vectors, of all axes but those of keys.
+        Raises:
+            ValueError: as in `decode_codes`, or the codec has no `config.num_key_axes`.
         """
-        self._check_struck(struck, len(audio_codes), audio_codes.shape[-1])
-        spectra = self.quantizer.decode(audio_codes.transpose(0, 1))[:, : -self.config.num_key_axes]
+        frames = audio_codes.shape[-1]
+        spectra = self._axes_of(audio_codes)[:, : -self.config.num_key_axes]
+        self._check_struck(struck, len(audio_codes), frames)
         since = (struck > 0).any(-1).long().cumsum(1)[:, None]  # frames of the same number follow the same strike
         total, count = torch.zeros_like(spectra), torch.zeros_like(spectra[:, :1])
-        for shift in range(-STEADY_FRAMES, STEADY_FRAMES + 1):
+        reach = max(min(STEADY_FRAMES, frames - 1), 0)
+        for shift in range(-reach, reach + 1):
             near = F.pad(since, (-shift, shift), value=-1) == since
             total, count = total + F.pad(spectra, (-shift, shift)) * near, count + near
         return total / count
+
+    def _axes_of(self, audio_codes: torch.LongTensor) -> torch.Tensor:
+        """Sums of code vectors `(B, D, T)`, of which the last axes are of keys; ValueError if they are not."""
+        if not self.config.num_key_axes:
+            raise ValueError("this codec's codes do not say which keys are struck (config.num_key_axes is 0)")
+        self._check_codes(audio_codes)
+        return self.quantizer.decode(audio_codes.transpose(0, 1))
+
+    def _check_codes(self, audio_codes: torch.LongTensor) -> None:
+        if audio_codes.ndim != 3 or audio_codes.shape[1] > self.config.num_quantizers:
+            raise ValueError(
+                f"audio_codes must be (B, K, T) with K <= {self.config.num_quantizers}, got {tuple(audio_codes.shape)}"
+            )
+        size = self.config.codebook_size
+        if audio_codes.numel() and not 0 <= int(audio_codes.min()) <= int(audio_codes.max()) < size:
+            raise ValueError(f"audio_codes must lie in [0, {size})")
 
     def _check_struck(self, struck: torch.Tensor | None, rows: int, frames: int) -> None:
         wanted = (rows, frames, self.config.num_key_axes)
         if struck is not None and struck.shape != wanted:
             raise ValueError(f"struck must be {wanted}, keys last, got {tuple(struck.shape)}")
+
+
+def row_lengths(input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> list[int]:
+    """Samples of each row of audio `(B, 1, L)`; ValueError if `padding_mask`, `(B, L)` or `(B, 1, L)`, does not fit."""
+    B, _, L = input_values.shape
+    mask = input_values.new_ones(B, L) if padding_mask is None else padding_mask.reshape(B, -1)
+    if mask.shape[1] != L or (mask.bool().diff(dim=1) & mask.bool()[:, 1:]).any():
+        raise ValueError(f"padding_mask must be ({B}, {L}), with padding on the right alone")
+    return mask.long().sum(-1).tolist()
 
 
 def write_keys(latent: torch.Tensor, struck: torch.Tensor) -> torch.Tensor:

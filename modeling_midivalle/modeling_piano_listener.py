@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_piano_listener import PianoListenerConfig
+from .modeling_piano_encodec import row_lengths
 
 SAMPLING_RATE, HOP = 32_000, 640
 KEYS = 88
@@ -107,7 +108,7 @@ class PianoListenerModel(PreTrainedModel):
             input_values (`torch.Tensor` of shape `(B, 640 T)` or `(B, 1, 640 T)`): audio of 32 kHz, full scale 1.0.
             return_dict (`bool`): a [`PianoListenerOutput`], or a tuple.
         """
-        x = self.spectrum(input_values.flatten(1))
+        x = self.spectrum(input_values.flatten(1)).to(self.first.weight.dtype)
         x = F.pad(x, (-min(HARMONICS), 0))
         starts = [shift - min(HARMONICS) for shift in HARMONICS]
         x = torch.cat([x[..., s : s + BINS] for s in starts], 1)
@@ -137,18 +138,20 @@ class PianoListenerModel(PreTrainedModel):
             `torch.Tensor` of shape `(B, T, 88)`, T = ceil(L / 640): velocity over 127 in the frame in which a key is
             struck, else 0. A row is heard at its own length.
         Raises:
-            ValueError: `input_values` is not `(B, 1, L)`.
+            ValueError: `input_values` is not `(B, 1, L)`, or `padding_mask` does not fit.
         """
         if input_values.ndim != 3 or input_values.shape[1] != 1:
             raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
         B, _, L = input_values.shape
-        lengths = [L] * B if padding_mask is None else padding_mask.reshape(B, -1).long().sum(-1).tolist()
+        lengths = row_lengths(input_values, padding_mask)
         struck = input_values.new_zeros(B, -(-L // HOP), KEYS, dtype=torch.float32)
         for length in set(lengths) - {0}:
             rows = [b for b in range(B) if lengths[b] == length]
             heard = self(F.pad(input_values[rows, 0, :length].float(), (0, -length % HOP)))
-            likely = torch.sigmoid(heard.logits).transpose(1, 2)
-            peaks = (likely == F.max_pool1d(likely, 5, 1, 2)) & (likely > threshold)
+            logits = heard.logits.transpose(1, 2)
+            before = F.pad(logits, (2, 0), value=-1e9).unfold(2, 2, 1)[:, :, : logits.shape[2]].amax(-1)
+            peaks = (logits == F.max_pool1d(logits, 5, 1, 2)) & (logits > before)  # of equal ones the first
+            peaks &= torch.sigmoid(logits) > threshold
             found = peaks.transpose(1, 2) * heard.velocity.clamp(SOFTEST, 1.0)
             struck[rows, : found.shape[1]] = found
         return struck

@@ -122,6 +122,8 @@ def assemble(
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     rounded = round_weights(model, dtype)
     heard = None if listener is None else load_listener(listener)
+    if listener is not None and not model.config.codec_config.num_key_axes:
+        raise AssembleError("--listener: the codec has no axes for what it hears (num_key_axes is 0)")
     if listener is not None and heard is None:
         raise AssembleError(
             f"--listener {listener}: holds no {LISTENER} folder; give the output of train_codec listener"
@@ -135,8 +137,12 @@ def assemble(
         processor.save_pretrained(temporary)
         if heard is not None:
             heard.config.name_or_path = ""  # it would be saved, with the path of this machine
-            state = {name: value.to(SHIPPED_DTYPE) for name, value in heard.state_dict().items()}
+            wanted = shipped_dtype("codec.", dtype)
+            state = {name: value.to(wanted) for name, value in heard.state_dict().items()}
             heard.save_pretrained(temporary / LISTENER, state_dict=state)
+            again = load_listener(temporary).state_dict()  # refuses what is not finite
+            if not all(torch.equal(again[name], value.float()) for name, value in state.items()):
+                raise AssembleError("the saved listener does not load as it was saved")
             for code in (temporary / LISTENER).glob("*.py"):  # remote code is looked for beside the model's own
                 os.replace(code, temporary / code.name)
         check_folder(temporary, rounded)
@@ -158,7 +164,8 @@ def tokenizer_of(ar: Path, nar: Path) -> MidiValleTokenizer:
 
 
 def move_in(source: Path, output: Path, max_mib: float) -> None:
-    """Move the files of `source` into `output`, readable by all; weights of an earlier model are replaced.
+    """Move the files of `source` into `output`, readable by all; weights of an earlier model and its listener are
+    replaced.
 
     Raises:
         AssembleError: the folder would be larger than `max_mib`.
@@ -166,7 +173,7 @@ def move_in(source: Path, output: Path, max_mib: float) -> None:
     output.mkdir(parents=True, exist_ok=True)
     new = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
     old = {p.relative_to(output) for p in output.rglob("*") if p.is_file()}
-    stale = {p for p in old - new if WEIGHT_FILE.fullmatch(str(p))}
+    stale = {p for p in old - new if WEIGHT_FILE.fullmatch(str(p)) or p.parts[0] == LISTENER}
     size = sum((source / p).stat().st_size for p in new) + sum((output / p).stat().st_size for p in old - new - stale)
     if size > max_mib * 2**20:
         raise AssembleError(f"{output}: {size / 2**20:.1f} MiB would be more than {max_mib} MiB; take smaller parts")
@@ -176,6 +183,8 @@ def move_in(source: Path, output: Path, max_mib: float) -> None:
         os.replace(source / path, output / path)
     for path in stale:
         (output / path).unlink()
+    if any(path.parts[0] == LISTENER for path in stale) and not any((output / LISTENER).iterdir()):
+        (output / LISTENER).rmdir()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,13 +4,14 @@
     python -m scripts.evaluate --model checkpoints/starter --midi-root PACK/midi --piano PIANO.tar ... --output-dir OUT
 
 Excerpts are rendered from MIDI with a prompt from another piece on the same piano in the same room. `codec` is what the
-codec makes of sound alone, as transformers' `EncodecModel` does; `codec_listened`, where there is a listener beside it
-(`train_codec listener`), what it makes of the same sound with the keys that this one hears written into its codes; and
-`codec_told`, where the model is told which keys are struck (`keys_from_midi`), with those that are, encoded and decoded
-as when the model generates. Give one or several `--codec FOLDER` instead of `--model` to
-score codecs alone, all against one transcription of the truth; `--truth RESULTS.json` of an earlier run saves that one
-too, where audio and notes are the same. `--piano FONT.sf2` (through fluidsynth) and rooms that were not trained on show
-what a codec does with what it never heard. Needs `make install-eval`.
+codec makes of sound alone, as transformers' `EncodecModel` does; `codec_listened`, where its folder holds a `listener`
+(`assemble_model --listener`), what it makes of the same sound with the keys in its codes that this one hears; and
+`codec_told`, where the model is told which keys are struck (`keys_from_midi`), with those that are, encoded and
+decoded, and as loud as when the model generates. Both are decoded with steady spectra (`steady_vectors`). Give one or
+several `--codec FOLDER` instead of `--model` to score codecs alone, all against one transcription of the truth; `--truth
+RESULTS.json` of an earlier run saves that one too, where audio and notes are the same. `--piano FONT.sf2` (through
+fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
+install-eval`.
 
 Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/metrics.py`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
@@ -318,18 +319,23 @@ def load(args: argparse.Namespace):
     if args.model:
         folder = model_folder(args.model)
         model = load_model(folder, args.device)
-        return model, load_processor(folder), {"codec": model.codec}, listeners({"codec": folder}, args.device)
+        codecs = {"codec": model.codec}
+        return model, load_processor(folder), codecs, listeners(codecs, {"codec": folder}, args.device)
     folders = dict(zip(codec_names(args.codec), args.codec, strict=True))
     codecs = {name: load_part("codec", folder).to(args.device).eval() for name, folder in folders.items()}
     for name, codec in codecs.items():
         if (rate := codec.config.sampling_rate) != SAMPLING_RATE:
             raise EvaluationError(f"--codec: {name} is a codec of {rate} Hz; excerpts have {SAMPLING_RATE}")
-    return None, None, codecs, listeners(folders, args.device)
+    heard_by = listeners(codecs, folders, args.device)
+    taken = {"truth", *(f"{name}_listened" for name in heard_by)}
+    if taken & set(codecs):
+        raise EvaluationError(f"--codec: {min(taken & set(codecs))} is the name of another system; rename the folder")
+    return None, None, codecs, heard_by
 
 
-def listeners(folders: dict[str, str | Path], device: str) -> dict[str, PianoListenerModel]:
-    """Those that lie beside codecs, by the codec's system."""
-    found = {name: load_listener(folder) for name, folder in folders.items()}
+def listeners(codecs: dict, folders: dict[str, str | Path], device: str) -> dict[str, PianoListenerModel]:
+    """Those in the folders of codecs that have axes for what they hear, by the codec's system."""
+    found = {name: load_listener(folders[name]) for name in codecs if getattr(codecs[name].config, "num_key_axes", 0)}
     return {name: listener.to(device) for name, listener in found.items() if listener is not None}
 
 

@@ -65,7 +65,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--validation", nargs="*", default=[], help="pools or recordings that are not trained on")
     parser.add_argument("--features", help="output of `features`")
     parser.add_argument("--codec", help="codec to go on from, a folder or Hub id")
-    parser.add_argument("--listener", help="output of `listener`; what is trained then learns what must be heard in it")
+    parser.add_argument(
+        "--listener",
+        help="output of `listener`, or a model folder that has one: a decoder learns what must be heard in its sound",
+    )
     parser.add_argument("--go-on", action="store_true", help="keep what --codec already knows of the part")
     parser.add_argument("--output-dir", required=True, help="checkpoints, log, curves and the codec go here")
     parser.add_argument("--batch-size", type=_batch_size, help="instead of the recipe's: a number, or auto (see below)")

@@ -131,8 +131,13 @@ def test_the_folder_loads_in_fp32_and_equals_the_rounded_parts(parts, dtype, tmp
     assert torch.equal(loaded.codec.encode_codes(wave), parts.codec.encode_codes(wave))
 
 
-def test_a_listener_lies_beside_and_loads_from_there(parts, tmp_path, capsys):
+def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path, capsys):
     """In fp16, with its code where transformers looks for it."""
+    assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
+    assert "the codec has no axes for what it hears" in capsys.readouterr().err
+    codec = make_model("keys").codec
+    round_codec(codec)
+    codec.save_pretrained(tmp_path / "codec")
     assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
     assert "heard: holds no listener folder" in capsys.readouterr().err
     torch.manual_seed(0)
@@ -146,6 +151,13 @@ def test_a_listener_lies_beside_and_loads_from_there(parts, tmp_path, capsys):
     for name, value in listener.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float())
     assert without_the_repository(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
+    assert assemble(tmp_path, "--listener", str(tmp_path / "heard"), "--dtype", "float32") == 0
+    assert torch.equal(load_listener(out).last.weight, listener.last.weight)
+    (tmp_path / "heard" / "listener" / "config.json").write_text("{")
+    assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
+    assert "config.json: is damaged" in capsys.readouterr().err
+    assert assemble(tmp_path) == 0
+    assert load_listener(out) is None and not list(out.glob("listener/*"))  # it was of another model
 
 
 def test_what_is_stored(parts, tmp_path):

@@ -184,8 +184,21 @@ def test_codes_say_which_keys_are_struck(telling, codec):
     assert struck.shape == (2, 20, 88)
     assert [tuple(place) for place in struck.nonzero().tolist()] == [(0, 5, 30), (0, 12, 31), (1, 0, 30)]
     torch.testing.assert_close(struck[struck > 0], torch.tensor([0.5, 0.2, 0.5]))
+    codes[0, 0, 6] = 7
+    assert torch.equal(telling.struck_of(codes)[0, :10], struck[0, :10])  # one that is said twice is struck once
     with pytest.raises(ValueError, match="num_key_axes is 0"):
         codec.struck_of(codes)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 2048\)"):
+        telling.struck_of(codes + 2040)
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2])
+def test_codes_of_a_moment(telling, frames):
+    codes = torch.randint(0, 2048, (1, 4, frames))
+    struck = telling.struck_of(codes)
+    steady = telling.steady_vectors(codes, struck)
+    assert struck.shape == (1, frames, 88) and steady.shape == (1, 12, frames)
+    assert telling.decode_codes(codes, struck, steady).shape == (1, 1, 640 * frames)
 
 
 def test_spectra_are_steady_between_strikes(telling):
@@ -198,7 +211,6 @@ def test_spectra_are_steady_between_strikes(telling):
     steady = telling.steady_vectors(codes, struck)
     for frame, near in enumerate(expected):
         torch.testing.assert_close(steady[..., frame], spectra[..., near].mean(-1))
-    telling.decode_codes(codes, struck, steady)
     with pytest.raises(ValueError, match=r"struck must be \(1, 12, 88\)"):
         telling.steady_vectors(codes, struck[:, 1:])
 

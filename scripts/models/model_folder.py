@@ -187,8 +187,9 @@ def load_listener(folder: str | Path):
     from modeling_midivalle import PianoListenerModel
 
     path = Path(folder) / LISTENER
-    if not (path / "config.json").is_file():
+    if not path.is_dir():
         return None
+    check_configurations(path)
     if (kind := model_type(path)) != PianoListenerModel.config_class.model_type:
         raise FolderError(f"{path}: holds a {kind} model, not {PianoListenerModel.config_class.model_type}")
     return load_weights(PianoListenerModel, path, dtype=torch.float32).eval()

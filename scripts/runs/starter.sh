@@ -27,9 +27,9 @@ done
 for job in "${jobs[@]}"; do wait "$job"; done
 jobs=()
 
-assemble() {  # assemble CODEC OUTPUT OPTION...
+assemble() {  # assemble CODEC OUTPUT OPTION...; the onset delay is measured: minus the onset bias
   $python -m scripts.assemble_model --codec "$1" --ar "$out/ar/model" --nar "$out/nar/model" \
-    --as-recorded --onset-delay 0.01 --listener "$out/listener" --output "${@:2}"  # the delay is measured: minus its onset bias
+    --listener "$out/listener" --as-recorded --onset-delay 0.01 --output "${@:2}"
 }
 
 # Now the codec's decoder learns from codes that AR and NAR have generated, and from their notes.
