@@ -8,9 +8,9 @@ codec makes of sound alone, as transformers' `EncodecModel` does; `codec_listene
 (`assemble_model --listener`), what it makes of the same sound with the keys in its codes that this one hears; and
 `codec_told`, where the model is told which keys are struck (`keys_from_midi`), with those that are, encoded and
 decoded, and as loud as when the model generates. Both are decoded with steady spectra (`steady_vectors`). Give one or
-several `--codec FOLDER` instead of `--model` to score codecs alone, all against one transcription of the truth; `--truth
-RESULTS.json` of an earlier run saves that one too, where audio and notes are the same. `--piano FONT.sf2` (through
-fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
+several `--codec FOLDER` instead of `--model` to score codecs alone, all against one transcription of the truth;
+`--truth RESULTS.json` of an earlier run saves that one too, where audio and notes are the same. `--piano FONT.sf2`
+(through fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
 install-eval`.
 
 Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/metrics.py`:
