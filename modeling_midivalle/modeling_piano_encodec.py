@@ -12,6 +12,7 @@ from .configuration_piano_encodec import PianoEncodecConfig
 
 STRUCK = (1.8, 1.8)  # a key struck at velocity v is STRUCK[0] + STRUCK[1] * v / 127 in its axis of the latent, else 0
 SAID_THRESHOLD = 1.0  # of what codes make of it
+SOFTEST = 0.05  # velocity over 127 of what is heard, or said, to be softer
 STEADY_FRAMES = 2  # on each side, of `steady_vectors`
 
 
@@ -150,10 +151,9 @@ class PianoEncodecModel(EncodecModel):
         a key is, else 0; ValueError without `config.num_key_axes`, or as in `decode_codes`."""
         said = self._axes_of(audio_codes)[:, -self.config.num_key_axes :]
         around = F.pad(said, (1, 1))  # less than a key that is struck
-        peaks = (
-            (said > around[..., :-2]) & (said >= around[..., 2:]) & (said > SAID_THRESHOLD)
-        )  # of equal ones the first
-        return (peaks * ((said - STRUCK[0]) / STRUCK[1]).clamp(0.05, 1)).transpose(1, 2)
+        peaks = (said > around[..., :-2]) & (said >= around[..., 2:])  # of equal ones the first
+        velocity = ((said - STRUCK[0]) / STRUCK[1]).clamp(SOFTEST, 1.0)
+        return (velocity * (peaks & (said > SAID_THRESHOLD))).transpose(1, 2)
 
     @torch.no_grad()
     def steady_vectors(self, audio_codes: torch.LongTensor, struck: torch.Tensor) -> torch.Tensor:

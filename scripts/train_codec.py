@@ -23,7 +23,8 @@
 `features` fits the latent's axes; the encoder learns to produce them; in `hearing` its last layers, which cost
 little, learn for longer to hear struck keys, at any time, for its other axes stay; `codebooks` fits the residual stack
 to what it does produce, and from then on the codes are fixed, whatever the decoder still learns. The `listener` learns
-to hear struck keys, and makes every note that the decoder loses a loss of its own. `kicks` gives each struck key an
+to hear struck keys: it tells a codec what to write (`assemble_model --listener`), and makes every note that the decoder
+loses a loss of its own. `kicks` gives each struck key an
 attack of its own where its partials already sound (`scripts.codec.oscillators`). `whole` fine-tunes all of any 32 kHz
 EnCodec, as the paper does.
 

@@ -128,13 +128,19 @@ def test_known_notes_are_written_into_the_latent():
         PianoEncodecConfig(num_key_axes=40)
 
 
-def test_known_notes_are_decoded_whatever_the_codes_say():
-    """At once and in chunks; of the keys that the codes hold themselves nothing is left."""
+def codec_of_keys():
+    """A tiny codec of 12 axes of spectra and 88 of keys."""
     torch.manual_seed(2)
     config = PianoEncodecConfig(num_filters=2, hidden_size=100, num_lstm_layers=1, num_key_axes=88)
     codec = PianoEncodecModel(config).eval()
     for layer in codec.quantizer.layers:
         layer.codebook.embed.normal_()
+    return codec
+
+
+def test_known_notes_are_decoded_whatever_the_codes_say():
+    """At once and in chunks; of the keys that the codes hold themselves nothing is left."""
+    codec = codec_of_keys()
     codes, struck = torch.randint(0, 2048, (1, 4, 40)), torch.zeros(1, 40, 88)
     struck[0, 7, 30] = struck[0, 20, 31] = 0.5
     latent = codec.quantizer.decode(codes.transpose(0, 1))
@@ -165,12 +171,9 @@ def test_known_notes_are_decoded_whatever_the_codes_say():
 
 @pytest.fixture(scope="module")
 def telling():
-    """A codec whose codes say which keys are struck: a vector of each codebook has one of them."""
-    torch.manual_seed(2)
-    config = PianoEncodecConfig(num_filters=2, hidden_size=100, num_lstm_layers=1, num_key_axes=88)
-    codec = PianoEncodecModel(config).eval()
+    """A codec whose codes say which keys are struck: a vector of two codebooks has one of them."""
+    codec = codec_of_keys()
     for layer in codec.quantizer.layers:
-        layer.codebook.embed.normal_()
         layer.codebook.embed[:, 12:] = 0
     codec.quantizer.layers[0].codebook.embed[7, 12 + 30] = 2.7
     codec.quantizer.layers[1].codebook.embed[8, 12 + 31] = 1.8 + 1.8 * 0.2

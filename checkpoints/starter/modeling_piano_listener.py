@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_piano_listener import PianoListenerConfig
-from .modeling_piano_encodec import row_lengths
+from .modeling_piano_encodec import SOFTEST, row_lengths
 
 SAMPLING_RATE, HOP = 32_000, 640
 KEYS = 88
@@ -29,8 +29,7 @@ WINDOWS = (8_192, 2_048)  # one to tell keys apart, one to tell when
 HARMONICS = (-24, 0, 24, 38, 48, 56, 62, 72)  # of a key, in bins from it: an octave below, then partials 1 to 6 and 8
 KNEE = 1e-3  # amplitudes well below are linear (noise stays small), above logarithmic (soft partials count)
 KERNELS = (((3, 3), (1, 12)), ((5, 1), (1, 1)), ((5, 1), (4, 1)), ((3, 3), (1, 12)), ((5, 1), (1, 1)))
-# time and keys, and their dilations: keys beside their octaves, what was just before, half a second, and once more
-SOFTEST = 0.05  # velocity over 127 of what is heard as softer
+# frames and keys, and their dilations: keys beside their octaves, a tenth of a second, a third, and once more
 
 
 @dataclass
