@@ -28,8 +28,9 @@ LOWEST_HZ, HIGHEST_HZ = 27.5, 15_500.0
 WINDOWS = (8_192, 2_048)  # one to tell keys apart, one to tell when
 HARMONICS = (-24, 0, 24, 38, 48, 56, 62, 72)  # of a key, in bins from it: an octave below, then partials 1 to 6 and 8
 KNEE = 1e-3  # amplitudes well below are linear (noise stays small), above logarithmic (soft partials count)
-KERNELS = (((3, 3), (1, 12)), ((5, 1), (1, 1)), ((5, 1), (4, 1)), ((3, 3), (1, 12)), ((5, 1), (1, 1)))
-# frames and keys, and their dilations: keys beside their octaves, a tenth of a second, a third, and once more
+OCTAVES, FIFTHS, NEIGHBOURS = ((3, 3), (1, 12)), ((1, 3), (1, 7)), ((3, 3), (1, 1))  # frames and keys, and dilations
+TENTH, THIRD = ((5, 1), (1, 1)), ((5, 1), (4, 1))  # of a second
+LAYERS = (OCTAVES, TENTH, THIRD, OCTAVES, TENTH, FIFTHS, NEIGHBOURS, THIRD, ((1, 3), (1, 12)), TENTH)
 
 
 @dataclass
@@ -49,7 +50,7 @@ class PianoListenerOutput(ModelOutput):
 class PianoListenerModel(PreTrainedModel):
     """
     Audio -> struck keys. Every key is heard by the same weights: from the spectrum around it and around its partials,
-    then beside its octaves, and over half a second.
+    then beside its neighbours, fifths and octaves, and over a second.
 
     Example:
 
@@ -73,7 +74,7 @@ class PianoListenerModel(PreTrainedModel):
             nn.Conv2d(
                 size, size, kernel, padding=tuple(k // 2 * d for k, d in zip(kernel, dilation)), dilation=dilation
             )
-            for kernel, dilation in KERNELS
+            for kernel, dilation in LAYERS
         )
         self.last = nn.Conv2d(size, 2, (3, 1), padding=(1, 0))
         self.post_init()

@@ -44,7 +44,7 @@ from processing import MidiValleProcessor, Prompt
 from processing.processing_midivalle import MAX_PROMPT_S, MAX_RING_OUT_S
 from scripts.audio.pianos import SAMPLING_RATE, load_piano
 from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll
-from scripts.audio.rooms import ROOMS
+from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.measuring.metrics import (
     chroma_distance,
@@ -266,7 +266,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     model.add_argument("--codec", action="append", help="codec folder, to score it alone; once or several times")
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
+    parser.add_argument("--room", action="append", choices=ROOM_NAMES, help="a room to use (default: all but any)")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--excerpts", type=int, default=12)
     parser.add_argument("--first", type=int, default=0, help="number of the first excerpt, to share the work out")

@@ -30,7 +30,7 @@ from modeling_midivalle.sampling_midivalle import pad_codes
 from processing import Prompt
 from scripts.audio.pianos import SAMPLING_RATE, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, codes_path, onsets_path
-from scripts.audio.rooms import ROOMS
+from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.codec.pool_files import PoolFiles
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.models.model_folder import load_model, load_processor
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--codec", required=True, help="its codec's own folder, whose decoder is to learn")
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
+    parser.add_argument("--room", action="append", choices=ROOM_NAMES, help="a room to use (default: all but any)")
     parser.add_argument("--items", type=int, default=800)
     parser.add_argument("--mean-vectors", action="store_true", help="for a model whose codec decodes means of codes")
     parser.add_argument("--seed", type=int, default=0)

@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from scripts.audio.pianos import SAMPLING_RATE, RenderError
 from scripts.audio.rendered_audio import HOP, onset_roll
-from scripts.audio.rooms import ROOMS
+from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.dataset.folder import check_folder, finish, flac, midi_bytes, write_shard
 from scripts.dataset.paired_recordings import PairedRecordings
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
@@ -190,7 +190,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     source.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")
     source.add_argument("--pairs", help="folder or csv of real recordings with their MIDI")
     parser.add_argument("--piano", action="append", default=[], help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
+    parser.add_argument("--room", action="append", choices=ROOM_NAMES, help="a room to use (default: all but any)")
     parser.add_argument("--split", default="train", help="split of the manifest or table")
     parser.add_argument("--items", type=int, default=1000, help="how many prompt-target items")
     parser.add_argument("--prompt-seconds", type=float, default=6.0, help="s, a multiple of 0.5")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
-from scripts.audio.rooms import ROOMS
+from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.codec.pool_files import PoolFiles
 from scripts.training.processes import follow_parent
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
-    parser.add_argument("--room", action="append", choices=tuple(ROOMS), help="a room to use (default: all)")
+    parser.add_argument("--room", action="append", choices=ROOM_NAMES, help="a room to use (default: all but any)")
     parser.add_argument("--split", default="train")
     parser.add_argument("--hours", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -21,7 +21,7 @@ from scripts import render_pool
 from scripts.audio.pianos import RenderError
 from scripts.audio.recorded_audio import RecordedExcerpts
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
-from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, fixed_batch
+from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, coloured, fixed_batch
 from scripts.codec.pool_files import PoolFiles
 from scripts.codec.recipe import CodecRecipe
 from scripts.training.processes import RunError
@@ -197,9 +197,28 @@ def test_levels_and_noise(pool):
     noisy = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3, noise_db=(-40, -40))
     noise = next(CropBatches(quiet, noisy, 4)())["input_values"] - plain
     assert 20 * noise.std().log10() == pytest.approx(-40, abs=0.3)
+    bright = CodecRecipe(crop_seconds=0.1, colour_db=6.0, level_db=(30, 31))
+    assert next(CropBatches(StoredCrops([pool], 0.1), bright, 4)())["input_values"].abs().max() < 0.98
     coded = StoredCrops([pool], 0.1, 0, "0123456789abcdef")
     with pytest.raises(ValueError, match="do not go with stored codes"):
         next(CropBatches(coded, loud, 4)())
+
+
+def test_colours():
+    """A tone comes out by what its frequency is given, in place; every crop has a colour of its own."""
+    time = torch.arange(32_000) / 32_000
+    levels = np.array([0, 0, 0, -20, 6, 0, 0, 0])
+    places = 30 * 500 ** (np.array([3, 4, 3.5]) / 7)
+    for hertz, level in zip(places.round(), (-20, 6, -7), strict=True):
+        tone = torch.sin(2 * torch.pi * float(hertz) * time)
+        assert torch.allclose(coloured(tone, levels), tone * 10 ** (level / 20), atol=0.01)
+    assert torch.allclose(coloured(tone, np.zeros(8)), tone, atol=1e-5)
+    source, settings = Numbered(), {"crop_seconds": 0.1, "excerpt_seconds": 0.4, "mixed_excerpts": 2, "seed": 3}
+    plain, again, other = (
+        next(CropBatches(source, CodecRecipe(**settings, colour_db=db), 4)())["input_values"] for db in (0.0, 4.0, 4.0)
+    )
+    gains = 20 * (again.mean(1) / plain.mean(1)).log10()
+    assert torch.equal(again, other) and 1 < gains.std() < 12
 
 
 def test_a_pool_and_rendering_on_the_fly_are_the_same_sound(tiny_pack, tmp_path):

@@ -14,7 +14,7 @@ import soundfile
 from scripts.audio import pianos
 from scripts.audio.pianos import RenderError, SampledPiano, SoundFontPiano, load_piano, performance_level, velocity_gain
 from scripts.audio.rendered_audio import RenderedExcerpts, list_midi, render
-from scripts.audio.rooms import ROOMS, TARGET_RMS_DBFS, Room
+from scripts.audio.rooms import LARGEST, ROOMS, SMALLEST, TARGET_RMS_DBFS, Room
 from tokenization import NOTE_DTYPE, MidiError
 
 RATE = 32_000
@@ -270,6 +270,16 @@ def test_rooms_are_seeded():
     assert np.array_equal(*waves) and waves[0].dtype == np.float32 and len(waves[0]) == RATE
     with pytest.raises(ValueError, match="unknown room 'cellar'"):
         Room("cellar", 0)
+
+
+def test_any_room_is_another_one_with_every_seed():
+    rooms = [Room("any", seed) for seed in range(40)]
+    assert np.array_equal(rooms[3].response, Room("any", 3).response)
+    assert len({room.spec for room in rooms}) == 40
+    for name, least in dataclasses.asdict(SMALLEST).items():
+        drawn, most = [getattr(room.spec, name) for room in rooms], getattr(LARGEST, name)
+        assert least <= min(drawn) and max(drawn) <= most and max(drawn) - min(drawn) > 0.7 * (most - least)
+        assert all(least <= getattr(room, name) <= most for room in ROOMS.values())
 
 
 @pytest.mark.parametrize("name", ["dry_close", "concert_hall"])

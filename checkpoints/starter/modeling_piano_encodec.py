@@ -13,7 +13,7 @@ from .configuration_piano_encodec import PianoEncodecConfig
 STRUCK = (1.8, 1.8)  # a key struck at velocity v is STRUCK[0] + STRUCK[1] * v / 127 in its axis of the latent, else 0
 SAID_THRESHOLD = 1.0  # of what codes make of it
 SOFTEST = 0.05  # velocity over 127 of what is heard, or said, to be softer
-STEADY_FRAMES = 2  # on each side, of `steady_vectors`
+STEADY_FRAMES = 5  # on each side, of `steady_vectors`
 
 
 class PianoEncodecUpsampling(EncodecConvTranspose1d):
@@ -159,7 +159,7 @@ class PianoEncodecModel(EncodecModel):
     def steady_vectors(self, audio_codes: torch.LongTensor, struck: torch.Tensor) -> torch.Tensor:
         """
         The spectra of codes without their jitter, for `decode_codes`, whose audio a transcriber then takes for fewer
-        notes that nobody played: each frame the mean of up to five around it that no strike divides.
+        notes that nobody played: each frame the mean of up to eleven around it that no strike divides.
 
         Args:
             audio_codes (`torch.LongTensor` of shape `(B, K, T)`): of a codec with `config.num_key_axes`; rows of one

@@ -125,7 +125,7 @@ class RenderedExcerpts(Dataset):
     Args:
         midi_root, split: see `list_midi`.
         pianos: paths for `load_piano`.
-        rooms: names of `scripts.audio.rooms.ROOMS`.
+        rooms: names of `scripts.audio.rooms.ROOM_NAMES`.
         seconds: length of an excerpt.
     """
 

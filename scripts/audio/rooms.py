@@ -5,7 +5,7 @@ Prompt and target of one recording share one `Room`, so they share its impulse r
 no real room was measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.signal import butter, fftconvolve, lfilter, sosfilt
@@ -38,6 +38,20 @@ ROOMS = {
     "old_tape": RoomPreset(0.90, 0.40, -7, -3, -2, 90, 9_000, -58),
     "phone_mic": RoomPreset(0.60, 0.50, -5, -6, 2, 150, 11_000, -60),
 }
+ANY_ROOM = "any"  # another one with every seed, between these
+SMALLEST = RoomPreset(0.20, 0.30, -18, -6, -4, 20, 9_000, -80)
+LARGEST = RoomPreset(4.00, 0.70, 0, 3, 3, 160, 15_500, -58)
+ROOM_NAMES = (*ROOMS, ANY_ROOM)
+
+
+def any_room(rng: np.random.Generator) -> RoomPreset:
+    """A room at random: times and frequencies are drawn evenly by their ratios, levels by their differences."""
+    drawn = {}
+    for name, least in asdict(SMALLEST).items():
+        most = getattr(LARGEST, name)
+        ratio = least > 0  # all others are levels, in dB
+        drawn[name] = least * (most / least) ** rng.random() if ratio else rng.uniform(least, most)
+    return RoomPreset(**drawn)
 
 
 def without_clipping(*waves: np.ndarray) -> list[np.ndarray]:
@@ -50,16 +64,16 @@ class Room:
     """A preset made concrete by a seed: `room(dry, level, rng)` -> the recorded wave.
 
     Args:
-        preset (`str`): key of `ROOMS`.
+        preset (`str`): key of `ROOMS`, or `ANY_ROOM`.
         seed (`int`): of the impulse response and of the jitter.
         jitter (`float`): decay time and tone vary by up to this share between seeds; 0 keeps the preset.
     """
 
     def __init__(self, preset: str, seed: int, jitter: float = 0.2):
-        if preset not in ROOMS:
-            raise ValueError(f"unknown room {preset!r}: choose one of {', '.join(ROOMS)}")
-        rng = np.random.default_rng([seed, sorted(ROOMS).index(preset)])
-        self.preset, self.spec = preset, ROOMS[preset]
+        if preset not in ROOM_NAMES:
+            raise ValueError(f"unknown room {preset!r}: choose one of {', '.join(ROOM_NAMES)}")
+        rng = np.random.default_rng([seed, [*sorted(ROOMS), ANY_ROOM].index(preset)])
+        self.preset, self.spec = preset, any_room(rng) if preset == ANY_ROOM else ROOMS[preset]
         self.rt60 = self.spec.rt60 * (1 + jitter * rng.uniform(-1, 1))
         self.gain_db = 3.0 * rng.uniform(-1, 1) if jitter else 0.0
         tone = 1 + jitter * rng.uniform(-1, 1, 2)

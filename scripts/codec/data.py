@@ -21,6 +21,7 @@ from scripts.codec.recipe import CodecRecipe
 
 MIXING, LEVELS = 1, 2  # what a number is drawn for
 PEAK = 0.97
+COLOURS, COLOUR_HZ = 8, (30.0, 15_000.0)
 
 
 class StoredCrops(Dataset):
@@ -161,16 +162,23 @@ class CropBatches:
 
     def _vary(self, batch: dict[str, torch.Tensor], index: int) -> None:
         recipe = self.recipe
-        if recipe.level_db == (0.0, 0.0) and recipe.noise_db is None:
+        if recipe.level_db == (0.0, 0.0) and recipe.noise_db is None and not recipe.colour_db:
             return
         if "audio_codes" in batch:
-            raise ValueError("level_db and noise_db do not go with stored codes, which are those of the sound as it is")
+            raise ValueError(
+                "level_db, noise_db and colour_db do not go with stored codes, which are those of the sound as it is"
+            )
         for k, wave in enumerate(batch["input_values"]):
             rng = np.random.default_rng([recipe.seed, LEVELS, index + k])
+            sounds = [batch[name][k] for name in ("lead", "input_values") if name in batch]
+            if recipe.colour_db:
+                whole = coloured(torch.cat(sounds), rng.normal(0.0, recipe.colour_db, COLOURS))
+                for sound, part in zip(sounds, whole.split([len(sound) for sound in sounds]), strict=True):
+                    sound[:] = part
             gain = 10 ** (rng.uniform(*recipe.level_db) / 20)
-            gain = min(gain, max(PEAK / (float(wave.abs().max()) + 1e-9), 1.0))
-            for values in (batch[name] for name in ("input_values", "lead") if name in batch):
-                values[k] *= gain
+            gain = min(gain, PEAK / (float(wave.abs().max()) + 1e-9))
+            for sound in sounds:
+                sound *= gain
             if recipe.noise_db is not None:
                 noise = torch.from_numpy(rng.standard_normal(len(wave), np.float32))
                 wave += noise * 10 ** (rng.uniform(*recipe.noise_db) / 20)
@@ -178,6 +186,16 @@ class CropBatches:
     def _loading(self) -> dict:
         prefetch = 4 if self.workers else None
         return {"num_workers": self.workers, "prefetch_factor": prefetch, "generator": torch.Generator()}
+
+
+def coloured(wave: torch.Tensor, levels_db: np.ndarray) -> torch.Tensor:
+    """`wave` (samples,) through a filter without delay of these levels at frequencies from 30 Hz to 15 kHz, evenly
+    spaced as pitches are, and smooth between them."""
+    spectrum = torch.fft.rfft(wave)
+    frequencies = np.linspace(0, SAMPLING_RATE / 2, len(spectrum)).clip(*COLOUR_HZ)
+    places = np.log(frequencies / COLOUR_HZ[0]) / np.log(COLOUR_HZ[1] / COLOUR_HZ[0]) * (len(levels_db) - 1)
+    gains = 10 ** (np.interp(places, np.arange(len(levels_db)), levels_db) / 20)
+    return torch.fft.irfft(spectrum * torch.from_numpy(gains.astype(np.float32)), len(wave))
 
 
 def first_waves(batches: CropBatches, count: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modeling_midivalle import PianoEncodecConfig
-from scripts.audio.rooms import ROOMS
+from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.training.recipe_file import check_fields, check_ranges, read_recipe
 
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
@@ -26,6 +26,7 @@ class CodecRecipe:
     mixed_excerpts: int = 32  # whose crops are mixed before they become batches
     level_db: tuple[float, float] = (0.0, 0.0)  # each crop's gain is drawn from here; full scale is not exceeded
     noise_db: tuple[float, float] | None = None  # and white noise of this RMS, dBFS, is added
+    colour_db: float = 0.0  # spread of the levels that a filter of the crop's own has, see scripts.codec.data.coloured
     batch_size: int | str = 6  # crops of a process and batch; "auto": what fits into the GPU, see scripts.codec.run
     accumulation: int = 1  # batches of a step
     steps: int = 20_000
@@ -54,8 +55,8 @@ class CodecRecipe:
         unknown = set(self.weights) - set(LOSS_WEIGHTS)
         if unknown:
             raise ValueError(f"unknown loss weights {sorted(unknown)}: choose from {sorted(LOSS_WEIGHTS)}")
-        if not self.rooms or not set(map(str, self.rooms)) <= set(ROOMS):
-            raise ValueError(f"rooms: {self.rooms} are not all of {', '.join(ROOMS)}")
+        if not self.rooms or not set(map(str, self.rooms)) <= set(ROOM_NAMES):
+            raise ValueError(f"rooms: {self.rooms} are not all of {', '.join(ROOM_NAMES)}")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size > 0):
             raise ValueError(f"batch_size is a number of crops or auto, not {self.batch_size!r}")
         counts = ("mixed_excerpts", "accumulation", "steps", "kmeans_vectors", "save_steps", "log_steps")
@@ -65,7 +66,7 @@ class CodecRecipe:
         least = (
             dict.fromkeys(counts, 1)
             | dict.fromkeys(rest, 0)
-            | {"seed": 0, "crop_seconds": 0.1, "validation_seconds": 0.3}
+            | {"seed": 0, "colour_db": 0, "crop_seconds": 0.1, "validation_seconds": 0.3}
         )
         check_ranges(self, positive, shares, **least, level_db=-math.inf, noise_db=-math.inf)
         if self.noise_db is not None and self.noise_db[1] >= 0:

@@ -51,7 +51,7 @@ class RenderedRecordings:
     Args:
         midi_root, split, hold_out: as `list_midi`.
         pianos: paths for `load_piano`.
-        rooms: names of `scripts.audio.rooms.ROOMS`.
+        rooms: names of `scripts.audio.rooms.ROOM_NAMES`.
     """
 
     def __init__(

@@ -4,8 +4,8 @@
 #
 # The codec is OUTPUT/final/codec in the end. `codes` ends where the codes are fixed (OUTPUT/codes), `decoder` does what
 # is left; without either both are done. common.sh tells what PACK is. On a CPU, five hours of audio are rendered once
-# and cropped at random. On a GPU, batches fill its memory, and the other cores render while it trains, so that it never
-# hears a sample twice; PROCESSES=8 uses eight of them.
+# and cropped at random, and for the listener fifteen more, in any rooms. On a GPU, batches fill its memory, and the
+# other cores render while it trains, so that it never hears a sample twice; PROCESSES=8 uses eight of them.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 part=${3:-all}
@@ -16,20 +16,21 @@ train() {  # train PART RECIPE OPTION...
     --config "$(recipe "$2")" "${audio[@]}" "${@:3}"
 }
 
-pool() {  # pool SPLIT HOURS FILE
-  [ -f "$3" ] || $python -m scripts.render_pool "${sound[@]}" --split "$1" --hours "$2" --output "$3"
+pool() {  # pool SPLIT HOURS FILE ROOM...
+  [ -f "$3" ] || $python -m scripts.render_pool --midi-root "$pack/midi" "${pianos[@]}" "${@:4}" --split "$1" \
+    --hours "$2" --output "$3"
 }
 
 many=
 if [ "$gpu" ]; then
   workers=$(($(nproc) / processes - 1))
   audio=(--midi-root "$pack/midi" "${pianos[@]}" --workers "$((workers > 0 ? workers : 1))")
-  batch=(--batch-size auto)
+  batch=(--batch-size auto) heard=()
 else
-  pool train "$(size 5 0.02)" "$out/pool.npy"
-  pool validation "$(size 0.02 0.004)" "$out/pool_validation.npy"
+  pool train "$(size 5 0.02)" "$out/pool.npy" "${rooms[@]}"
+  pool validation "$(size 0.02 0.004)" "$out/pool_validation.npy" "${rooms[@]}"
   audio=(--audio "$out/pool.npy" --validation "$out/pool_validation.npy" --workers 0)
-  batch=()
+  batch=() heard=(--audio "$out/pool.npy" "$out/pool_any.npy")
 fi
 [ "$processes" = 1 ] || trained=1
 
@@ -44,7 +45,8 @@ if [ "$part" != decoder ]; then
 fi
 if [ "$part" != codes ]; then
   many=${trained:-}
-  train listener codec_listener "${batch[@]}" --output-dir "$out/listener"
+  [ "$gpu" ] || pool train "$(size 15 0.02)" "$out/pool_any.npy" --room any
+  train listener codec_listener "${batch[@]}" "${heard[@]}" --output-dir "$out/listener"
   train decoder codec_starter_decoder "${batch[@]}" --features "$out/features" --codec "$out/codes" \
     --listener "$out/listener" --output-dir "$out/decoder"
   train kicks codec_starter_kicks "${batch[@]}" --codec "$out/decoder/codec" --output-dir "$out/kicks"
