@@ -397,7 +397,7 @@ def test_the_listener_learns(pool):
     wave = torch.from_numpy(np.load(pool)[:1].astype(np.float32) / 32767)
     onsets = torch.from_numpy(np.load(onsets_path(pool))[:1]).float() / 127
     objective = ListenerObjective(PianoListenerModel(PianoListenerConfig()))
-    optimizer = torch.optim.Adam(objective.parameters(), 0.01)
+    optimizer = torch.optim.Adam(objective.parameters(), 0.003)
     batch, history = {"input_values": wave, "onsets": onsets}, []
     for _ in range(60):
         losses = objective(batch)[0]
