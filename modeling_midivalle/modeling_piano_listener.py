@@ -28,9 +28,10 @@ LOWEST_HZ, HIGHEST_HZ = 27.5, 15_500.0
 WINDOWS = (8_192, 2_048)  # one to tell keys apart, one to tell when
 HARMONICS = (-24, 0, 24, 38, 48, 56, 62, 72)  # of a key, in bins from it: an octave below, then partials 1 to 6 and 8
 KNEE = 1e-3  # amplitudes well below are linear (noise stays small), above logarithmic (soft partials count)
-OCTAVES, FIFTHS, NEIGHBOURS = ((3, 3), (1, 12)), ((1, 3), (1, 7)), ((3, 3), (1, 1))  # frames and keys, and dilations
-TENTH, THIRD = ((5, 1), (1, 1)), ((5, 1), (4, 1))  # of a second
-LAYERS = (OCTAVES, TENTH, THIRD, OCTAVES, TENTH, FIFTHS, NEIGHBOURS, THIRD, ((1, 3), (1, 12)), TENTH)
+# kernels over frames and keys, and their dilations: what a key is heard beside, and for which part of a second
+OCTAVES, CHORD_OCTAVES, FIFTHS, NEIGHBOURS = ((3, 3), (1, 12)), ((1, 3), (1, 12)), ((1, 3), (1, 7)), ((3, 3), (1, 1))
+TENTH, THIRD = ((5, 1), (1, 1)), ((5, 1), (4, 1))
+LAYERS = (OCTAVES, TENTH, THIRD, OCTAVES, TENTH, FIFTHS, NEIGHBOURS, THIRD, CHORD_OCTAVES, TENTH)
 
 
 @dataclass
