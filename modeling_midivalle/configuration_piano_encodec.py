@@ -3,6 +3,9 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import EncodecConfig
+from transformers.utils.versions import require_version
+
+require_version("transformers>=5.23", "pip install --upgrade transformers")
 
 
 @strict

@@ -74,6 +74,27 @@ def test_the_pinned_version_is_installed(name):
     assert requirements()[name].specifier.contains(version(name)), "run `make install`"
 
 
+PRETENDED = """
+import importlib, importlib.metadata
+found = importlib.metadata.version
+importlib.metadata.version = lambda name: "4.57.3" if name == "transformers" else found(name)
+for name in ("modeling_midivalle", "processing"):
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_an_older_transformers_is_told_which_it_has_to_be():
+    """Remote code meets whatever is installed."""
+    bounds = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    floor = next(line for line in bounds if line.startswith("transformers")).split(",")[0]
+    said = subprocess.run([sys.executable, "-c", PRETENDED], cwd=ROOT, capture_output=True, text=True).stdout
+    wanted = f"{floor} is required for a normal functioning of this module, but found transformers==4.57.3."
+    assert said.splitlines() == [wanted, wanted]
+
+
 def test_torchaudio_is_absent_or_works():
     """Beside a CPU torch PyPI's torchaudio raises OSError, and `import transformers.processing_utils` with it."""
     if importlib.util.find_spec("torchaudio") is not None:

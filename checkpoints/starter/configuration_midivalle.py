@@ -4,9 +4,9 @@
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .configuration_piano_encodec import PianoEncodecConfig
+from .configuration_piano_encodec import PianoEncodecConfig  # isort: skip (says so if transformers is too old)
+from transformers import PreTrainedConfig
 
 # One physical time axis in integers: a MIDI tick is 1/192 s, a codec frame 1/50 s; 1/4800 s is their common unit.
 UNITS_PER_SECOND = 4800

@@ -14,11 +14,13 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.utils import logging
+from transformers.utils.versions import require_version
 
 from .audio_midivalle import MAX_CHANNELS, SAMPLING_RATE, check_wave, read_audio, to_mono_32k
 from .prompts_midivalle import check_offset, choose_excerpt
 from .windows_midivalle import GRID_S, plan_windows
 
+require_version("transformers>=5.23", "pip install --upgrade transformers")
 logger = logging.get_logger(__name__)
 
 FRAME_RATE = 50
