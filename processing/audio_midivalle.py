@@ -25,6 +25,7 @@ SUBTYPES = ("PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
 OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 BLOCK = 1 << 20  # frames decoded at a time
 UNKNOWN_SIZE = 0x7FFF0000  # of a WAV's samples in bytes, or more: its writer could not go back to its header (a pipe)
+LONGEST_NAME = 230  # bytes: file systems take 255, with what is added to it while a file is being made
 FULL_SCALE = 0.999  # highest peak written; louder waves are turned down, not clipped
 
 
@@ -103,6 +104,8 @@ def check_output(path: str | os.PathLike) -> Path:
     path = Path(path)
     if path.suffix.lower() not in OUTPUT_FORMATS:
         raise AudioError(f"{path.name}: the output must end in {' or '.join(OUTPUT_FORMATS)}")
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise AudioError(f"{path.name}: is too long a name; give one of at most {LONGEST_NAME} bytes")
     if not path.parent.is_dir():
         raise AudioError(f"{path.name}: the folder {path.parent} does not exist; create it first")
     if path.is_dir():
@@ -236,6 +239,8 @@ def _decode(file: soundfile.SoundFile, name: str) -> np.ndarray:
         raise AudioError(f"{name}: {file.format} with {file.subtype} is not supported; save it as PCM WAV or FLAC")
     if not 1 <= file.channels <= MAX_CHANNELS:
         raise AudioError(f"{name}: {file.channels} channels are too many (limit {MAX_CHANNELS})")
+    if file.frames > 1 << 62:  # of a FLAC whose writer could not go back to its header (a pipe)
+        raise AudioError(f"{name}: its header does not tell how long it is; save it again, to a file")
     if file.frames * file.channels > MAX_SAMPLES:
         raise AudioError(
             f"{name}: {file.frames} samples in {file.channels} channels are too many (limit {MAX_SAMPLES})"

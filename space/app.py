@@ -96,9 +96,10 @@ def choose_prompt(name: str, audio: str | None, midi: str | None) -> tuple[dict,
         raise SpaceError(f"your piano's {missing} is missing; add it, or remove the {given} to use a piano of the list")
     check_size(audio, MAX_PROMPT_BYTES)
     try:
-        seconds = soundfile.info(audio).duration
-    except soundfile.LibsndfileError:  # the processor says what is wrong with it
-        seconds = 0.0
+        about = soundfile.info(audio)
+        seconds = about.duration if about.frames < 1 << 62 else 0.0  # else its header tells nothing
+    except soundfile.LibsndfileError:
+        seconds = 0.0  # the processor says what is wrong with it
     if seconds > MAX_PROMPT_SECONDS:  # before it is unpacked
         raise SpaceError(f"{Path(audio).name}: lasts more than {MAX_PROMPT_SECONDS:.0f} s; give a part of it")
     processor = load()[1]

@@ -132,6 +132,7 @@ BAD = {
     "cut RIFX": (encoded(tone(), endian="BIG")[:-2], "cut short"),
     "cut FLAC": (FLAC[: len(FLAC) // 2], "damaged FLAC|cut short"),
     "huge FLAC": (patched(FLAC, 22, 0xFFFFFFFF), "too many|damaged"),
+    "FLAC from a pipe": (FLAC[:21] + bytes([FLAC[21] & 0xF0]) + bytes(4) + FLAC[26:], "does not tell how long it is"),
 }
 
 

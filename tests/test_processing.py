@@ -242,6 +242,15 @@ def test_more_than_a_minute_of_regular_notes_is_not_off_by_a_bar(processor, late
     assert prompt.offset == (pytest.approx(late, abs=0.02) if late else 0)
 
 
+@pytest.mark.parametrize("late", [0.0, 0.1])
+def test_a_silent_beginning_tells_nothing_of_the_offset(processor, late):
+    piece, wave = played(20.0)
+    wave = np.concatenate([np.zeros(70 * RATE, np.float32), wave])
+    prompt = processor.prepare_prompt(moved(piece, 70 - late), wave, RATE)
+    assert prompt.offset == (pytest.approx(late, abs=0.012) if late else 0)
+    assert "corrected" in prompt.remark if late else "belong together" not in prompt.remark
+
+
 def test_a_prompt_as_datasets_gives_it(processor, tmp_path):
     piece, wave = played(6.0)
     prompt = processor.prepare_prompt(piece, {"array": wave, "sampling_rate": RATE, "path": None})
@@ -378,6 +387,16 @@ def test_cuts_fall_where_the_music_is_thin():
     notes = [(second + 0.1, 0.95, 40 + k) for second in range(34) if second != 17 for k in range(10)]
     notes = performance(*notes).notes
     assert plan_windows(notes, 36.0, 20.0, first=20.0) == [(0.0, 17.5), (17.5, 36.0)]
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 16])
+def test_a_span_leaves_no_window_without_a_frame(processor, seconds):
+    """Ends of spans are sums of floats, which may miss the grid by a hair."""
+    piece = performance(*[(t / 3, 4.0, 60 + t % 12) for t in range(150)])
+    for start in np.arange(0, 20, 0.1):
+        span = processor.load(piece, start=float(start), end=float(start) + seconds)
+        lengths = [end - begin for begin, end in processor.windows(span, ring_out=0.0)]
+        assert min(lengths) >= 0.5 and sum(lengths) == pytest.approx(seconds)
 
 
 def test_a_strike_on_the_last_cut_is_not_repeated(processor):

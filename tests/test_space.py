@@ -95,7 +95,11 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
     (tmp_path / "text.wav").write_text("no music")
     (tmp_path / "text.mid").write_text("no music")
     write_audio(tmp_path / "silence.wav", np.zeros(32_000))
+    piped = bytearray(Path(audio).read_bytes())
+    piped[21:26] = bytes([piped[21] & 0xF0]) + bytes(4)  # its header tells no length
+    (tmp_path / "piped.flac").write_bytes(piped)
     requests = {
+        "piped.flac: its header does not tell how long": (str(tmp_path / "piped.flac"), midi),
         "your piano's MIDI is missing": (audio, None),
         "your piano's recording is missing": (None, midi),
         "gone.wav: the file is not here any more": (str(tmp_path / "gone.wav"), midi),

@@ -10,7 +10,7 @@ import numpy as np
 from .audio_midivalle import SAMPLING_RATE
 
 GRID_S = 0.5  # starts of excerpts
-FULL_S = 60.0  # of a recording, looked at for its offset
+FULL_S = 60.0  # of a recording, from shortly before its first strike on, looked at for its offset
 HOP, WINDOW = 160, 2048  # samples: 5 ms, and 64 ms to tell semitones apart from the middle of the keyboard on
 LONGEST_LAG_S = 2.0  # offsets are looked for up to here
 EARLY_S = (
@@ -55,8 +55,13 @@ def measure_offset(wave: np.ndarray, notes: np.ndarray) -> tuple[float, float]:
 def check_offset(wave: np.ndarray, notes: np.ndarray, name: str) -> tuple[float, str]:
     """The offset, s, that is to be added to the onsets of `notes` (0 if none can or need be), and a sentence for the
     user: what was corrected, or why it seems that recording and MIDI do not belong together; mostly empty."""
-    inside = int((notes["onset"] < len(wave) / SAMPLING_RATE).sum())
-    if inside < FEWEST_NOTES or len(wave) < SHORTEST_S * SAMPLING_RATE:
+    struck = notes["onset"][(notes["onset"] >= 0) & (notes["onset"] < len(wave) / SAMPLING_RATE)]
+    if len(struck):  # a silent beginning would be all that the measure looks at
+        begin = round(max(float(struck.min()) - LONGEST_LAG_S, 0.0) / GRID_S) * GRID_S
+        struck, wave = struck[struck < begin + FULL_S], wave[round(begin * SAMPLING_RATE) :]
+        notes = notes.copy()
+        notes["onset"] -= begin
+    if len(struck) < FEWEST_NOTES or len(wave) < SHORTEST_S * SAMPLING_RATE:
         return 0.0, ""
     offset, clearness = measure_offset(wave, notes)
     if clearness < CLEAR:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 GRID_S = 0.5  # 25 codec frames = 96 MIDI ticks, the smallest common grid
+ROUNDING_S = 1e-6  # ends that should lie on the grid may miss it by so much
 FIRST_S = 1.0  # longest first window; the next may be twice as long, and so on
 SHORT_SHARE = 0.65  # of the longest window: shorter ones are possible (what is left over) but cost
 NEAR_S = 0.05  # a note struck so near to a cut makes a seam audible
@@ -29,7 +30,9 @@ def plan_windows(notes: np.ndarray, total: float, longest: float, first: float =
         `list[tuple[float, float]]`: start and end of each window in s, without gap or overlap.
     """
     onsets, ends = notes["onset"], np.sort(notes["onset"] + notes["duration"])
-    cuts = np.arange(math.ceil(ends[-1] / GRID_S)) * GRID_S  # all before the last end
+    if abs(total - (grid := round(total / GRID_S) * GRID_S)) < ROUNDING_S:
+        total = grid  # else a window without a frame could be left over
+    cuts = np.arange(math.ceil((ends[-1] - ROUNDING_S) / GRID_S)) * GRID_S  # all before the last end
     held = np.searchsorted(onsets, cuts) - np.searchsorted(ends, cuts, side="right")
     near = np.searchsorted(onsets, cuts + NEAR_S) - np.searchsorted(onsets, cuts - NEAR_S)
     cost = CUT_COST + HELD_COST * held + NEAR_COST * near

@@ -35,8 +35,8 @@ def model_folder(model: str, option: str = "--model") -> Path:
 
         try:
             folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
-        except OSError as error:  # all errors of the Hub
-            raise FolderError(f"{option} {model}: cannot be downloaded ({str(error).splitlines()[0]})") from error
+        except Exception as error:  # whatever the Hub or the network below it raises
+            raise FolderError(f"{option} {model}: cannot be downloaded ({reason(error)})") from error
     if not (folder / "config.json").is_file():
         raise FolderError(f"{option} {model}: the folder holds no config.json")
     check_configurations(folder)

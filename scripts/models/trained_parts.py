@@ -4,7 +4,6 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -53,11 +52,11 @@ def codec_hash(folder: str | Path) -> str:
     found, prefix = {}, "codec." if model_type(Path(folder)) == WHOLE else ""
     check_weight_files(folder)
     for file in Path(folder).glob("*.safetensors"):
-        with safe_open(file, "numpy") as tensors:
+        with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
                 own = name.removeprefix(prefix)
                 if name == prefix + own and (own.startswith("encoder.") or own.endswith("codebook.embed")):
-                    found[own] = tensors.get_tensor(name).astype(np.float32).tobytes()
+                    found[own] = tensors.get_tensor(name).float().numpy().tobytes()
     if not found:
         raise PartError(f"{folder}: holds no codec; give the folder of one, or of a whole model")
     digest = hashlib.sha256()

@@ -4,6 +4,7 @@
 import _thread
 import argparse
 import math
+import os
 import statistics
 import sys
 import time
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from modeling_midivalle.recording_midivalle import RecordingChain
 from processing import AudioWriter
-from processing.audio_midivalle import check_output
+from processing.audio_midivalle import LONGEST_NAME, check_output
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import choose_prompt, load_model, load_processor, model_folder
 from scripts.rendering.arguments import (
@@ -133,6 +134,8 @@ def check_names(args: argparse.Namespace, task: Task, inputs: list[Path]) -> Non
     """RenderError, before anything is rendered, for what must or can not be written even with --force: the prompt's own
     files (`inputs`, resolved), folders, names that libsndfile does not take."""
     for path in outputs_of(args, task.output) if task.output else ():
+        if len(os.fsencode(path.name)) > LONGEST_NAME:
+            raise RenderError(f"{path}: is too long a name; rename {task.source}, or give the output another name")
         if path.resolve() in inputs:
             raise RenderError(f"{path}: is the prompt; give the output another name or folder")
         if path.is_dir():

@@ -33,7 +33,7 @@ class Journal:
         remark (`str`): One sentence on what is there and not used; empty if all of it is.
 
     Raises:
-        ValueError: another render is writing the file; from `append` too.
+        ValueError: another render is writing the file, or it cannot be used; from `append` too.
     """
 
     def __init__(self, path: Path, key: str, num_codebooks: int, frames: list[int], axes: int = 0):
@@ -76,13 +76,18 @@ class Journal:
             self.lock = None
 
     def _take(self) -> None:
-        self.lock = open(self.path, "ab")
         try:
+            self.lock = open(self.path, "ab")
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
         except BlockingIOError as error:
             self.close()
             output = self.path.name.removeprefix(".").removesuffix(".windows")
             raise ValueError(f"{output}: another render is making it; wait for it or stop it") from error
+        except OSError as error:  # of another user; a file system without locks
+            self.close()
+            raise ValueError(
+                f"{self.path}: cannot be used ({error.strerror or error}); move it away or choose another folder"
+            ) from error
 
     def _size(self, frames: int) -> int:
         """Bytes of a window."""

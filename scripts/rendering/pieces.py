@@ -270,7 +270,7 @@ def render_jobs(
 
     Yields:
         `tuple(Job, int)`: a job, and the number of the window that it has just finished; once more if it failed, with
-        its `error`. An error stops those that share the step.
+        its `error`. Where a step cannot be generated, that stops all that share it.
     """
     decoding = decoding or Decoding(model.device)
     for step in steps:
@@ -311,7 +311,11 @@ def _step(model, processor, members: list[tuple[Job, int]], sampling: dict, judg
         def again(attempt: int, job: Job = job, window: int = window) -> GeneratedFrames:
             return generate_windows(model, processor, [(job, window)], sampling, attempt, alone=True)[0]
 
-        job.add(*_choose(job, window, new, again, judge))
+        _guard([job], _keep, job, window, new, again, judge)
+
+
+def _keep(job: Job, window: int, frames: GeneratedFrames, again: Callable, judge: Callable | None) -> None:
+    job.add(*_choose(job, window, frames, again, judge))
 
 
 def _choose(job: Job, window: int, frames: GeneratedFrames, again: Callable, judge: Callable | None):
