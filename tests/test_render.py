@@ -595,7 +595,7 @@ def test_a_name_that_is_too_long_is_one_sentence(run):
     save_midi("piece.mid", (0.0, 0.5, 60))
     for length in (300, 240):  # the latter with what is added while the file is being made
         code, _, err = run("piece.mid", "x" * length + ".wav")
-        assert code == 2 and "is too long a name" in err and err.count("\n") == 1
+        assert code == 2 and "too long" in err and err.count("\n") == 1
 
 
 def test_a_stream_that_cannot_be_written_is_no_success():
