@@ -6,15 +6,21 @@ microphone, and four codes a frame have no bits for hiss. But the prompt exists 
 codec gives it back, told its notes if it is told those of the music too. What the two differ by in the mean, band by
 band, is made up for by a filter; and the noise of the recording, which is what its upper bands hold when their level
 hardly varies, is played along. Neither changes with time, so they add no seam.
+
+The mean of what is likely has a colour of its own, which codes have not: that of the model's (`colour_gains_db`) is
+made up for by the same filter.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers.audio_utils import hertz_to_mel, mel_filter_bank
+
+from .configuration_midivalle import COLOURS
 
 WINDOW, HOP = 2048, 512  # samples
 BANDS, LOWEST_HZ = 40, 50.0  # evenly spaced in mel up to half of the sampling rate
@@ -36,7 +42,9 @@ class RecordingChain(NamedTuple):
     noise_taps: torch.Tensor | None
 
 
-def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate: int) -> RecordingChain:
+def measure_recording(
+    recorded: torch.Tensor, made: torch.Tensor, sampling_rate: int, colour_gains_db: Sequence[float] | None = None
+) -> RecordingChain:
     """
     What tells a recording from the codec's version of it.
 
@@ -44,6 +52,8 @@ def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate:
         recorded, made (`torch.Tensor` of shape `(samples,)`): the same music in time with each other; of unequal
             lengths the end of the longer one is not used.
         sampling_rate (`int`): Hz.
+        colour_gains_db (`Sequence[float]`, *optional*): dB by which what will go through the filter is to be made
+            louder besides, in ten parts of the range of four bands each.
     """
     bank = mel_filter_bank(WINDOW // 2 + 1, BANDS, LOWEST_HZ, sampling_rate / 2, sampling_rate, None, "htk")
     bank = torch.from_numpy(bank)
@@ -61,6 +71,8 @@ def measure_recording(recorded: torch.Tensor, made: torch.Tensor, sampling_rate:
     difference -= difference[:music].mean()  # not the level
     difference[:music] *= SHARE
     difference[music:].clamp_(max=0)
+    if colour_gains_db is not None:
+        difference += torch.tensor(colour_gains_db, dtype=torch.float64).repeat_interleave(BANDS // COLOURS)
     half = len(SMOOTH) // 2
     padded = F.pad(difference[None], (half, half), mode="replicate")[0]
     smooth = torch.tensor(SMOOTH, dtype=torch.float64)

@@ -24,6 +24,7 @@ from transformers import EncodecFeatureExtractor
 from transformers.utils import logging
 
 from modeling_midivalle import MidiValleForConditionalGeneration
+from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
 from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
@@ -227,6 +228,13 @@ def main(argv: list[str] | None = None) -> int:
         "--sustain-gain", type=float, default=0.0, metavar="DB", help="what held keys lack more each second, dB"
     )
     parser.add_argument(
+        "--colour",
+        type=float,
+        nargs=COLOURS,
+        metavar="DB",
+        help="what generated audio lacks in ten parts of its spectrum, dB: minus `colour_db` of scripts.evaluate",
+    )
+    parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
     parser.add_argument(
@@ -242,6 +250,7 @@ def main(argv: list[str] | None = None) -> int:
         windows["onset_delay_seconds"] = args.onset_delay
         playing = {name: getattr(args, name) for name in ("as_recorded", "keys_from_midi", "mean_vectors")}
         playing |= {f"{name}_gain_db": getattr(args, f"{name}_gain") for name in GAINS}
+        playing["colour_gains_db"] = args.colour
         dtype = getattr(torch, args.dtype)
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, dtype, args.max_mib, windows, args.listener, **playing

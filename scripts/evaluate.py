@@ -23,7 +23,8 @@ Columns, each the mean over recordings and half of its 95 % t-interval; definiti
 `codecs` in results.json: share of each codebook that is used, its entropy in bits a code, bit rate as coded and by
 entropy, and how many times faster than real time encoding and decoding are (median). `own_piano`, with several pianos:
 the share of excerpts whose long-term spectrum is nearer to the target as its own piano plays it than to the same music
-in the same room on any other (`timbre_db` in the rows, dB by piano).
+in the same room on any other (`timbre_db` in the rows, dB by piano). `colour_db`: how much louder each system is in the
+mean than the truth, dB, in the ten parts of the spectrum that `assemble_model --colour` takes.
 """
 
 import argparse
@@ -49,6 +50,7 @@ from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
 from scripts.measuring.metrics import (
     chroma_distance,
     code_statistics,
+    colour_difference,
     log_mel_distance,
     mean_interval,
     multi_resolution_mel,
@@ -174,6 +176,7 @@ def synthesise(
 def score(excerpt: Excerpt, system: str, wave: np.ndarray, transcriber: Transcriber, known: dict[str, dict]) -> dict:
     """Row of one system and excerpt; the truth's is taken from `known` if it is there."""
     found = {"system": system, "target": excerpt.target.source} | excerpt.about
+    found["colour_db"] = colour_difference(excerpt.wave, wave)
     found["timbre_db"] = {piano: timbre_distance(other, wave) for piano, other in excerpt.on_pianos.items()}
     if system == "truth":
         found["sha256"] = excerpt.sha256()
@@ -230,6 +233,12 @@ def own_piano(rows: list[dict]) -> dict[str, float]:
         if distances := row["timbre_db"]:
             hits.setdefault(row["system"], []).append(min(distances, key=distances.get) == row["piano"])
     return {system: float(np.mean(found)) for system, found in hits.items()}
+
+
+def colours(rows: list[dict]) -> dict[str, list[float]]:
+    """Mean `colour_db` of each system."""
+    systems = {row["system"]: None for row in rows}
+    return {s: np.mean([row["colour_db"] for row in rows if row["system"] == s], 0).tolist() for s in systems}
 
 
 def table(summary: dict) -> str:
@@ -374,7 +383,7 @@ def evaluate(args: argparse.Namespace) -> dict:
             plot(output / f"{index:02d}.png", excerpt, waves)
             reports = {name: codec_report(codec, codes[name], speeds[name]) for name, codec in codecs.items()}
             results = {"settings": vars(args), "summary": summarise(rows), "codecs": reports, "rows": rows}
-            results["own_piano"] = own_piano(rows)
+            results |= {"own_piano": own_piano(rows), "colour_db": colours(rows)}
             write_json(output / RESULTS, results)  # after each excerpt: what is done is done
     return results
 

@@ -82,6 +82,10 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
     assert assemble(tmp_path, "--as-recorded", "--onset-delay", "0.01") == 0
     assert AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
     assert AutoProcessor.from_pretrained(tmp_path / "out").onset_delay_seconds == 0.01
+    colour = [0.0, 0.5, 1.0, 2.0, 1.0, 0.0, -1.0, -2.0, -2.5, -3.0]
+    assert assemble(tmp_path, "--as-recorded", "--colour", *map(str, colour)) == 0
+    assert AutoModel.from_pretrained(tmp_path / "out").config.colour_gains_db == colour
+    assert assemble(tmp_path, "--colour", *["nan"] * 10) == 2
     assert assemble(tmp_path, "--onset-delay", "1") == 2
     assert assemble(tmp_path, "--onset-delay", "nan") == 2
     assert assemble(tmp_path, "--keys-from-midi") == 2  # this codec has no axes of keys

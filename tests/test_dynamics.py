@@ -199,6 +199,9 @@ def test_refused_configurations():
     for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db", "sustain_gain_db"):
         with pytest.raises(StrictDataclassClassValidationError, match=f"{name} needs velocity_gain_db"):
             MidiValleConfig(codec_config=CODEC, **parts, keys_from_midi=True, **{name: 1.0})
+    for colour in ([1.0] * 9, [float("nan")] * 10):
+        with pytest.raises(StrictDataclassClassValidationError, match="colour_gains_db must be 10 finite numbers"):
+            MidiValleConfig(codec_config=CODEC, **parts, colour_gains_db=colour)
 
 
 def test_pieces_have_means_of_their_own(make_model, make_rows):

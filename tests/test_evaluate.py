@@ -138,6 +138,7 @@ def test_whose_piano_it_sounds_like(tiny_pack, transcriber, tmp_path):
     codec = ["--codec", tiny_pack / "codec"]
     assert run(tiny_pack, tmp_path / "out", *codec, "--piano", bright, "--excerpts", 3, "--seed", 1) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["colour_db"]["truth"] == [0.0] * 10 and np.abs(results["colour_db"]["codec"]).max() > 0.1
     assert results["own_piano"]["truth"] == 1.0 and set(results["own_piano"]) == {"truth", "codec"}
     truths = [row for row in results["rows"] if row["system"] == "truth"]
     assert {row["piano"] for row in truths} == {"piano", "bright"}  # both are drawn

@@ -5,10 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.signal import butter, filtfilt
 
 from scripts.measuring.metrics import (
     chroma_distance,
     code_statistics,
+    colour_difference,
     log_mel_distance,
     mean_interval,
     multi_resolution_mel,
@@ -109,6 +111,16 @@ def test_si_snr_knows_no_gain():
     assert si_snr(target, target + noise) == pytest.approx(10, abs=0.2)
     assert si_snr(target, 7 * (target + noise)) == pytest.approx(si_snr(target, target + noise))
     assert si_snr(target, noise) < -20
+
+
+def test_colour_difference():
+    """By parts of the spectrum, of which the lowest end at some 330, 700 Hz; without the level."""
+    target = np.random.default_rng(0).standard_normal(64_000)
+    low = filtfilt(*butter(4, 500, "low", fs=32_000), target)
+    found = np.array(colour_difference(target, 0.1 * (target + 4 * low)))
+    assert found[0] - found[5] == pytest.approx(20 * np.log10(5), abs=1.0)
+    assert np.ptp(found[4:]) < 1.0 and found.mean() == pytest.approx(0, abs=1e-6)
+    assert colour_difference(target, np.zeros(64_000))[0] != 0  # silence is told, not NaN
 
 
 def test_timbre_distance():

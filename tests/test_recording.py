@@ -57,6 +57,16 @@ def levels(wave):
     return _long_term_spectrum(wave.numpy(), RATE)
 
 
+def test_the_models_own_colour_is_made_up_for():
+    """Beside what differs, here nothing: by parts of four bands, smoothly; the noise of the recording is not."""
+    colour = [0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, -4.0, -4.0, -4.0]
+    plain, coloured = (measure_recording(music(), music(), RATE, given) for given in (None, colour))
+    before, after = (levels(RecordingStream(chain)(music(seed=1)[None, None])[0, 0]) for chain in (plain, coloured))
+    found = (after - before).reshape(10, 4)
+    assert np.abs(found.mean(1) - (np.array(colour) - np.mean(colour))).max() < 1.0
+    assert np.abs(found[4] - found[0] - 3.0).max() < 0.5 and np.abs(found[9] - found[0] + 4.0).max() < 0.5
+
+
 def test_what_differs_is_made_up_for():
     """Measured on one piece, applied to another, most of it; not its level."""
     recording = measure_recording(0.2 * through_a_telephone(music()), music(), RATE)

@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Configurations of MIDI-VALLE: the AR decoder, the NAR decoder, and the whole model with its codec."""
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,7 @@ UNITS_PER_SECOND = 4800
 UNITS_PER_TICK = 25
 UNITS_PER_FRAME = 96
 TICKS_PER_BAR = 384
+COLOURS = 10  # parts of the range of frequencies in `colour_gains_db`
 MIDI_FIELDS = ("pitch", "velocity", "duration", "ioi", "position", "bar")
 
 PUBLISHED_WIDTHS = (32, 32, 256, 128, 64, 32)
@@ -273,6 +275,8 @@ class MidiValleConfig(PreTrainedConfig):
             `velocity_gain_db`.
         sustain_gain_db (`float`, defaults to 0.0): dB a second by which held keys are made louder while nothing is
             struck; beside `velocity_gain_db`.
+        colour_gains_db (`list[float]`, *optional*): dB that generated audio lacks in the mean, beyond what the codec
+            lacks, in ten parts of the range from 50 Hz up, evenly spaced in mel; for `as_recorded`.
 
     Example:
 
@@ -303,6 +307,7 @@ class MidiValleConfig(PreTrainedConfig):
     octave_gain_db: float = 0.0
     attack_gain_db: float = 0.0
     sustain_gain_db: float = 0.0
+    colour_gains_db: list[float] | tuple[float, ...] | None = None
     initializer_range: float = 0.02
 
     @classmethod
@@ -353,6 +358,9 @@ class MidiValleConfig(PreTrainedConfig):
         for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db", "sustain_gain_db"):
             if getattr(self, name) and not self.velocity_gain_db:
                 raise ValueError(f"{name} needs velocity_gain_db")
+        colour = [0.0] * COLOURS if self.colour_gains_db is None else self.colour_gains_db
+        if len(colour) != COLOURS or not all(map(math.isfinite, colour)):
+            raise ValueError(f"colour_gains_db must be {COLOURS} finite numbers, got {colour}")
         sizes = [(c.midi_vocab_sizes, c.midi_embedding_sizes) for c in (ar, nar)]
         if sizes[0][0] != sizes[1][0] or (self.share_midi_embeddings and sizes[0] != sizes[1]):
             raise ValueError(

@@ -164,7 +164,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         else:
             dynamics = self.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
         made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, keys)[0, 0]
-        return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate)
+        rate, colour = self.codec.config.sampling_rate, self.config.colour_gains_db
+        return measure_recording(recorded.to(made), made, rate, colour)
 
     @torch.no_grad()
     def _stream(

@@ -7,6 +7,8 @@ import mir_eval
 import numpy as np
 from scipy import stats
 
+from modeling_midivalle.configuration_midivalle import COLOURS
+
 
 def note_scores(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: float = 0.05) -> dict[str, float]:
     """Onset scores as mir_eval counts them: equal pitch, onset within `onset_tolerance` s, offsets ignored.
@@ -71,6 +73,13 @@ def timbre_distance(a: np.ndarray, b: np.ndarray, sampling_rate: int = 32_000) -
     frames (window 2048, hop 1024), without their levels."""
     difference = _long_term_spectrum(a, sampling_rate) - _long_term_spectrum(b, sampling_rate)
     return float(np.sqrt(np.mean(difference**2)))
+
+
+def colour_difference(target: np.ndarray, wave: np.ndarray, sampling_rate: int = 32_000) -> list[float]:
+    """How much louder `wave` is than `target`, dB, in `COLOURS` parts of these spectra: what a model's
+    `colour_gains_db` is to take away from what it generates."""
+    difference = _long_term_spectrum(wave, sampling_rate) - _long_term_spectrum(target, sampling_rate)
+    return difference.reshape(COLOURS, -1).mean(1).tolist()
 
 
 def multi_resolution_mel(target: np.ndarray, estimate: np.ndarray, sampling_rate: int = 32_000) -> float:
@@ -166,7 +175,7 @@ def _long_term_spectrum(wave: np.ndarray, sampling_rate: int) -> np.ndarray:
     frames = np.lib.stride_tricks.sliding_window_view(wave, window)[::hop]
     bank = mel_filter_bank(window // 2 + 1, 40, 50.0, half, sampling_rate, norm=None, mel_scale="htk")
     power = (np.abs(np.fft.rfft(frames * np.hanning(window))) ** 2) @ bank
-    level = 10 * np.log10(power + 1e-7 * power.max())
+    level = 10 * np.log10(power + 1e-7 * power.max() + 1e-30)  # silence has a spectrum too
     loud = level.mean(1) >= np.median(level.mean(1))
     mean = level[loud].mean(0)
     return mean - mean.mean()

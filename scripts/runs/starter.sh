@@ -48,5 +48,5 @@ $python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/lis
 
 starter=$(size checkpoints/starter "$out/starter")
 assemble "$out/told/codec" "$starter" --keys-from-midi --mean-vectors --velocity-gain 24 --treble-gain 25 --octave-gain 6 \
-  --attack-gain 3 --sustain-gain 5
+  --attack-gain 3 --sustain-gain 5 --colour 0 0 0.5 2 2 1 0 -1 -2.5 -2.5
 $python -m scripts.evaluate --model "$starter" "${sound[@]}" --excerpts "$(size 12 2)" --output-dir "$out/evaluation"
