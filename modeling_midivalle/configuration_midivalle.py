@@ -358,8 +358,8 @@ class MidiValleConfig(PreTrainedConfig):
         for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db", "sustain_gain_db"):
             if getattr(self, name) and not self.velocity_gain_db:
                 raise ValueError(f"{name} needs velocity_gain_db")
-        colour = [0.0] * COLOURS if self.colour_gains_db is None else self.colour_gains_db
-        if len(colour) != COLOURS or not all(map(math.isfinite, colour)):
+        colour = self.colour_gains_db
+        if colour is not None and (len(colour) != COLOURS or not all(map(math.isfinite, colour))):
             raise ValueError(f"colour_gains_db must be {COLOURS} finite numbers, got {colour}")
         sizes = [(c.midi_vocab_sizes, c.midi_embedding_sizes) for c in (ar, nar)]
         if sizes[0][0] != sizes[1][0] or (self.share_midi_embeddings and sizes[0] != sizes[1]):

@@ -7,8 +7,8 @@ codec gives it back, told its notes if it is told those of the music too. What t
 band, is made up for by a filter; and the noise of the recording, which is what its upper bands hold when their level
 hardly varies, is played along. Neither changes with time, so they add no seam.
 
-The mean of what is likely has a colour of its own, which codes have not. The same filter makes up for the
-model's (`colour_gains_db`).
+Audio that is generated has a colour besides that the codec's version of the prompt has not, the same whatever is
+played; the filter makes up for it too (`colour_gains_db`).
 """
 
 import math

@@ -232,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
         type=float,
         nargs=COLOURS,
         metavar="DB",
-        help="what generated audio lacks in ten parts of its spectrum, dB: minus `colour_db` of scripts.evaluate",
+        help="what generated audio lacks in ten parts of its spectrum, dB: minus `colour_db` of scripts.evaluate "
+        "without this",
     )
     parser.add_argument(
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"

@@ -58,7 +58,7 @@ def levels(wave):
 
 
 def test_the_models_own_colour_is_made_up_for():
-    """Beside what differs, here nothing: by parts of four bands, smoothly; the noise of the recording is not."""
+    """Beside what differs, here nothing: by parts of four bands, smoothly."""
     colour = [0.0, 0.0, 0.0, 3.0, 3.0, 3.0, 0.0, -4.0, -4.0, -4.0]
     plain, coloured = (measure_recording(music(), music(), RATE, given) for given in (None, colour))
     before, after = (levels(RecordingStream(chain)(music(seed=1)[None, None])[0, 0]) for chain in (plain, coloured))
