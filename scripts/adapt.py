@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from modeling_midivalle.recording_midivalle import RecordingStream
+from modeling_midivalle.recording_midivalle import RecordingStream, measure_recording
 from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import MAX_RING_OUT_S, Prompt
 from scripts.dataset.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
@@ -32,7 +32,7 @@ from scripts.measuring.metrics import note_scores, timbre_distance
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.rendering.manifest import write_json
-from scripts.rendering.pieces import recording_of, render_wave
+from scripts.rendering.pieces import render_wave
 from scripts.training.processes import run_errors
 from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
@@ -193,12 +193,13 @@ def prompt_of(recording: Recording, recipe: AdaptRecipe, end: float) -> Prompt:
 @torch.no_grad()
 def reconstruct(model, recording: Recording, recipe: AdaptRecipe, end: float, seconds: float) -> np.ndarray:
     """What the codec gives back of the recording from `end` s on, with the colour and noise of the prompt's recording
-    if the model plays so."""
+    if the model plays so; `colour_gains_db` are of what is generated."""
     codes, prompt = recording.heard[None].to(model.device), prompt_of(recording, recipe, end)
     first, middle, last = (round(s * FRAMES_PER_SECOND) for s in (end - prompt.seconds, end, end + seconds))
     wave = model.codec.decode_codes(codes[..., middle:last])
-    if (found := recording_of(model, prompt, codes[..., first:middle])) is not None:
-        wave = RecordingStream(found)(wave)
+    if model.config.as_recorded:
+        made = model.codec.decode_codes(codes[..., first:middle])[0, 0]
+        wave = RecordingStream(measure_recording(torch.from_numpy(prompt.wave).to(made), made, SAMPLING_RATE))(wave)
     return wave[0, 0].cpu().numpy()
 
 

@@ -80,6 +80,18 @@ def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypat
     assert adapt.play(model, processor, recording, adapt.AdaptRecipe(prompt_seconds=(0.5, 1.0)), 2.0, None) == 18 * RATE
 
 
+def test_the_codec_is_not_given_the_colour_of_what_is_generated(make_model):
+    """It is what the table measures both sides of the adaptation by."""
+    model, wave = make_model(), 0.1 * np.random.default_rng(0).standard_normal(8 * RATE).astype(np.float32)
+    codes, notes = encode(model.codec, wave), np.array([(0.2, 0.5, 60, 80)], NOTE_DTYPE)
+    given = Recording(wave, notes, codes, codes, MidiValleTokenizer()), adapt.AdaptRecipe(prompt_seconds=(1.0, 2.0))
+    plain = adapt.reconstruct(model, *given, 4.0, 2.0)
+    model.config.as_recorded = True
+    recorded = adapt.reconstruct(model, *given, 4.0, 2.0)
+    model.config.colour_gains_db = [6.0] * 5 + [-6.0] * 5
+    assert np.array_equal(recorded, adapt.reconstruct(model, *given, 4.0, 2.0)) and not np.allclose(recorded, plain)
+
+
 def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft", reason="make install-peft")
     measure, written = adapt.measure, []
