@@ -252,7 +252,9 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
         found = measure(losses, batches, model.config.ar_config.num_codebooks)
         return found | (play(model, processor, recording, recipe, end, transcriber) if listen else {})
 
-    before = figures()  # a new adapter changes nothing: its second matrix is zero
+    model.disable_adapters()  # a new one changes nothing by itself, but with it there are no `colour_gains_db`
+    before = figures()
+    model.enable_adapters()
     learning = {name: part for name, part in losses.items() if recipe.part in (name, "both")}
     steps = learn(learning, trained, recording, recipe, end)
     export(model, output)  # now: whatever becomes of the figures

@@ -68,9 +68,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--codec", help="codec to go on from, a folder or Hub id")
     parser.add_argument(
         "--listener",
-        help="output of `listener`, or a model folder that has one: a decoder learns what must be heard in its sound",
+        help="output of `listener`, or a model folder that has one: a decoder learns what must be heard in its sound, "
+        "and it goes on to learn itself",
     )
-    parser.add_argument("--go-on", action="store_true", help="keep what --codec already knows of the part")
+    parser.add_argument(
+        "--go-on", action="store_true", help="keep what --codec, or of `listener` --listener, already knows of the part"
+    )
     parser.add_argument("--output-dir", required=True, help="checkpoints, log, curves and the codec go here")
     parser.add_argument("--batch-size", type=_batch_size, help="instead of the recipe's: a number, or auto (see below)")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
@@ -90,6 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"{args.part} needs --features")
     if args.part in ("hearing", "codebooks", "encode", "decoder", "kicks", "whole") and args.codec is None:
         parser.error(f"{args.part} needs --codec")
+    if args.part == "listener" and args.go_on != (args.listener is not None):
+        parser.error("listener needs --go-on and --listener together, or neither")
     if args.part == "encode" and not all(path.endswith(".npy") for path in args.audio or ["none"]):
         parser.error("encode takes pools of scripts.render_pool: --audio POOL.npy")
     return args
@@ -157,7 +162,7 @@ def run_part(args: argparse.Namespace) -> None:
         return fit_features(recipe, batches, Path(output))
     if args.part == "codebooks":
         return fit_codebooks(recipe, args.codec, batches, Path(output))
-    learnt = args.listener if args.part in ("decoder", "whole") else None
+    learnt = args.listener if args.part in ("listener", "decoder", "whole") else None
     objective = objective_of(args.part, recipe, batches, args.codec, args.features, learnt, args.go_on)
     listener = trained_listener(args.listener) if args.listener and not learnt else None
     validation, about = validation_of(args, recipe), decisive(args, source, learnt)

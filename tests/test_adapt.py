@@ -92,6 +92,20 @@ def test_the_codec_is_not_given_the_colour_of_what_is_generated(make_model):
     assert np.array_equal(recorded, adapt.reconstruct(model, *given, 4.0, 2.0)) and not np.allclose(recorded, plain)
 
 
+def test_an_adapter_plays_without_the_colour_of_the_model(make_model):
+    """It was measured on what the model generates by itself."""
+    pytest.importorskip("peft", reason="make install-peft")
+    model, recorded = make_model(), 0.1 * torch.randn(2 * RATE, generator=torch.Generator().manual_seed(0))
+    codes = model.codec.encode_codes(recorded[None, None])
+    plain = model.measure_prompt(recorded, codes).taps
+    model.config.colour_gains_db = [6.0] * 5 + [-6.0] * 5
+    coloured = model.measure_prompt(recorded, codes).taps
+    adapt.add_adapter(model, adapt.AdaptRecipe())
+    assert torch.equal(model.measure_prompt(recorded, codes).taps, plain) and not torch.allclose(plain, coloured)
+    model.disable_adapters()
+    assert torch.equal(model.measure_prompt(recorded, codes).taps, coloured)
+
+
 def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft", reason="make install-peft")
     measure, written = adapt.measure, []

@@ -219,6 +219,20 @@ def test_the_decoder_goes_on_exactly_too(coded, listener, tmp_path):
     assert_equal_runs(tmp_path / "at_once", tmp_path / "parts")
 
 
+def test_a_listener_goes_on_with_what_it_knows(coded, listener, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("{crop_seconds: 0.4, batch_size: 2, steps: 1, learning_rate: 1.0e-9}")
+    shared = ["listener", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(coded / "pool.npy")]
+    shared += ["--workers", "0", "--output-dir", str(tmp_path / "out")]
+    for one_alone in (["--go-on"], ["--listener", str(listener)]):
+        with pytest.raises(SystemExit, match="2"):
+            train_codec.main([*shared, *one_alone])
+        assert "needs --go-on and --listener together, or neither" in capsys.readouterr().err
+    assert train_codec.main([*shared, "--go-on", "--listener", str(listener)]) == 0
+    begun, learned = (load_file(f / "listener" / "model.safetensors") for f in (listener, tmp_path / "out"))
+    for name, value in begun.items():
+        torch.testing.assert_close(learned[name].float(), value, rtol=1e-3, atol=1e-6)  # float16
+
+
 def test_other_weights_or_sound_of_the_same_names_are_refused(coded, listener, tmp_path, capsys):
     """A listener, a codec's decoder, features, a pool and the kinds of its codes that were made anew."""
     shutil.copytree(coded, tmp_path / "made")

@@ -164,8 +164,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         else:
             dynamics = self.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
         made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, keys)[0, 0]
-        rate, colour = self.codec.config.sampling_rate, self.config.colour_gains_db
-        return measure_recording(recorded.to(made), made, rate, colour)
+        colour = None if self._plays_adapter() else self.config.colour_gains_db  # of what it generates by itself
+        return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate, colour)
 
     @torch.no_grad()
     def _stream(
@@ -553,6 +553,10 @@ class MidiValleGenerationMixin(GenerationMixin):
         if self.config.ar_config.use_target_bos or len(attention_mask) != 1:
             raise ValueError('compat="published" is for one row and for weights without a BOS frame (converted ones)')
         return PUBLISHED_FRAMES_PER_ROW * attention_mask.sum(1) + 1
+
+    def _plays_adapter(self) -> bool:
+        """Whether one of peft's adapters is loaded and not disabled."""
+        return any(hasattr(module, "base_layer") and not module.disable_adapters for module in self.modules())
 
     def _require_codec(self):
         if not self.config.has_codec:

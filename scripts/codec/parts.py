@@ -54,11 +54,11 @@ def objective_of(
     Args:
         batches: what the starts are fitted to.
         codec, features, listener: folders of earlier parts, see `scripts.train_codec`.
-        go_on: keep what the codec already knows of the part.
+        go_on: keep what the codec, or the listener, already knows of the part.
     """
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
-        return ListenerObjective(new_listener(recipe.bf16))
+        return ListenerObjective(trained_listener(listener, recipe.bf16) if go_on else new_listener(recipe.bf16))
     model = _load_codec(codec or features)
     _check_crops(part, recipe, batches, bool(listener))
     heard = trained_listener(listener, recipe.bf16) if listener else None
