@@ -152,6 +152,14 @@ class MidiValleGenerationMixin(GenerationMixin):
             yield audio
 
     @torch.no_grad()
+    def colour_gains(self) -> list[float] | None:
+        """`config.colour_gains_db`, and what an adapter that is played adds to them."""
+        gains, layer = self.config.colour_gains_db, getattr(self, "colour", None)
+        if gains is None or layer is None:
+            return gains
+        return [gain + more for gain, more in zip(gains, layer(layer.weight.new_ones(1)).tolist(), strict=True)]
+
+    @torch.no_grad()
     def measure_prompt(
         self, recorded: torch.Tensor, prompt_codes: torch.LongTensor, keys: PlayedKeys | None = None
     ) -> RecordingChain:
@@ -164,8 +172,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         else:
             dynamics = self.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
         made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, keys)[0, 0]
-        colour = None if self._plays_adapter() else self.config.colour_gains_db  # of what it generates by itself
-        return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate, colour)
+        return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate, self.colour_gains())
 
     @torch.no_grad()
     def _stream(
@@ -553,10 +560,6 @@ class MidiValleGenerationMixin(GenerationMixin):
         if self.config.ar_config.use_target_bos or len(attention_mask) != 1:
             raise ValueError('compat="published" is for one row and for weights without a BOS frame (converted ones)')
         return PUBLISHED_FRAMES_PER_ROW * attention_mask.sum(1) + 1
-
-    def _plays_adapter(self) -> bool:
-        """Whether one of peft's adapters is loaded and not disabled."""
-        return any(hasattr(module, "base_layer") and not module.disable_adapters for module in self.modules())
 
     def _require_codec(self):
         if not self.config.has_codec:

@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .configuration_midivalle import MidiValleConfig
+from .configuration_midivalle import COLOURS, MidiValleConfig
 from .generation_midivalle import MidiValleGenerationMixin
 from .modeling_midivalle_ar import MidiValleARModel
 from .modeling_midivalle_layers import check_codes, check_prompt_lengths
@@ -52,7 +53,8 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MidiValleBlock"]
-    _keep_in_fp32_modules_strict = ["codec"]
+    _keep_in_fp32_modules_strict = ["codec", "colour"]
+    _keys_to_ignore_on_load_missing = [r"colour\.weight"]
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -62,6 +64,8 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
             self.codec = PianoEncodecModel(config.codec_config)
         self.ar = MidiValleARModel(config.ar_config)
         self.nar = MidiValleNARModel(config.nar_config)
+        if config.colour_gains_db is not None:  # zero: what an adapter adds to them is its share of this layer
+            self.colour = torch.nn.Linear(1, COLOURS, bias=False)
         if config.share_midi_embeddings:
             self._tied_weights_keys = {
                 f"nar.embeddings.midi_tables.{i}.weight": f"ar.model.embeddings.midi_tables.{i}.weight"
@@ -69,6 +73,13 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
             }
         self.generation_config = GenerationConfig(do_sample=False)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        if module is getattr(self, "colour", None):
+            init.zeros_(module.weight)
+        else:
+            super()._init_weights(module)
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.ar.get_input_embeddings()

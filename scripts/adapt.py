@@ -28,7 +28,7 @@ from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import MAX_RING_OUT_S, Prompt
 from scripts.dataset.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.decoders.objectives import DecoderLosses
-from scripts.measuring.metrics import note_scores, timbre_distance
+from scripts.measuring.metrics import colour_difference, note_scores, timbre_distance
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.rendering.manifest import write_json
@@ -41,6 +41,7 @@ from tokenization.midi_midivalle import Performance
 
 PARTS = {"ar": r"ar\.model", "nar": "nar", "both": r"(ar\.model|nar)"}
 LINEAR = r"\.layers\.\d+\.(self_attn\.(in_proj|out_proj)|linear1|linear2)"
+COLOUR_S = 90.0  # of the part that is learned from, at most, that is played to find what its sound lacks
 LISTENED_S = 36.0  # of the held part, at most: of 12 s the spectrum is as much the music's as the piano's
 
 
@@ -112,7 +113,8 @@ def check_output(output: Path) -> None:
 
 
 def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
-    """Give the recipe's parts a LoRA; returns what is to be trained, all else is frozen.
+    """Give the recipe's parts a LoRA, and the model's colour, if it has one; returns what is to be trained:
+    all else is frozen.
 
     Raises:
         AdaptError: peft is not installed.
@@ -122,8 +124,9 @@ def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
 
     lora = {"r": recipe.rank, "lora_alpha": recipe.alpha, "lora_dropout": recipe.dropout}
     torch.manual_seed(recipe.seed)
-    model.add_adapter(LoraConfig(target_modules=PARTS[recipe.part] + LINEAR, **lora))
-    return [p for p in model.parameters() if p.requires_grad]
+    layers = PARTS[recipe.part] + LINEAR
+    model.add_adapter(LoraConfig(target_modules=f"({layers}|colour)" if hasattr(model, "colour") else layers, **lora))
+    return [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("colour.")]
 
 
 @torch.no_grad()
@@ -167,16 +170,38 @@ def learn(
     return recipe.steps
 
 
+@torch.no_grad()
+def learn_colour(model, processor, recording: Recording, recipe: AdaptRecipe, end: float) -> None:
+    """What the adapted model's sound lacks, in the parts of the spectrum of `config.colour_gains_db`, becomes the
+    adapter's share of the layer `colour`. It is measured on what lies before `end`, s."""
+    if not (hasattr(model, "colour") and model.config.as_recorded):
+        return
+    begin = max(end - COLOUR_S, recipe.prompt_seconds[1])
+    onset = recording.notes["onset"]
+    if not ((onset >= begin) & (onset < end)).any():
+        return
+    wave = played(model, processor, recording, recipe, begin, end - begin)
+    lacking = -torch.tensor(colour_difference(recording.cut(begin, end - begin), wave))
+    first, second = (layers["default"].weight for layers in (model.colour.lora_A, model.colour.lora_B))
+    second.copy_(torch.outer(lacking, first[:, 0]) / (first.square().sum() * model.colour.scaling["default"]))
+
+
 def play(model, processor, recording: Recording, recipe: AdaptRecipe, end: float, transcriber) -> dict[str, float]:
     """What can be heard of the held part, after the prompt just before it: how far the mean spectrum is from the
     recording's, and with a transcriber how many notes are found."""
+    seconds = held_seconds(recording, end)
+    wave = played(model, processor, recording, recipe, end, seconds)
+    return heard(recording, wave, end, seconds, transcriber)
+
+
+def played(model, processor, recording: Recording, recipe: AdaptRecipe, begin: float, seconds: float) -> np.ndarray:
+    """The model's version of `seconds` of the recording from `begin` s on, after the prompt just before it."""
     model.eval()
-    seconds, prompt = held_seconds(recording, end), prompt_of(recording, recipe, end)
-    piece = processor.load(Performance(recording.notes, "the held part", {}), start=end, end=end + seconds)
+    prompt = prompt_of(recording, recipe, begin)
+    piece = processor.load(Performance(recording.notes, "the recording", {}), start=begin, end=begin + seconds)
     ring_out = min(max(seconds - piece.end, 0.0), MAX_RING_OUT_S)
     wave = render_wave(model, processor, piece, prompt, recipe.seed, ring_out, {})
-    wave = np.pad(wave, (0, round(seconds * SAMPLING_RATE) - len(wave)))  # what would ring longer has died away
-    return heard(recording, wave, end, seconds, transcriber)
+    return np.pad(wave, (0, round(seconds * SAMPLING_RATE) - len(wave)))  # what would ring longer has died away
 
 
 def held_seconds(recording: Recording, end: float) -> float:
@@ -240,8 +265,9 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
         PublishError: the adapter could not be written.
     """
     end = recording.seconds * (1 - recipe.held_share) // GRID_S * GRID_S
-    batches = recording.held(recipe, end)
-    if not batches or end < recipe.prompt_seconds[1] + recipe.target_seconds:
+    fits = end >= recipe.prompt_seconds[1] + recipe.target_seconds
+    batches = recording.held(recipe, end) if fits else []
+    if not batches:
         raise AdaptError("the held part or the rest is shorter than a target: change held_share or target_seconds")
     batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]
     trained = add_adapter(model, recipe)
@@ -252,12 +278,12 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
         found = measure(losses, batches, model.config.ar_config.num_codebooks)
         return found | (play(model, processor, recording, recipe, end, transcriber) if listen else {})
 
-    model.disable_adapters()  # a new one changes nothing by itself, but with it there are no `colour_gains_db`
-    before = figures()
-    model.enable_adapters()
+    before = figures()  # a new adapter changes nothing: its second matrix is zero
     learning = {name: part for name, part in losses.items() if recipe.part in (name, "both")}
     steps = learn(learning, trained, recording, recipe, end)
-    export(model, output)  # now: whatever becomes of the figures
+    export(model, output)  # now: whatever becomes of what follows
+    learn_colour(model, processor, recording, recipe, end)
+    export(model, output)
     after, codec = figures(), {}
     if listen:
         seconds = held_seconds(recording, end)

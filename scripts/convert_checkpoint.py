@@ -145,7 +145,9 @@ def convert(
     output = output.resolve()  # a link is replaced by what it points to, and `.` has a name
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise CheckpointError(f"{output}: exists already; choose another --output")
-    report = {"files": {Path(p).name: sha256(p) for p in (midi_valle, codec) if p and Path(p).exists()}}
+    given = [Path(p) for p in (midi_valle, codec) if p and Path(p).exists()]
+    same = len({path.name for path in given}) < len(given)
+    report = {"files": {str(path) if same else path.name: sha256(path) for path in given}}
     part, keys = read_codec(codec) if codec else (None, {})
     if midi_valle is None:
         model = part
@@ -209,6 +211,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; no folder was written", file=sys.stderr)
+        return 130
     for name, digest in report["files"].items():
         print(f"{name}: sha256 {digest or '(folder)'}")
     for name, sources in report["keys"].items():

@@ -45,7 +45,7 @@ REDRAW = 1_000_000  # from an item's number to that of the next try
 
 class Drawn(Dataset):
     """Item i: the notes of a target (`Performance`), its prompt (`Prompt`), and its audio, int16 (samples,) at 32 kHz.
-    Where no note begins in the target, another is drawn."""
+    Where no note sounds in the target, another is drawn."""
 
     def __init__(self, recordings: RenderedRecordings, data: DataArguments, processor):
         self.recordings, self.data, self.processor = recordings, data, processor

@@ -4,7 +4,7 @@
     python -m scripts.prepare_dataset --codec runs/codec/codec --midi-root PACK/midi --piano PIANO.tar ... \
         --split train --items 4000 --output-dir runs/data
     python -m scripts.prepare_dataset --codec CODEC --pairs maestro-v3.0.0/ --split train --output-dir DATA
-    hf upload USER/NAME DATA --repo-type dataset
+    hf upload USER/NAME DATA --repo-type dataset --exclude ".*"
 
 An item is a target of one performance and a prompt from elsewhere in the same recording: same piano, same room. With
 `--midi-root` performances are rendered; `--pairs` takes real recordings: a folder of MAESTRO, ATEPP or PiJAMA with its
@@ -33,6 +33,7 @@ import multiprocessing
 import os
 import queue
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -45,7 +46,7 @@ from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.dataset.folder import check_folder, finish, flac, midi_bytes, write_shard
 from scripts.dataset.paired_recordings import PairedRecordings
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings, Window
-from scripts.dataset.shards import shard_names
+from scripts.dataset.shards import DEFAULT_SUSTAIN, shard_names
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import follow_parent
@@ -137,6 +138,12 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
         done.put(RenderError(" ".join(str(error).split())))  # not all errors can be sent as they are
 
 
+def _process(*given) -> None:
+    """`_work`, ended by SIGTERM as by an error: a shard that is half written is cleared away."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    _work(*given)
+
+
 def _next_result(done, workers: list):
     """What a process reports next; an error if one died without a word, which would otherwise be waited for."""
     while True:
@@ -162,7 +169,7 @@ def _settings(args: argparse.Namespace, recordings) -> dict:
 
 def _sustain(args: argparse.Namespace) -> dict:
     """What settings and shards say of it; nothing if it is what all had before there was a choice."""
-    return {} if args.sustain == "extend" else {"sustain": args.sustain}
+    return {} if args.sustain == DEFAULT_SUSTAIN else {"sustain": args.sustain}
 
 
 def _shard_count(args: argparse.Namespace) -> int:
@@ -197,7 +204,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target-seconds", type=float, default=16.0, help="s, a multiple of 0.5")
     parser.add_argument("--min-target-seconds", type=float, help="targets of drawn lengths from this on, s")
     parser.add_argument(
-        "--sustain", choices=SUSTAIN_MODES, default="extend", help="notes as the pedals have them, or not"
+        "--sustain", choices=SUSTAIN_MODES, default=DEFAULT_SUSTAIN, help="notes as the pedals have them, or not"
     )
     parser.add_argument("--keep-audio", action="store_true", help="store the audio too, FLAC, 85 MB an hour")
     parser.add_argument("--shard-items", type=int, default=64, help="items of a shard, at most")
@@ -240,6 +247,8 @@ def main(argv: list[str] | None = None) -> int:
     seconds = (args.prompt_seconds, args.target_seconds)
     data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds, args.sustain)
     try:
+        if args.device == "cuda" and not _has_gpu():
+            raise RenderError("--device cuda: no GPU is available")
         args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)
         settings, excluded = _settings(args, recordings), recordings.excluded  # before any process is started
@@ -269,6 +278,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> None:
     """Make these shards by `args.processes` processes; raises the error that stopped one of them."""
     context = multiprocessing.get_context("spawn")
@@ -277,7 +292,7 @@ def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> N
     count = min(args.processes, len(shards))
     for shard in shards + [None] * count:
         todo.put(shard)
-    work = {"target": _work, "daemon": True}  # daemons do not outlive an interrupt
+    work = {"target": _process, "daemon": True}  # daemons do not outlive an interrupt
     workers = [context.Process(args=(args, data, todo, done, number), **work) for number in range(count)]
     for worker in workers:
         worker.start()

@@ -26,6 +26,7 @@ from modeling_midivalle import (
     MidiValleNARConfig,
     MidiValleNARModel,
 )
+from scripts.dataset.shards import DEFAULT_SUSTAIN
 from scripts.decoders.data import DataError, TrainingStream, dataset_info, shard_files
 from scripts.decoders.objectives import start_from_codebooks
 from scripts.decoders.recipe import TrainRecipe
@@ -91,13 +92,17 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
         ValueError: data, codec, recipe or checkpoint that cannot be used.
     """
     files, held = (shard_files(args.data, split) for split in ("train", "validation"))
-    info, wanted = dataset_info(files), codec_hash(args.codec)
-    for found in (info["codec_sha256"], dataset_info(held)["codec_sha256"]):
+    info, of_held, wanted = dataset_info(files), dataset_info(held), codec_hash(args.codec)
+    for found in (info["codec_sha256"], of_held["codec_sha256"]):
         if found != wanted:
             raise DataError(
                 f"{args.data} was encoded by codec {found[:12]}, but {args.codec} is {wanted[:12]}: encode anew"
             )
-    tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held, sustain=info.get("sustain", "extend"))
+    pedals, held_pedals = (of.get("sustain", DEFAULT_SUSTAIN) for of in (info, of_held))
+    if pedals != held_pedals:
+        made = f"train with --sustain {pedals}, validation with --sustain {held_pedals}"
+        raise DataError(f"{args.data}: was made differently, {made}: make one of them anew")
+    tokenizer = MidiValleTokenizer(mark_held=recipe.mark_held, sustain=pedals)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     names = ("prompt_seconds", "no_prompt_share", "short_share", "seed", "batch_frames")
     layout = {name: getattr(recipe, name) for name in names} | {"rank": rank, "world_size": world}

@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from symusic import ControlChange, Note, Score, Track
 from transformers import AutoModel, EncodecFeatureExtractor
 
-from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor, write_audio
 from scripts import adapt
 from scripts.audio.rendered_audio import onset_roll
 from scripts.dataset.own_recording import Recording, encode, read_recording
+from scripts.measuring.metrics import colour_difference
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 RECIPE = """
@@ -92,18 +93,35 @@ def test_the_codec_is_not_given_the_colour_of_what_is_generated(make_model):
     assert np.array_equal(recorded, adapt.reconstruct(model, *given, 4.0, 2.0)) and not np.allclose(recorded, plain)
 
 
-def test_an_adapter_plays_without_the_colour_of_the_model(make_model):
-    """It was measured on what the model generates by itself."""
+def test_an_adapter_learns_a_colour_of_its_own(make_model, tmp_path):
+    """What adapted sound lacks in parts of the spectrum, here of a low tone, is added to what the model lacks, wherever
+    the adapter is played."""
     pytest.importorskip("peft", reason="make install-peft")
-    model, recorded = make_model(), 0.1 * torch.randn(2 * RATE, generator=torch.Generator().manual_seed(0))
-    codes = model.codec.encode_codes(recorded[None, None])
-    plain = model.measure_prompt(recorded, codes).taps
-    model.config.colour_gains_db = [6.0] * 5 + [-6.0] * 5
-    coloured = model.measure_prompt(recorded, codes).taps
-    adapt.add_adapter(model, adapt.AdaptRecipe())
-    assert torch.equal(model.measure_prompt(recorded, codes).taps, plain) and not torch.allclose(plain, coloured)
-    model.disable_adapters()
-    assert torch.equal(model.measure_prompt(recorded, codes).taps, coloured)
+    parts, gains = make_model(), [1.0] * 5 + [-1.0] * 5
+    model = MidiValleForConditionalGeneration.from_sub_models(
+        parts.codec, parts.ar, parts.nar, as_recorded=True, colour_gains_db=gains
+    )
+    model.save_pretrained(tmp_path / "model")
+    wave = 0.1 * np.sin(440 * np.arange(12 * RATE) / RATE).astype(np.float32)
+    codes, notes = encode(model.codec, wave), np.array([(2.2, 0.5, 60, 80), (3.5, 0.5, 64, 80)], NOTE_DTYPE)
+    recording, recipe = Recording(wave, notes, codes, codes, MidiValleTokenizer()), adapt.AdaptRecipe()
+    recipe.prompt_seconds = (1.0, 2.0)
+    processor = MidiValleProcessor(EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE), MidiValleTokenizer())
+    trained = adapt.add_adapter(model, recipe)
+    assert model.colour_gains() == gains and not any(p is q for p in trained for q in model.colour.parameters())
+    lacking = -np.array(
+        colour_difference(recording.cut(2.0, 8.0), adapt.played(model, processor, recording, recipe, 2, 8))
+    )
+    adapt.learn_colour(model, processor, recording, recipe, 10.0)
+    learned = model.colour_gains()
+    assert np.allclose(np.array(learned) - gains, lacking, atol=1e-3) and np.ptp(lacking) > 3
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoModel.from_pretrained(tmp_path / "model")
+    assert loaded.colour_gains() == gains
+    loaded.load_adapter(str(tmp_path / "adapter"))
+    assert np.allclose(loaded.eval().colour_gains(), learned, atol=1e-3)
+    loaded.disable_adapters()
+    assert loaded.colour_gains() == gains
 
 
 def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, capsys):

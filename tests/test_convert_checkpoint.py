@@ -261,3 +261,26 @@ def test_both_files_make_a_model_that_sounds(run, tmp_path):
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "again").generate(**inputs), audio)
     code, _, err = run("new", midi_valle=random_weights(16, 2, 64, seed=2), codec=random_export())
     assert code == 2 and "do not fit together: codebook_size differs" in err
+
+
+def test_two_files_of_one_name_are_both_listed(run, tmp_path):
+    weights = random_weights(16, 2, 64, seed=2, codes=CODES)
+    for folder, content in (("valle", weights), ("codec", random_export())):
+        (tmp_path / folder).mkdir()
+        torch.save(content, tmp_path / folder / "model.bin")
+    paths = [tmp_path / folder / "model.bin" for folder in ("valle", "codec")]
+    code, out, err = run("new", midi_valle=paths[0], codec=paths[1])
+    assert code == 0, err
+    report = json.loads((tmp_path / "new" / "conversion.json").read_text())
+    assert report["files"] == {str(path): convert_checkpoint.sha256(path) for path in paths}
+    assert all(f"{path}: sha256 " in out for path in paths)
+
+
+def test_an_interrupt_is_one_sentence(run, published, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert_checkpoint, "check_saved", interrupted)
+    code, _, err = run("new", midi_valle=published)
+    assert (code, err) == (130, "interrupted; no folder was written\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["midi_valle.pt"]

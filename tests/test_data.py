@@ -224,6 +224,8 @@ def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command,
     assert "prompt_seconds was 1.0, is 0.5" in refused("--prompt-seconds", 0.5)
     assert "rooms was ['dry_close', 'studio'], is ['dry_close', 'studio', 'church']" in refused("--room", "church")
     assert "(keep_audio was False, is True)" in refused("--split", "other", "--keep-audio")
+    for split in ("train", "other"):  # the pedals' notes, of which shards say nothing
+        assert "(sustain was extend, is ignore)" in refused("--split", split, "--sustain", "ignore")
     assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
     table = pq.read_table(first)  # a shard of earlier versions tells less
     metadata = {name: value for name, value in table.schema.metadata.items() if name != b"settings"}
@@ -341,6 +343,12 @@ def test_bad_pairs(pairs, tmp_path):
     text = (tmp_path / "pairs.csv").read_text()
     (tmp_path / "marked.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets save it
     assert PairedRecordings(str(tmp_path / "marked.csv"), 0).pairs == PairedRecordings(str(pairs), 0).pairs
+    (tmp_path / "marked.csv").write_text(text + ",\n , \n")  # and with rows in which there is nothing
+    assert PairedRecordings(str(tmp_path / "marked.csv"), 0).pairs == PairedRecordings(str(pairs), 0).pairs
+    for row in ("long.wav,", ",long.mid"):
+        (tmp_path / "bad.csv").write_text(text + row + "\n")
+        with pytest.raises(MidiError, match="bad.csv: a row is cut short"):
+            PairedRecordings(str(tmp_path / "bad.csv"), 0)
     (tmp_path / "bad.csv").write_text("audio,midi\nnone.wav,long.mid\n")
     with pytest.raises(MidiError, match="none.wav: cannot be read as audio"):
         PairedRecordings(str(tmp_path / "bad.csv"), 0).draw(0, DataArguments("train", 1.0, 1.0, 0, False))
@@ -422,6 +430,12 @@ def test_what_no_data_can_have_is_refused(options, said, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         prepare_dataset.parse(["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), *options])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_sentence(prepare_command, tmp_path, capsys):
+    assert prepare_command(tmp_path / "out", "--device", "cuda") == 2
+    assert capsys.readouterr().err == "error: --device cuda: no GPU is available\n" and not (tmp_path / "out").exists()
 
 
 def test_an_error_that_cannot_be_sent_is_told_in_words(monkeypatch):
@@ -620,6 +634,12 @@ def test_ranks_share_the_batches_out(tiny_data, tokenizer):
     thirds = [batches(files, tokenizer, 2, rank=rank, world_size=3) for rank in range(3)]
     for rank in range(3):
         assert equal(thirds[rank][0], whole[rank]) and equal(thirds[rank][1], whole[4 + rank])
+
+
+def test_a_folder_whose_name_looks_like_a_pattern(tiny_data, tokenizer, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "piano [v2] *")
+    named, plain = (batches(shard_files(f, "train"), tokenizer, 1) for f in (tmp_path / "piano [v2] *", tiny_data))
+    assert equal(named[0], plain[0])
 
 
 def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):

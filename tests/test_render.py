@@ -1124,3 +1124,41 @@ def test_plots(inputs, monkeypatch, capsys):
     assert plots.log_spectrogram(tone[:100]).shape[0] == plots.ROWS  # shorter than a window
     late = plots.log_spectrogram(tone[:1600] * (np.arange(1600) > 1200)).max(0).argmax()
     assert late > 0.6 * plots.log_spectrogram(tone[:1600]).shape[1]
+
+
+def test_an_adapter_is_played(run, folder, tmp_path):
+    """Beside the model, and again from the manifest, wherever it lies then."""
+    peft = pytest.importorskip("peft", reason="make install-peft")
+    save_midi("piece.mid", (0.0, 0.3, 60))
+    model = model_folder.load_model(folder, "cpu")
+    torch.manual_seed(0)
+    model.add_adapter(peft.LoraConfig(target_modules=r"nar\.layers\.\d+\.linear1", init_lora_weights=False))
+    model.save_pretrained("mine")
+    assert run("piece.mid", "plain.wav", "--ring-out", 0.1)[0] == 0
+    code, _, err = run("piece.mid", "mine.wav", "--ring-out", 0.1, "--adapter", "mine")
+    assert code == 0, err
+    assert read_audio("mine.wav")[0].tobytes() != read_audio("plain.wav")[0].tobytes()
+    shutil.move("mine", "moved")
+    assert "--adapter mine: no such folder" in run("again.wav", "--from-manifest", "mine.json")[2]
+    assert run("again.wav", "--from-manifest", "mine.json", "--adapter", "moved")[0] == 0
+    assert read_audio("again.wav")[0].tobytes() == read_audio("mine.wav")[0].tobytes()
+    assert "is what the manifest says" in run("no.wav", "--from-manifest", "plain.json", "--adapter", "moved")[2]
+    weights = Path("moved/adapter_model.safetensors")
+    tensors = load_file(weights)
+    for changed, sentence in (
+        ({name: value + 1 for name, value in tensors.items()}, "moved: is not the model any more"),
+        ({name: value[:1] for name, value in tensors.items()}, "--adapter moved: does not fit the model"),
+        (dict(list(tensors.items())[1:]), "--adapter moved: is of another model"),
+        ({name: value * torch.nan for name, value in tensors.items()}, "weights that are not finite"),
+    ):
+        save_file(changed, weights)
+        code, _, err = run("no.wav", "--from-manifest", "mine.json", "--adapter", "moved")
+        assert code == 2 and sentence in err and len(err.splitlines()) == 1
+    weights.write_bytes(b"")
+    assert (
+        "--adapter moved: does not fit the model, or is damaged" in run("piece.mid", "no.wav", "--adapter", "moved")[2]
+    )
+    weights.unlink()
+    assert "holds no adapter_model.safetensors" in run("piece.mid", "no.wav", "--adapter", "moved")[2]
+    assert "leave out --quantize" in run("piece.mid", "no.wav", "--adapter", "moved", "--quantize", "int8")[2]
+    assert not Path("no.wav").exists()

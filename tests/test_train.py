@@ -10,6 +10,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
@@ -119,6 +120,27 @@ def test_weights_are_not_replaced_by_a_run_that_begins_anew(run, tmp_path, capsy
     assert run("ar", tmp_path / "out") == 2
     assert "model: is there, but no checkpoint to go on from" in capsys.readouterr().err
     assert kept == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+
+def test_splits_with_and_without_pedals_are_refused(run, tiny_data, tmp_path, capsys):
+    """Validation would be of other notes than training."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    for file in (tmp_path / "data").glob("train-*"):
+        table = pq.read_table(file)
+        about = json.loads(table.schema.metadata[b"midivalle"]) | {"sustain": "ignore"}
+        metadata = table.schema.metadata | {b"midivalle": json.dumps(about).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), file)
+    assert run("ar", tmp_path / "out", "--data", tmp_path / "data") == 2
+    said = "was made differently, train with --sustain ignore, validation with --sustain extend: make one of them anew"
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_without_a_figure_ends_well(tiny_data, tiny_pack, tmp_path):
+    """Shorter than `log_steps`, and with no validation: there is nothing to draw."""
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "out", steps=1, log_steps=9)
+    run.validation = []
+    assert run.train() and (tmp_path / "out" / "model").is_dir()
+    assert not (tmp_path / "out" / "learning_curves.png").exists()
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])

@@ -20,7 +20,7 @@ from symusic import Note, Score, Track
 from yaml import YAMLError
 
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.dataset.shards import DataError, read_column, read_footer, shard_names
+from scripts.dataset.shards import DEFAULT_SUSTAIN, DataError, read_column, read_footer, shard_names
 from scripts.training.processes import changed_settings
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
@@ -126,11 +126,12 @@ def flac(wave: np.ndarray) -> dict:
 
 def check_folder(folder: Path, split: str, settings: dict) -> None:
     """Refuse to add shards of a split to others that were made differently, or may have been; shards of other splits
-    need only be of the same codec and have the same columns, which the card tells of all.
+    need only be of the same codec and pedals, and have the same columns, which the card tells of all.
 
     Raises:
         DataError: made with other `settings`, by an earlier version that does not tell them, or damaged; by its name.
     """
+    settings = {"sustain": DEFAULT_SUSTAIN} | settings
     for (name, count), files in _shards(folder).items():
         for file in files:
             try:
@@ -138,7 +139,8 @@ def check_folder(folder: Path, split: str, settings: dict) -> None:
             except DataError as error:
                 raise DataError(f"{error}; delete it, and it is made anew") from error
             made = {"shards": count} | json.loads(metadata[b"midivalle"]) | json.loads(metadata.get(b"settings", b"{}"))
-            shared = settings.keys() if name == split else {"codec_sha256", "keep_audio"}
+            made = {"sustain": DEFAULT_SUSTAIN} | made
+            shared = settings.keys() if name == split else {"codec_sha256", "keep_audio", "sustain"}
             told = shared & made.keys()
             changed = changed_settings({key: made[key] for key in told}, {key: settings[key] for key in told})
             if changed:

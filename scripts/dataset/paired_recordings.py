@@ -224,11 +224,12 @@ def _places(rng: np.random.Generator, length: float, prompt: float, target: floa
 
 
 def _read(file: Path) -> tuple[list[str], list[dict]]:
-    """Names of the columns, and the rows."""
+    """Names of the columns, and the rows; not those in which nothing is written, with which spreadsheets end."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as f:  # spreadsheets begin a file with a mark
             table = csv.DictReader(f)
-            return table.fieldnames or [], list(table)
+            written = [row for row in table if any(isinstance(cell, str) and cell.strip() for cell in row.values())]
+            return table.fieldnames or [], written
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise MidiError(f"{file}: cannot be read as a table ({error})") from error
 
@@ -261,7 +262,7 @@ def _pair(layout: Layout, row: dict, base: Path) -> Pair:
     audio = row[layout.audio] if layout.audio else _beside(base, row[layout.midi])
     start = float(row[layout.start] or 0) if layout.start else 0.0
     end = float(row[layout.end] or math.inf) if layout.end else math.inf
-    if audio is None or row[layout.midi] is None or math.isnan(start + end):
+    if not audio or not row[layout.midi] or math.isnan(start + end):
         raise ValueError(f"{row[layout.midi]}, {audio}, from {start} to {end}")
     seconds = float(row[layout.seconds] or 0) if layout.seconds else 0.0
     recording, licence = row.get("recording_id") or audio, row.get("licence") or layout.licence

@@ -5,6 +5,7 @@
 on disk. What is missing or damaged is named with its file, and its row where there is one.
 """
 
+import glob
 import hashlib
 import json
 import re
@@ -23,7 +24,7 @@ NOTE_FIELDS = ("onset", "duration", "pitch", "velocity")
 NOTE_DTYPE = np.dtype([("onset", "f8"), ("duration", "f8"), ("pitch", "i2"), ("velocity", "i2")])
 COLUMNS = [f"{part}_{field}" for part in ("prompt", "target") for field in (*NOTE_FIELDS, "codes")]
 FRAME_RATE = 50
-CODEBOOK_SIZE = 2048  # of shards that do not say
+CODEBOOK_SIZE, DEFAULT_SUSTAIN = 2048, "extend"  # of shards that do not say
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 READERS = 16  # footers read at a time
 LISTED = 5  # files named in a message
@@ -144,7 +145,8 @@ class Shards:
         self.files = [str(file) for file in files]
         self.info, self.rows, self.digest = read_footers(self.files)
         checked = ParquetFragmentScanOptions(page_checksum_verification=True)
-        source = {"data_files": {"train": self.files}, "split": "train", "streaming": True}
+        names = [file if "://" in file else glob.escape(file) for file in self.files]  # `datasets` looks for patterns
+        source = {"data_files": {"train": names}, "split": "train", "streaming": True}
         self.dataset = load_dataset("parquet", columns=COLUMNS, fragment_scan_options=checked, **source)
         if self.info.get("min_target_seconds", self.info["target_seconds"]) == self.info["target_seconds"]:
             whole = round(self.info["target_seconds"] * FRAME_RATE)

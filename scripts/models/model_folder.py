@@ -8,6 +8,7 @@ from pathlib import Path
 DEFAULT_MODEL = "checkpoints/starter"
 LISTENER = "listener"  # folder of a `PianoListenerModel` in a model folder
 HUB_FILES = ["*.json", "*.safetensors", "prompts/*"]  # data only: the code is this repository's
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class FolderError(ValueError):
@@ -27,20 +28,34 @@ class NamedPrompt:
 
 def model_folder(model: str, option: str = "--model") -> Path:
     """A local folder as it is, a Hub id downloaded (data only, no code); `option` is where it was given."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if model == DEFAULT_MODEL or folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-            raise FolderError(f"{option} {model}: no such folder, and not a Hub id of the form owner/name")
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(model, allow_patterns=HUB_FILES))
-        except Exception as error:  # whatever the Hub or the network below it raises
-            raise FolderError(f"{option} {model}: cannot be downloaded ({reason(error)})") from error
+    folder = _local_folder(model, option, HUB_FILES)
     if not (folder / "config.json").is_file():
         raise FolderError(f"{option} {model}: the folder holds no config.json")
     check_configurations(folder)
     return folder
+
+
+def adapter_folder(adapter: str) -> Path:
+    """The folder of an adapter of `scripts.adapt`, a local one or a Hub id's."""
+    folder = _local_folder(adapter, "--adapter", list(ADAPTER_FILES))
+    if lacking := [name for name in ADAPTER_FILES if not (folder / name).is_file()]:
+        raise FolderError(f"--adapter {adapter}: holds no {lacking[0]}; give the output of scripts.adapt")
+    return folder
+
+
+def _local_folder(given: str, option: str, files: list[str]) -> Path:
+    """A folder as it is; of a Hub id the `files`, downloaded."""
+    folder = Path(given)
+    if folder.is_dir():
+        return folder
+    if given == DEFAULT_MODEL or folder.exists() or given.startswith((".", "/", "~")) or given.count("/") != 1:
+        raise FolderError(f"{option} {given}: no such folder, and not a Hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(given, allow_patterns=files))
+    except Exception as error:  # whatever the Hub or the network below it raises
+        raise FolderError(f"{option} {given}: cannot be downloaded ({reason(error)})") from error
 
 
 def check_configurations(folder: Path) -> None:
@@ -156,6 +171,31 @@ def load_weights(model_class: type, folder: Path, **options):
     if bad := [name for name, value in model.state_dict().items() if not torch.isfinite(value.sum())]:
         raise FolderError(f"{folder}: weights that are not finite: {', '.join(bad[:3])}")
     return model
+
+
+def load_adapter(model, folder: Path) -> None:
+    """Play an adapter of `scripts.adapt` from now on.
+
+    Raises:
+        FolderError: peft is not installed; files that are damaged; an adapter of another kind of model.
+    """
+    import importlib.util
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if importlib.util.find_spec("peft") is None:
+        raise FolderError("--adapter needs peft: run make install-peft")
+    try:
+        stored = load_file(folder / ADAPTER_FILES[1])
+        model.load_adapter(str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise FolderError(f"--adapter {folder}: does not fit the model, or is damaged ({reason(error)})") from error
+    loaded = {f"base_model.model.{name}": value for name, value in model.get_adapter_state_dict().items()}
+    if {name: value.shape for name, value in stored.items()} != {name: value.shape for name, value in loaded.items()}:
+        raise FolderError(f"--adapter {folder}: is of another model: its weights are not of these layers")
+    if bad := [name for name, value in stored.items() if not value.isfinite().all()]:
+        raise FolderError(f"--adapter {folder}: weights that are not finite: {', '.join(bad[:3])}")
 
 
 def load_model(folder: Path, device: str, quantize: str | None = None, dtype: str = "float32"):

@@ -41,6 +41,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     files.add_argument("--raw", action="store_true", help="stream without WAV header: 16 bit, little-endian, mono")
     model = parser.add_argument_group("model and prompt")
     model.add_argument("--model", default=DEFAULT_MODEL, help="folder or Hub id (default: %(default)s)")
+    model.add_argument("--adapter", metavar="FOLDER", help="play an adapter of scripts.adapt: a folder or Hub id")
     model.add_argument("--prompt", metavar="NAME", help="a bundled prompt (default: the first of the model)")
     model.add_argument("--list-prompts", action="store_true", help="list the bundled prompts and stop")
     model.add_argument(
@@ -107,6 +108,8 @@ def check_arguments(args: argparse.Namespace):
     for path in (args.prompt_audio, args.prompt_midi):
         if path is not None and not Path(path).exists():
             raise RenderError(f"{Path(path).name}: no such file")
+    if args.adapter and args.quantize:
+        raise RenderError("--adapter plays on weights that are not quantized: leave out --quantize")
     check_sampling(args)
     if args.verify is not None and (args.verify < 0 or not 0 <= args.verify_threshold <= 1):
         raise RenderError("--verify must not be negative, and --verify-threshold be 0 to 1")
@@ -118,17 +121,18 @@ def outputs_of(args: argparse.Namespace, output: Path) -> list[Path]:
 
 
 def with_manifest(args: argparse.Namespace, settings: dict) -> argparse.Namespace:
-    """The command line with the `settings` of a manifest; only its model may be somewhere else now.
+    """The command line with the `settings` of a manifest; only its model and adapter may be somewhere else now.
 
     Raises:
         RenderError: an option that says otherwise; a setting that the option would not take.
     """
     parser, file = build_parser(""), Path(args.from_manifest).name
     given = {name for name in [*SETTINGS, "batch_size"] if getattr(args, name) != parser.get_default(name)}
-    for name in sorted(given - {"model"}):
+    movable = {"model"} | {name for name in ("adapter",) if settings.get(name)}
+    for name in sorted(given - movable):
         if name not in settings or settings[name] != getattr(args, name):
             raise RenderError(f"--{name.replace('_', '-')} is what the manifest says: leave it out")
-    moved = {"model": args.model} if "model" in given else {}  # its weights are compared
+    moved = {name: getattr(args, name) for name in given & movable}  # their weights are compared
     args = argparse.Namespace(**(vars(args) | settings | moved))
     for action in parser._actions:
         value, choices = settings.get(action.dest), action.choices

@@ -19,7 +19,15 @@ from modeling_midivalle.recording_midivalle import RecordingChain
 from processing import AudioWriter
 from processing.audio_midivalle import LONGEST_NAME, check_output
 from scripts.measuring.transcription import Transcriber, TranscriptionError
-from scripts.models.model_folder import choose_prompt, load_model, load_processor, model_folder
+from scripts.models.model_folder import (
+    ADAPTER_FILES,
+    adapter_folder,
+    choose_prompt,
+    load_adapter,
+    load_model,
+    load_processor,
+    model_folder,
+)
 from scripts.rendering.arguments import (
     MIDI_ENDINGS,
     RenderError,
@@ -95,11 +103,13 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     if not tasks:
         return 2
     folder = model_folder(args.model)
+    adapter = adapter_folder(args.adapter) if args.adapter else None
     processor = load_processor(folder)
     if args.parallel:
         processor.context_seconds = RUN_IN_S
     tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task, recorded))
-    setting = make_setting(args, folder, processor, recorded, [journal_path(task) for task in tasks if task.output])
+    journals = [journal_path(task) for task in tasks if task.output]
+    setting = make_setting(args, folder, adapter, processor, recorded, journals)
     setting.begin = begin
     tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
     render_tasks(setting, tasks)
@@ -193,20 +203,28 @@ def describe_changes(processor, performance, windows) -> str:
 
 
 def make_setting(
-    args: argparse.Namespace, folder: Path, processor, recorded: dict | None, journals: list[Path]
+    args: argparse.Namespace,
+    folder: Path,
+    adapter: Path | None,
+    processor,
+    recorded: dict | None,
+    journals: list[Path],
 ) -> Setting:
     """Prompt and model, and what of them decides the sound."""
     label, prompt, files = load_prompt(args, folder, processor)
     most = torch.get_num_threads()
     torch.set_num_threads(1)  # loading gains nothing by more
     with ThreadPoolExecutor(1) as pool:  # meanwhile
-        sha256 = pool.submit(weights_sha256, folder)
+        sha256 = pool.submit(weights_sha256, folder, *(adapter / name for name in ADAPTER_FILES if adapter))
         model = load_model(folder, args.device, args.quantize, args.dtype)
+    if adapter:
+        load_adapter(model, adapter)
     if recorded:
         if other := differences(recorded["recipe"]):
             say(other)
         if recorded["recipe"]["weights_sha256"] != sha256.result():
-            raise RenderError(f"{folder}: is not the model any more that {args.from_manifest} was made with")
+            either = f"{folder} or {adapter}" if adapter else folder
+            raise RenderError(f"{either}: is not the model any more that {args.from_manifest} was made with")
         if recorded["recipe"]["prompt"]["files"] != list(files.values()):
             raise RenderError(f"{label}: is not the recording any more that {args.from_manifest} was made with")
     part = {} if prompt is None else {"start_s": prompt.start, "seconds": prompt.seconds, "offset_s": prompt.offset}

@@ -11,7 +11,14 @@ import numpy as np
 
 FORMAT = 2
 KINDS = {"settings": dict, "threads": int, "software": dict, "layout": list | None, "weights_sha256": str}
-SETTINGS = {"model": str, "prompt": str | None, "prompt_audio": str | None, "prompt_midi": str | None, "device": str}
+SETTINGS = {
+    "model": str,
+    "adapter": str | None,
+    "prompt": str | None,
+    "prompt_audio": str | None,
+    "prompt_midi": str | None,
+    "device": str,
+}
 SETTINGS |= {"start": int | float | None, "end": int | float | None, "ring_out": int | float, "sustain": str | None}
 SETTINGS |= {"seed": int, "parallel": bool, "quantize": str | None, "dtype": str, "temperature": int | float | None}
 SETTINGS |= {"top_k": int | None, "top_p": int | float | None, "compat": str | None, "as_recorded": bool | None}
@@ -35,9 +42,9 @@ def file_sha256(path: str | Path) -> str:
         raise ManifestError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
 
 
-def weights_sha256(folder: Path) -> str:
-    """One sha256 for configuration and weights of a model folder."""
-    files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+def weights_sha256(folder: Path, *more: Path) -> str:
+    """One sha256 for configuration and weights of a model folder, and for `more` files."""
+    files = [*sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]), *more]
     return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
 
 

@@ -64,10 +64,10 @@ class RunLog:
         os.replace(temporary, path)
 
     def close(self, draw: bool = True) -> None:
-        """End the trackers and draw the curves, which takes seconds that a stopped run may not have."""
+        """End the trackers and draw what curves there are, which takes seconds that a stopped run may not have."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        if draw and self.accelerator.is_main_process and (self.folder / LOG).is_file():
+        if draw and self.accelerator.is_main_process and _figures(self.folder)[1]:
             draw_curves(self.folder)
 
 
@@ -96,6 +96,12 @@ def read_log(path: Path) -> list[dict]:
     return rows
 
 
+def _figures(folder: Path) -> tuple[list[dict], list[str]]:
+    """Rows of a folder's log, and the names of what they measure."""
+    rows = read_log(folder / LOG) if (folder / LOG).is_file() else []
+    return rows, sorted({name for row in rows for name in row} - {"step", "hours", "wall_s"})
+
+
 def draw_curves(folder: Path) -> Path:
     """Every figure of `folder`'s log over the step, one panel a kind; returns the picture's path.
 
@@ -107,8 +113,7 @@ def draw_curves(folder: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = read_log(folder / LOG) if (folder / LOG).is_file() else []
-    names = sorted({name for row in rows for name in row} - {"step", "hours", "wall_s"})
+    rows, names = _figures(folder)
     if not names:
         raise ValueError(f"{folder}: holds no {LOG} with figures")
     kinds = sorted({name.removeprefix("validation_").rstrip("0123456789").rstrip("_") for name in names})
