@@ -25,7 +25,7 @@ KEYS = 88
 BINS_PER_SEMITONE = 2
 BINS = KEYS * BINS_PER_SEMITONE
 LOWEST_HZ, HIGHEST_HZ = 27.5, 15_500.0
-WINDOWS = (8_192, 2_048)  # one to tell keys apart, one to tell when
+WINDOWS = (8_192, 4_096, 2_048, 1_024)  # the longer tell keys apart, the shorter when
 HARMONICS = (-24, 0, 24, 38, 48, 56, 62, 72)  # of a key, in bins from it: an octave below, then partials 1 to 6 and 8
 KNEE = 1e-3  # amplitudes well below are linear (noise stays small), above logarithmic (soft partials count)
 # kernels over frames and keys, and their dilations: what a key is heard beside, and for which part of a second
