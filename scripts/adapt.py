@@ -113,8 +113,8 @@ def check_output(output: Path) -> None:
 
 
 def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:
-    """Give the recipe's parts a LoRA, and the model's colour, if it has one; returns what is to be trained:
-    all else is frozen.
+    """Give the recipe's parts a LoRA, and the model's colour, if it has one. Returns what is to be trained of the
+    parts; all else stays.
 
     Raises:
         AdaptError: peft is not installed.
