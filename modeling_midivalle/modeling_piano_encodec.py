@@ -181,6 +181,22 @@ class PianoEncodecModel(EncodecModel):
             total, count = total + F.pad(spectra, (-shift, shift)) * near, count + near
         return total / count
 
+    @torch.no_grad()
+    def decode_steady(self, audio_codes: torch.LongTensor) -> torch.Tensor:
+        """
+        Codes to audio, with the keys that they say are struck and nothing that jitters: for those of a listener.
+
+        Args:
+            audio_codes (`torch.LongTensor` of shape `(B, K, T)`): as in `steady_vectors`.
+        Returns:
+            `torch.Tensor` of shape `(B, 1, hop_length * T)`, float32.
+        Raises:
+            ValueError: as in `steady_vectors`.
+        """
+        struck = self.struck_of(audio_codes)
+        later = F.pad(struck, (0, 0, 1, 0))[:, :-1]  # an oscillator fades in over the frame before
+        return self.decode_codes(audio_codes, later, self.steady_vectors(audio_codes, struck))
+
     def _axes_of(self, audio_codes: torch.LongTensor) -> torch.Tensor:
         """Sums of code vectors `(B, D, T)`, of which the last axes are of keys; ValueError if they are not."""
         if not self.config.num_key_axes:

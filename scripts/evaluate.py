@@ -119,8 +119,7 @@ def reconstruct_listened(codec: PianoEncodecModel, listener: PianoListenerModel,
     """The same with what `listener` hears in the codes; the decoder knows nothing but these."""
     around = torch.from_numpy(excerpt.around)[None, None].to(codec.device)
     codes = codec.encode_codes(around, struck=listener.hear(around))
-    struck = codec.struck_of(codes)
-    wave = codec.decode_codes(codes, struck, codec.steady_vectors(codes, struck))[0, 0].cpu().numpy()
+    wave = codec.decode_steady(codes)[0, 0].cpu().numpy()
     return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]
 
 

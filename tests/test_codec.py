@@ -195,6 +195,16 @@ def test_codes_say_which_keys_are_struck(telling, codec):
         telling.struck_of(codes + 2040)
 
 
+def test_codes_are_decoded_with_the_keys_that_they_say_a_frame_late(telling):
+    codes = torch.randint(100, 2048, (2, 4, 20))
+    codes[0, 0, 5] = codes[1, 0, 19] = 7
+    struck, later = telling.struck_of(codes), torch.zeros(2, 20, 88)
+    later[0, 6, 30] = struck[0, 5, 30]  # that of the last frame is beyond the end
+    made = telling.decode_codes(codes, later, telling.steady_vectors(codes, struck))
+    assert torch.equal(telling.decode_steady(codes), made)
+    assert not torch.equal(made, telling.decode_codes(codes, struck, telling.steady_vectors(codes, struck)))
+
+
 @pytest.mark.parametrize("frames", [0, 1, 2])
 def test_codes_of_a_moment(telling, frames):
     codes = torch.randint(0, 2048, (1, 4, frames))
@@ -202,6 +212,7 @@ def test_codes_of_a_moment(telling, frames):
     steady = telling.steady_vectors(codes, struck)
     assert struck.shape == (1, frames, 88) and steady.shape == (1, 12, frames)
     assert telling.decode_codes(codes, struck, steady).shape == (1, 1, 640 * frames)
+    assert telling.decode_steady(codes).shape == (1, 1, 640 * frames)
 
 
 def test_spectra_are_steady_between_strikes(telling):
