@@ -3,9 +3,11 @@
 
     python -m scripts.adapt mine.wav mine.mid --output-dir my_piano
 
-Needs peft (`make install-peft`). AR, NAR or both learn (`part` of the recipe), codec and weights stay. The end of the
-recording is held back: a table of what the model made of it before and after, also in `report.json`. The folder is an
-adapter:
+Needs peft (`make install-peft`). AR, NAR or both learn (`part` of the recipe), codec and weights stay; then what the
+sound still lacks in ten parts of the spectrum is measured, and made up for. The end of the recording is held back: a
+table of what the model made of it before and after, also in `report.json`. The folder is an adapter:
+
+    python -m scripts.render piece.mid piece.wav --adapter my_piano --prompt-audio mine.wav --prompt-midi mine.mid
 
     model = AutoModel.from_pretrained(folder, trust_remote_code=True)
     model.load_adapter("my_piano")
@@ -329,7 +331,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"interrupted; {f'the adapter is in {output}' if kept else 'no adapter was written'}", file=sys.stderr)
         return 130
     print(table(report["before"], report["after"], report["codec"]))
-    print(f"{report['steps']} steps; the adapter is in {args.output_dir}: model.load_adapter({str(args.output_dir)!r})")
+    folder = str(args.output_dir)
+    print(
+        f"{report['steps']} steps; the adapter is in {folder}: scripts.render --adapter, model.load_adapter({folder!r})"
+    )
     return 0
 
 

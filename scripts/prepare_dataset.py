@@ -38,6 +38,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from scripts.audio.pianos import SAMPLING_RATE, RenderError
@@ -98,8 +99,6 @@ def _encode(codec, windows: list[Window], lead: float | None = None) -> list[np.
     """Codes (K, T) of each window's audio. With `lead`, the seconds of audio before a window, they are those of its
     notes as played, if the codec has axes for keys: what decoders learn from is not to miss a note that the encoder did
     not hear. A prompt is only heard, as it will be when the model is used."""
-    import torch
-
     if not windows:
         return []
     waves = [torch.from_numpy(window.wave) for window in windows]
@@ -114,8 +113,6 @@ def _encode(codec, windows: list[Window], lead: float | None = None) -> list[np.
 
 def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: int = 0):
     """Process `number`: takes shard numbers until there are none."""
-    import torch
-
     follow_parent()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # codes are to be those of the CPU as far as can be
@@ -247,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     seconds = (args.prompt_seconds, args.target_seconds)
     data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds, args.sustain)
     try:
-        if args.device == "cuda" and not _has_gpu():
+        if args.device == "cuda" and not torch.cuda.is_available():
             raise RenderError("--device cuda: no GPU is available")
         args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)
@@ -276,12 +273,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: more than {args.max_skipped:.0%} of the items were skipped (--max-skipped)", file=sys.stderr)
         return 1
     return 0
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> None:

@@ -4,6 +4,7 @@
     python -m scripts.render piece.mid piece.wav
     python -m scripts.render piece.mid piece.flac --prompt upright_living_room --start 60 --end 90
     python -m scripts.render piece.mid piece.wav --prompt-audio mine.wav --prompt-midi mine.mid
+    python -m scripts.render piece.mid piece.wav --adapter my_piano --prompt-audio mine.wav --prompt-midi mine.mid
     python -m scripts.render piece.mid --stream - | aplay
     python -m scripts.render recital/ encore.mid --output-dir sound --batch-size 4
     python -m scripts.render --from-manifest piece.json again.wav

@@ -6,7 +6,8 @@
     python -m scripts.train_codec hearing   --config RECIPE [audio] --codec RUNS/encoder/codec --output-dir RUNS/hearing
     python -m scripts.train_codec codebooks --config RECIPE [audio] --codec RUNS/hearing/codec --output-dir RUNS/codes
     python -m scripts.train_codec encode    --config RECIPE --audio POOL.npy --codec RUNS/codes --output-dir RUNS/codes
-    python -m scripts.train_codec listener  --config RECIPE [audio] --output-dir RUNS/listener
+    python -m scripts.train_codec listener  --config RECIPE [audio] [--go-on --listener OTHER] \\
+        --output-dir RUNS/listener
     python -m scripts.train_codec decoder   --config RECIPE [audio] --features RUNS/features --codec RUNS/codes \\
         [--listener RUNS/listener] --output-dir RUNS/decoder
     python -m scripts.train_codec kicks     --config RECIPE [audio] --codec RUNS/decoder/codec --output-dir RUNS/kicks

@@ -153,7 +153,7 @@ class MidiValleGenerationMixin(GenerationMixin):
 
     @torch.no_grad()
     def colour_gains(self) -> list[float] | None:
-        """`config.colour_gains_db`, and what an adapter that is played adds to them."""
+        """`config.colour_gains_db`, ten numbers of dB, and what an adapter that is played adds to them."""
         gains, layer = self.config.colour_gains_db, getattr(self, "colour", None)
         if gains is None or layer is None:
             return gains

@@ -128,7 +128,7 @@ def with_manifest(args: argparse.Namespace, settings: dict) -> argparse.Namespac
     """
     parser, file = build_parser(""), Path(args.from_manifest).name
     given = {name for name in [*SETTINGS, "batch_size"] if getattr(args, name) != parser.get_default(name)}
-    movable = {"model"} | {name for name in ("adapter",) if settings.get(name)}
+    movable = {"model", "adapter"} if settings.get("adapter") else {"model"}
     for name in sorted(given - movable):
         if name not in settings or settings[name] != getattr(args, name):
             raise RenderError(f"--{name.replace('_', '-')} is what the manifest says: leave it out")

@@ -11,14 +11,8 @@ import numpy as np
 
 FORMAT = 2
 KINDS = {"settings": dict, "threads": int, "software": dict, "layout": list | None, "weights_sha256": str}
-SETTINGS = {
-    "model": str,
-    "adapter": str | None,
-    "prompt": str | None,
-    "prompt_audio": str | None,
-    "prompt_midi": str | None,
-    "device": str,
-}
+SETTINGS = {"model": str, "prompt": str | None, "prompt_audio": str | None, "prompt_midi": str | None, "device": str}
+SETTINGS |= {"adapter": str | None}
 SETTINGS |= {"start": int | float | None, "end": int | float | None, "ring_out": int | float, "sustain": str | None}
 SETTINGS |= {"seed": int, "parallel": bool, "quantize": str | None, "dtype": str, "temperature": int | float | None}
 SETTINGS |= {"top_k": int | None, "top_p": int | float | None, "compat": str | None, "as_recorded": bool | None}
