@@ -1,6 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Codes of any length -> audio piece by piece: the audio of one decode, in memory that does not grow."""
 
+import math
+
 import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
@@ -10,6 +12,7 @@ from .modeling_midivalle_frame_notes import PlayedKeys
 from .recording_midivalle import RecordingChain, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
+REST_S, REST_DB_PER_S = 2.0, 30.0  # how long after the last key was let go its room still rings; then it fades
 
 
 class SlidingLayers:
@@ -51,7 +54,8 @@ class CodecStream:
         codec (`PianoEncodecModel`): in eval mode.
         recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
         begins_silent (`bool`, *optional*): until the first key is struck, nothing but that noise is heard: oscillators
-            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `keys`.
+            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `keys`. (So do long
+            rests fade, of any stream that is given these.)
         dynamics (`KeyDynamics`, *optional*): makes struck keys as loud and bright as their velocities say. Needs
             `keys`.
 
@@ -78,9 +82,10 @@ class CodecStream:
             behind.append(TrebleSplit(codec.config.sampling_rate))
         self.behind = SlidingLayers(behind, CONTEXT_BEHIND_LSTM, codec.config.hop_length)
         self.recording = None if recording is None else RecordingStream(recording)
-        self.is_silent, self.silent_frames, self.given = begins_silent, 0, 0  # so far; samples that were given
-        self.dynamics = dynamics
-        self.gains = self.treble = None  # of frames that the LSTM, and the layers behind it, have not had yet
+        self.begins_silent, self.dynamics = begins_silent, dynamics
+        self.resting = math.inf if begins_silent else 0.0  # frames since the last in which a key sounds
+        # factors of frames that the LSTM, and the layers behind it, have not had yet
+        self.gains = self.treble = self.rests = None
 
     @property
     def delay(self) -> int:
@@ -106,12 +111,11 @@ class CodecStream:
             `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
         """
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
-        if self.is_silent:
-            self._listen(audio_codes.shape[-1], keys)
+        if keys is not None or self.begins_silent:
+            self.rests = _joined(self.rests, self._rest(_told(keys)))
         if self.dynamics is not None:
             gains, treble = self.dynamics(_told(keys))
-            self.gains = gains if self.gains is None else torch.cat([self.gains, gains], 1)
-            self.treble = treble if self.treble is None else torch.cat([self.treble, treble], 1)
+            self.gains, self.treble = _joined(self.gains, gains), _joined(self.treble, treble)
         latent = self.codec.latent_of(audio_codes, None if keys is None else keys.struck, vectors)
         hidden = self.before.push(latent.to(next(self.codec.decoder.parameters()).dtype), is_last)
         if hidden is None:
@@ -125,35 +129,40 @@ class CodecStream:
         wave = self.behind.push(hidden, is_last)
         if wave is None:
             return nothing
-        wave = self._silenced(self._brightened(wave.float()))
+        wave = wave.float()
+        if self.dynamics is not None:  # both parts of a `TrebleSplit`
+            factors, self.treble = self._factors(self.treble, wave)
+            wave = wave[:, :1] + (factors - 1) * wave[:, 1:]
+        if self.rests is not None:
+            factors, self.rests = self._factors(self.rests, wave)
+            wave = wave * factors
         return wave if self.recording is None else self.recording(wave)
 
-    def _brightened(self, wave: torch.Tensor) -> torch.Tensor:
-        """The next samples `(1, 1, L)` of `wave`, or of both parts of a `TrebleSplit` `(1, 2, L)`, whose treble gets
-        its factors, with straight lines between frames."""
-        if self.dynamics is None:
-            return wave
+    def _rest(self, keys: PlayedKeys) -> torch.Tensor:
+        """Factors `(1, T)` of the next frames: less than 1 long after the last key was let go, 0 before the first."""
+        rested, rate = [], self.codec.config.frame_rate
+        states = ((keys.struck > 0)[0].any(-1).tolist(), keys.held[0].any(-1).tolist())
+        for is_struck, is_held in zip(*states, strict=True):
+            if is_struck or (is_held and self.resting < math.inf):  # notes of the prompt may reach over its end
+                self.resting = 0.0
+            else:
+                self.resting += 1
+            rested.append(self.resting)
+        fall_db = (torch.tensor([rested]) / rate - REST_S).clamp(min=0) * REST_DB_PER_S
+        return (10 ** (-fall_db / 20)).to(keys.struck.device)
+
+    def _factors(self, of_frames: torch.Tensor, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the next samples `wave` `(1, C, L)`, with straight lines between the factors `of_frames` `(1, T)`, and
+        those that are left."""
         hop = self.codec.config.hop_length
-        frames = wave.shape[-1] // hop
-        begin, self.treble = self.treble[0, :frames], self.treble[:, frames:]
-        end = torch.cat([begin[1:], self.treble[0, :1] if self.treble.shape[1] else begin[-1:]])
-        factors = begin[:, None] + (end - begin)[:, None] * torch.arange(hop, device=wave.device) / hop
-        return wave[:, :1] + (factors.flatten() - 1) * wave[:, 1:]
+        begin, left = of_frames[0, : wave.shape[-1] // hop], of_frames[:, wave.shape[-1] // hop :]
+        end = torch.cat([begin[1:], left[0, :1] if left.shape[1] else begin[-1:]])
+        line = begin[:, None] + (end - begin)[:, None] * torch.arange(hop, device=wave.device) / hop
+        return line.flatten(), left
 
-    def _listen(self, frames: int, keys: PlayedKeys | None) -> None:
-        """Count frames up to the first of some `frames` in which one of `keys` is struck."""
-        when = _told(keys).struck[0].any(-1).nonzero()
-        self.is_silent = not len(when)
-        self.silent_frames += int(when[0]) if len(when) else frames
 
-    def _silenced(self, wave: torch.Tensor) -> torch.Tensor:
-        """The next samples `(1, 1, L)`, without those before the first strike; they rise within the frame before it."""
-        hop, begin = self.codec.config.hop_length, self.given
-        self.given += wave.shape[-1]
-        if begin >= self.silent_frames * hop:
-            return wave
-        place = torch.arange(begin, self.given, device=wave.device) / hop
-        return wave * (place - (self.silent_frames - 1)).clamp(0, 1)
+def _joined(known: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+    return new if known is None else torch.cat([known, new], 1)
 
 
 def _told(keys: PlayedKeys | None) -> PlayedKeys:

@@ -151,17 +151,45 @@ def test_treble_is_split_off_in_time_with_the_rest(hertz, share):
     torch.testing.assert_close(treble[100:-100], share * wave[0, 0, 100:-100], atol=0.02, rtol=0)
 
 
-def test_treble_rises_between_frames_in_straight_lines():
-    """What a stream does with the factors: next to nothing happens to low tones, and a jump takes one frame."""
+def test_factors_of_frames_are_straight_lines_between_them():
+    """What a stream does with those of the treble and of rests: a jump takes one frame."""
+    stream = CodecStream(PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval())
+    first, left = stream._factors(torch.tensor([[1.0, 1.0, 3.0, 2.0]]), torch.zeros(1, 2, 640))
+    second, none = stream._factors(left, torch.zeros(1, 2, 3 * 640))
+    ramp = torch.arange(640) / 640
+    wanted = torch.cat([torch.ones(640), 1 + 2 * ramp, 3 - ramp, torch.full((640,), 2.0)])
+    torch.testing.assert_close(torch.cat([first, second]), wanted)
+    assert none.numel() == 0
+
+
+def test_long_rests_fade(monkeypatch):
+    """From two seconds on after the last key was let go, by 30 dB a second, up to the frame before the next strike;
+    not where one is held; in chunks as in one."""
     torch.manual_seed(0)
     codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
-    stream = CodecStream(codec, dynamics=KeyDynamics(20.0, 0.5, 32, 50, 25.0))
-    stream.treble = torch.tensor([[1.0, 1.0, 3.0, 2.0]])
-    parts = torch.stack([torch.zeros(4 * 640), torch.ones(4 * 640)])[None]
-    first, rest = stream._brightened(parts[..., :640]), stream._brightened(parts[..., 640:])
-    ramp = torch.arange(640) / 640
-    wanted = torch.cat([torch.zeros(640), 2 * ramp, 2 - ramp, torch.ones(640)])
-    torch.testing.assert_close(torch.cat([first, rest], -1)[0, 0], wanted)
+    for layer in codec.quantizer.layers:
+        layer.codebook.embed.normal_()
+    codes, keys = torch.randint(0, 2048, (1, 4, 600)), rolls(600, (3, 7, 0.9), (250, 50, 0.5), (560, 20, 0.7))
+    keys.held[:, 10:, 7] = keys.held[:, 400:, 50] = False
+
+    def play(*ends):
+        stream = CodecStream(codec)
+        return torch.cat(
+            [stream.push(codes[..., a:b], b == 600, keys.cut(0, a, b)) for a, b in zip((0, *ends), ends)], -1
+        )[0, 0]
+
+    faded, chunked = play(600), play(100, 109, 110, 249, 250, 251, 560, 600)
+    torch.testing.assert_close(chunked, faded, atol=1e-6, rtol=1e-4)
+    monkeypatch.setattr("modeling_midivalle.streaming_piano_encodec.REST_S", 1e9)
+    whole = play(600)
+    decibels = 20 * (faded / whole)[::640].log10()  # at the beginnings of frames
+    assert (whole[::640] != 0).all()
+    wanted = torch.zeros(600)  # 150 frames from 250 on are held
+    for let_go, struck in ((10, 250), (400, 560)):
+        quiet = torch.arange(1, struck - let_go + 1) / 50
+        wanted[let_go:struck] = -30 * (quiet - 2).clamp(min=0)
+    torch.testing.assert_close(decibels, wanted, atol=0.01, rtol=0)
+    assert wanted.min() < -70
 
 
 def test_a_stream_with_dynamics_is_the_same_in_chunks():
