@@ -54,7 +54,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     supports_gradient_checkpointing = True
     _no_split_modules = ["MidiValleBlock"]
     _keep_in_fp32_modules_strict = ["codec", "colour"]
-    _keys_to_ignore_on_load_missing = [r"colour\.weight"]
+    _keys_to_ignore_on_load_missing = [r"colour\.weight", r"codebook\.embed_avg"]
     _supports_sdpa = True
     _supports_attention_backend = True
 

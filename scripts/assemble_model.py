@@ -35,7 +35,7 @@ MAX_MIB = 40.0
 SHIPPED_DTYPE = torch.float16  # of the codec, and of a listener
 WEIGHT_FILE = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 GAINS = ("velocity", "treble", "octave", "attack", "sustain")
-NAMED_BUFFERS = ("embed", "cluster_size", "inited")  # of a codebook; its `embed_avg` only matters to training
+LEFT_OUT = "embed_avg"  # of a codebook: `embed` times `cluster_size`, which training begins with where it is missing
 
 
 class AssembleError(ValueError):
@@ -46,18 +46,20 @@ def shipped_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The precision in which tensor `name` of the whole model is stored, if the decoders are stored as `dtype`."""
     if not name.startswith("codec.") or dtype == torch.float32:
         return dtype
-    codebook = ".codebook." in name and name.endswith(NAMED_BUFFERS)
-    return torch.float32 if codebook else SHIPPED_DTYPE
+    return torch.float32 if ".codebook." in name else SHIPPED_DTYPE
 
 
 def round_weights(model: MidiValleForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The state of `model` at its shipped precision; tensors that are shared stay shared.
+    """The state of `model` at its shipped precision, all of it if that is fp32, or without what tells nothing new;
+    tensors that are shared stay shared.
 
     Raises:
         AssembleError: rounding changes what decides the codec's codes, or leaves the range of `dtype`.
     """
     rounded, known = {}, {}
     for name, value in model.state_dict().items():
+        if name.endswith(LEFT_OUT) and dtype != torch.float32:
+            continue
         wanted = shipped_dtype(name, dtype)
         key = (value.data_ptr(), value.shape, wanted)
         stored = rounded[name] = known.setdefault(key, value.detach().to(wanted).contiguous())
@@ -78,7 +80,8 @@ def check_folder(folder: Path, rounded: dict[str, torch.Tensor]) -> None:
     different = [
         k for k, v in rounded.items() if state[k].dtype != torch.float32 or not torch.equal(state[k], v.float())
     ]
-    if different or any(report.values()) or state.keys() != rounded.keys():
+    missing = {name for name in state.keys() - rounded.keys() if not name.endswith(LEFT_OUT)}
+    if different or any(report.values()) or missing or rounded.keys() - state.keys():
         raise AssembleError(f"the saved folder does not load as it was saved: {different[:3]} {report}")
 
 

@@ -31,6 +31,7 @@ from scripts.codec.step import batch_that_fits
 from scripts.codec.validation import validate
 from scripts.models.trained_parts import codec_hash
 from scripts.training.processes import RunError
+from scripts.training.run_log import read_log
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = """
@@ -296,6 +297,8 @@ def test_two_processes_go_on_exactly_and_agree(whole, tmp_path):
     assert train_codec.main(whole("alone")) == 0
     state = json.loads((tmp_path / "alone" / "step_0000004" / "state.json").read_text())
     assert (state["base"], state["batches"]) == (4, 4)  # two processes have begun blocks 0 to 3 of three batches each
+    alone = next(row for row in read_log(tmp_path / "alone" / "log.jsonl") if "mel" in row)
+    assert alone["step"] == 3 and alone["mel"] == pytest.approx(row["mel"], rel=0.2)  # of sums of two, two and one
 
 
 SUMS = """
@@ -342,6 +345,20 @@ def test_codebook_statistics_are_summed_over_batches(tiny_pack):
         ema_update(model.quantizer, objective.updates, 0.9, 0.0, torch.Generator())
     for one, two in zip(codec[0].quantizer.layers, codec[1].quantizer.layers, strict=True):
         torch.testing.assert_close(one.codebook.embed, two.codebook.embed, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_codebooks_go_on_from_what_was_saved(uses, tiny_pack):
+    """Where averages are missing, as in a shipped codec: from the vectors and how often each was used, or once."""
+    codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec", dtype=torch.float32)
+    book = codec.quantizer.layers[1].codebook
+    before = book.embed.clone()
+    book.embed_avg.zero_()
+    book.cluster_size.copy_(torch.rand(len(before)) + 0.1 if uses else torch.zeros(len(before)))
+    counts = book.cluster_size.clone() if uses else torch.ones(len(before))
+    WholeObjective(codec, False)
+    assert torch.equal(book.embed, before) and torch.equal(book.cluster_size, counts)
+    torch.testing.assert_close(book.embed_avg, before * counts[:, None])
 
 
 def test_looking_moves_nothing(tiny_pack):

@@ -259,9 +259,10 @@ class WholeObjective(Objective):
         if listener is not None:
             listener.requires_grad_(False).eval()
         for book in (layer.codebook for layer in codec.quantizer.layers):
-            if not book.cluster_size.any():  # saved without its averages: each code begins with one use
+            if not book.cluster_size.any():  # saved without what it has learned from: each code begins with one use
                 book.cluster_size.fill_(1)
-                book.embed_avg.copy_(book.embed)
+            if not book.embed_avg.any():
+                book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
 
     def forward(self, batch):
         wave, found = batch["input_values"], [] if torch.is_grad_enabled() else None

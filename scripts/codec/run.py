@@ -119,7 +119,8 @@ class Run:
         state = found.state
         self.step, self.saved, self.crops, self.seconds = found.step, found.step, state["crops"], state["seconds"]
         self.batches, self.base, self.batch_size = state["batches"], state["base"], state["batch_size"]
-        self.totals = state["totals"] if rank() == 0 else {}
+        share = world_size() / found.world_size  # sums over processes, of which there were others
+        self.totals = {name: share * value for name, value in state["totals"].items()} if rank() == 0 else {}
         recipe = replace(self.recipe, **{name: state["settings"]["recipe"][name] for name in OF_BLOCKS})
         if found.world_size != world_size() or recipe != self.recipe:  # begin with blocks of what nobody has begun
             before = CropBatches(self.source, recipe, self.batch_size, 0, 0, found.world_size, self.base)
