@@ -325,6 +325,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             [`GeneratedFrames`]: the new frames; codes are 0 after a row's end.
         """
         refuse_options(unknown)
+        nar_temperature = nar_temperature or 0.0
         if not nar_temperature >= 0:
             raise ValueError(f"nar_temperature must be at least 0, got {nar_temperature}")
         B = len(input_ids)

@@ -40,6 +40,7 @@ from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
 from scripts.training.schedules import warmup_cosine
 from tokenization.midi_midivalle import Performance
+from tokenization.tokenization_midivalle import SEQUENCE_SECONDS
 
 PARTS = {"ar": r"ar\.model", "nar": "nar", "both": r"(ar\.model|nar)"}
 LINEAR = r"\.layers\.\d+\.(self_attn\.(in_proj|out_proj)|linear1|linear2)"
@@ -300,6 +301,12 @@ def adapt_files(args: argparse.Namespace, output: Path) -> dict:
     require_peft()
     folder = model_folder(args.model)
     processor, model = load_processor(folder), load_model(folder, args.device)
+    longest = max(recipe.target_seconds, processor.max_window_seconds)
+    if recipe.prompt_seconds[1] + longest > SEQUENCE_SECONDS:  # found after learning otherwise
+        raise AdaptError(
+            f"{args.config}: prompt_seconds up to {recipe.prompt_seconds[1]} and windows of {longest} s do not fit into"
+            f" the {SEQUENCE_SECONDS} s of one sequence; lower prompt_seconds"
+        )
     recording, remark = read_recording(args.audio, args.midi, model, processor.tokenizer)
     print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
     transcriber = None if args.losses_only else find_transcriber()

@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None, imports: AbstractContextManager | None =
     """The command. Returns the exit code: 0, 2 for input that cannot be used, 130 if interrupted. The heavy `imports`
     run inside that context."""
     args = build_parser(__doc__).parse_intermixed_args(argv)  # options may stand between the paths
+    if hasattr(sys.stdout, "reconfigure"):  # names that it cannot encode are no reason to fail, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_arguments(args)
         if args.list_prompts:

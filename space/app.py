@@ -171,7 +171,9 @@ def render(
             raise SpaceError("this takes too long; choose a shorter span")
     rate = model.config.sampling_rate
     wave = np.concatenate(waves)[: round(length * rate)]
-    return rate, np.round(wave / max(1.0, float(np.abs(wave).max())) * 32767).astype(np.int16)  # no clipping
+    if (peak := float(np.abs(wave).max())) > 1.0:
+        warn(f"turned down by {20 * np.log10(peak):.1f} dB to avoid clipping")
+    return rate, np.round(wave / max(1.0, peak) * 32767).astype(np.int16)
 
 
 def build():

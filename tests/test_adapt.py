@@ -71,6 +71,13 @@ def test_notes_are_those_that_the_model_knows(make_model, tmp_path):
         assert (recording.notes["duration"].max() > 0.5) == (sustain == "extend")
 
 
+def test_silence_is_refused_before_anything_is_learned(make_model, write_midi, tmp_path):
+    write_midi(tmp_path / "a.mid", 1)
+    write_audio(tmp_path / "a.wav", np.zeros(61 * RATE))
+    with pytest.raises(ValueError, match=r"a\.wav: is silence; give a recording of the notes of a\.mid"):
+        read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), MidiValleTokenizer())
+
+
 def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypatch):
     """More silence than any ring-out: what is rendered lasts as long as what it is compared with."""
     notes = np.array([(0.2, 0.5, 60, 80), (2.2, 0.5, 64, 80)], NOTE_DTYPE)
@@ -219,6 +226,15 @@ def test_an_output_that_cannot_be_used_is_refused_before_anything_is_learned(
     (tmp_path / "out").mkdir()  # empty, it will do: the recording is what is wrong
     assert run(5) == 2 and "lasts 5 s" in capsys.readouterr().err and (tmp_path / "out").is_dir()
     assert run(5, "--output-dir", str(tmp_path / "a" / "b")) == 2 and not (tmp_path / "a").exists()
+
+
+def test_prompts_that_leave_no_room_are_refused_before_anything_is_learned(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(adapt, "require_peft", lambda: None)
+    path = tmp_path / "long.yaml"
+    path.write_text(RECIPE.replace("[0.5, 1.0]", "[0.5, 20.0]"))
+    assert run(61, "--config", str(path)) == 2 and not (tmp_path / "out").exists()
+    said = "prompt_seconds up to 20.0 and windows of 20.0 s do not fit into the 32 s of one sequence"
+    assert f"error: {path}: {said}; lower prompt_seconds\n" == capsys.readouterr().err
 
 
 def test_interrupted_before_there_is_an_adapter(run, tmp_path, monkeypatch, capsys):

@@ -192,6 +192,18 @@ def test_long_rests_fade(monkeypatch):
     assert wanted.min() < -70
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_stream_may_be_told_of_the_keys_in_a_part(told):
+    """What is pushed without them does not fade, and shifts nothing of what comes behind."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
+    codes, keys = torch.randint(0, 2048, (1, 4, 300)), rolls(300, (5, 30, 0.5))
+    stream, waves = CodecStream(codec), []
+    for i, (begin, end) in enumerate(((0, 160), (160, 300))):
+        waves.append(stream.push(codes[..., begin:end], end == 300, keys.cut(0, begin, end) if i == told else None))
+    assert torch.cat(waves, -1).shape == (1, 1, 300 * 640) and stream.rests.numel() == 0
+
+
 def test_a_stream_with_dynamics_is_the_same_in_chunks():
     torch.manual_seed(0)
     codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()

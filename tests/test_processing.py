@@ -2,6 +2,7 @@
 """One time axis for prompt and target; windows lose no note and repeat none; wrong inputs get one sentence."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -422,10 +423,25 @@ def test_notes_left_out_are_reported(processor, caplog):
     assert "1 notes that sound at 11.0 s are left out" in caplog.text
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.bfloat16, torch.Tensor.requires_grad_])
+def test_a_prompt_as_a_tensor(processor, change):
+    """Of any type of floats, and of a model in training."""
+    wave = torch.from_numpy(noise(2)).float()
+    rounded = change(wave.clone()).detach().float().numpy()
+    given = processor.read_prompt(change(wave), RATE)
+    np.testing.assert_array_equal(given, processor.read_prompt(rounded, RATE))
+
+
 # --- refusals
 
 
 PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_rate": RATE}
+
+
+def float_wav(wave):
+    """The bytes of a file of 32-bit floats."""
+    soundfile.write(file := io.BytesIO(), wave, RATE, "FLOAT", format="WAV")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -433,6 +449,7 @@ PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_r
     [
         ({"prompt_audio": np.zeros(64_000)}, ProcessorError, "silence"),
         ({"prompt_audio": noise(2) * 32768}, ProcessorError, "full scale is 1.0: divide 16-bit samples by 32768"),
+        ({"prompt_audio": float_wav(noise(2) * 32768)}, ProcessorError, "prompt audio reaches .* full scale is 1.0"),
         ({"prompt_audio": (noise(2) * 32768).astype(np.int64)}, ProcessorError, "type int64; give int16 or int32"),
         ({"prompt_audio": noise(0.2)}, ProcessorError, "lasts 0.20 s; a prompt needs at least 1.0 s"),
         ({"prompt_midi": None}, ProcessorError, "needs its audio and its MIDI: only the audio is given, add the MIDI"),

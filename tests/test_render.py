@@ -104,6 +104,14 @@ def run(folder, tmp_path, capsys, monkeypatch):
     return command
 
 
+def test_a_name_that_the_terminal_cannot_show_is_no_failure(run, monkeypatch):
+    save_midi("曲.mid", (0.0, 0.5, 60))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "latin-1"))
+    assert run("曲.mid", "曲.wav")[0] == 0 and Path("曲.wav").is_file()
+    sys.stdout.flush()
+    assert rb"\u66f2.wav: " in sys.stdout.buffer.getvalue()
+
+
 def test_exact_length_with_leading_silence(run):
     """Nine tenths of a second of silence, the last note ends at 2.3037 s: the file is that plus the ring-out long."""
     save_midi("piece.mid", (0.9, 0.5, 60), (1.8, 0.5037, 64))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import EncodecFeatureExtractor
 
 from processing import MidiValleProcessor, write_audio
@@ -116,6 +117,13 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MAX_PROMPT_BYTES", 1000)
     with pytest.raises(ValueError, match="own.flac: the file is larger"):
         render(audio, midi)
+
+
+def test_what_is_turned_down_is_said(app, write_midi, tmp_path, monkeypatch):
+    piece, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0)), []
+    monkeypatch.setattr(app.load()[2], "generate_stream", lambda **_: iter([torch.full((1, 1, 640), -2.0)]))
+    _, wave = app.render(piece, "grand", 0, 0.5, warn=said.append)
+    assert wave.min() == -32767 and said == ["turned down by 6.0 dB to avoid clipping"]
 
 
 def test_the_page(app, write_midi, tmp_path, monkeypatch):

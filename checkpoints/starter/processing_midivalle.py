@@ -413,16 +413,19 @@ class MidiValleProcessor(ProcessorMixin):
     def _read_wave(self, audio, sampling_rate: float | None, name: str) -> tuple[np.ndarray, float]:
         """A file, bytes, array or tensor -> float wave `(samples,)` or `(samples, channels)` and its rate."""
         if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
-            return read_audio(audio, name)
+            return _read_file(audio, name)
         if isinstance(audio, dict) and {"array", "sampling_rate"} <= set(audio):  # as `datasets` gave it before 4.0
             audio, sampling_rate = audio["array"], audio["sampling_rate"]
         elif isinstance(audio, dict):  # as it gives what it does not decode
             if not (source := audio.get("bytes") or audio.get("path")):
                 raise ProcessorError("prompt_audio is a dict without array and sampling_rate, bytes or path; give one")
-            return read_audio(source, name)
+            return _read_file(source, name)
         elif hasattr(audio, "get_all_samples"):  # an `AudioDecoder`, as it gives from 4.0 on
             samples = audio.get_all_samples()
             audio, sampling_rate = samples.data, samples.sample_rate
+        if hasattr(audio, "detach"):  # a tensor; NumPy has no bfloat16
+            audio = audio.detach().cpu()
+            audio = audio.float() if audio.is_floating_point() else audio
         wave = np.asarray(audio)
         if sampling_rate is None:
             raise ProcessorError("prompt_audio is an array; give its sampling_rate in Hz too")
@@ -443,10 +446,8 @@ class MidiValleProcessor(ProcessorMixin):
             )
         if wave.dtype.kind == "i":
             wave = wave / -float(np.iinfo(wave.dtype).min)
-        elif wave.size and np.abs(wave).max() > LOUDEST:
-            raise ProcessorError(
-                f"prompt_audio reaches {np.abs(wave).max():.0f}, but full scale is 1.0: divide 16-bit samples by 32768"
-            )
+        else:
+            _check_level(wave, "prompt_audio")
         return check_wave(wave, sampling_rate, name), sampling_rate
 
 
@@ -457,6 +458,19 @@ def _per_item(value, count: int) -> list:
     if len(value) != count:
         raise ProcessorError(f"{count} MIDI inputs beside a list of {len(value)}; give as many, or one value for all")
     return list(value)
+
+
+def _read_file(source, name: str) -> tuple[np.ndarray, float]:
+    wave, sampling_rate = read_audio(source, name)
+    _check_level(wave, name)
+    return wave, sampling_rate
+
+
+def _check_level(wave: np.ndarray, name: str) -> None:
+    """ProcessorError if `wave`, of floats, is far beyond full scale."""
+    if wave.size and np.abs(wave).max() > LOUDEST:
+        peak = np.abs(wave).max()
+        raise ProcessorError(f"{name} reaches {peak:.0f}, but full scale is 1.0: divide 16-bit samples by 32768")
 
 
 __all__ = ["MidiValleProcessor", "MidiValleProcessorKwargs", "ProcessorError", "Prompt"]

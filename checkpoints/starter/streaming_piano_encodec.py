@@ -111,8 +111,9 @@ class CodecStream:
             `torch.Tensor` of shape `(1, 1, samples)`: the next audio, float32; possibly of no sample.
         """
         nothing = torch.zeros(1, 1, 0, device=audio_codes.device)
-        if keys is not None or self.begins_silent:
-            self.rests = _joined(self.rests, self._rest(_told(keys)))
+        told = keys is not None or self.begins_silent
+        rests = self._rest(_told(keys)) if told else torch.ones(1, audio_codes.shape[-1], device=audio_codes.device)
+        self.rests = _joined(self.rests, rests)
         if self.dynamics is not None:
             gains, treble = self.dynamics(_told(keys))
             self.gains, self.treble = _joined(self.gains, gains), _joined(self.treble, treble)
@@ -133,9 +134,8 @@ class CodecStream:
         if self.dynamics is not None:  # both parts of a `TrebleSplit`
             factors, self.treble = self._factors(self.treble, wave)
             wave = wave[:, :1] + (factors - 1) * wave[:, 1:]
-        if self.rests is not None:
-            factors, self.rests = self._factors(self.rests, wave)
-            wave = wave * factors
+        factors, self.rests = self._factors(self.rests, wave)
+        wave = wave * factors
         return wave if self.recording is None else self.recording(wave)
 
     def _rest(self, keys: PlayedKeys) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from processing.audio_midivalle import SAMPLING_RATE, read_audio, to_mono_32k
+from processing.processing_midivalle import SILENCE
 from processing.prompts_midivalle import check_offset
 from scripts.audio.rendered_audio import onset_roll
 from tokenization.midi_midivalle import load_performance
@@ -91,6 +92,8 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
     seconds = len(wave) / SAMPLING_RATE
     if not SHORTEST_S <= seconds <= LONGEST_S:
         raise RecordingError(f"{Path(audio).name}: lasts {seconds:.0f} s; give {SHORTEST_S:.0f} to {LONGEST_S:.0f} s")
+    if np.abs(wave).max() < SILENCE:
+        raise RecordingError(f"{Path(audio).name}: is silence; give a recording of the notes of {Path(midi).name}")
     notes = load_performance(midi, tokenizer.sustain).notes.copy()
     offset, remark = check_offset(wave, notes, Path(audio).name)
     notes["onset"] += offset
