@@ -140,7 +140,7 @@ class CodecStream:
 
     def _rest(self, keys: PlayedKeys) -> torch.Tensor:
         """Factors `(1, T)` of the next frames: less than 1 long after the last key was let go, 0 before the first."""
-        rested, rate = [], self.codec.config.frame_rate
+        rested = []
         states = ((keys.struck > 0)[0].any(-1).tolist(), keys.held[0].any(-1).tolist())
         for is_struck, is_held in zip(*states, strict=True):
             if is_struck or (is_held and self.resting < math.inf):  # notes of the prompt may reach over its end
@@ -148,7 +148,7 @@ class CodecStream:
             else:
                 self.resting += 1
             rested.append(self.resting)
-        fall_db = (torch.tensor([rested]) / rate - REST_S).clamp(min=0) * REST_DB_PER_S
+        fall_db = (torch.tensor([rested]) / self.codec.config.frame_rate - REST_S).clamp(min=0) * REST_DB_PER_S
         return (10 ** (-fall_db / 20)).to(keys.struck.device)
 
     def _factors(self, of_frames: torch.Tensor, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -259,9 +259,10 @@ class WholeObjective(Objective):
         if listener is not None:
             listener.requires_grad_(False).eval()
         for book in (layer.codebook for layer in codec.quantizer.layers):
-            if not book.cluster_size.any():  # saved without what it has learned from: each code begins with one use
+            has_uses = bool(book.cluster_size.any())
+            if not has_uses:  # saved without what it has learned from: each code begins with one use
                 book.cluster_size.fill_(1)
-            if not book.embed_avg.any():
+            if not (has_uses and book.embed_avg.any()):
                 book.embed_avg.copy_(book.embed * book.cluster_size[:, None])
 
     def forward(self, batch):
