@@ -12,7 +12,10 @@ from .modeling_midivalle_frame_notes import PlayedKeys
 from .recording_midivalle import RecordingChain, RecordingStream
 
 CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
-REST_S, REST_DB_PER_S = 2.0, 30.0  # how long after the last key was let go its room still rings; then it fades
+REST_S, REST_DB_PER_S = (
+    2.0,
+    30.0,
+)  # after the last key was let go its room still rings for so long; then it fades so fast
 
 
 class SlidingLayers:
@@ -54,8 +57,8 @@ class CodecStream:
         codec (`PianoEncodecModel`): in eval mode.
         recording (`RecordingChain`, *optional*): whose colour and noise all the audio is given.
         begins_silent (`bool`, *optional*): until the first key is struck, nothing but that noise is heard: oscillators
-            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `keys`. (So do long
-            rests fade, of any stream that is given these.)
+            that swing up from rest are, softly, and predicted codes are seldom quite silent. Needs `keys`. Long
+            rests fade in any stream that is given these.
         dynamics (`KeyDynamics`, *optional*): makes struck keys as loud and bright as their velocities say. Needs
             `keys`.
 

@@ -299,7 +299,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
-        nar_temperature: float = 0.0,
+        nar_temperature: float | None = None,
         seed: int | list[int] | None = None,
         compat: Literal["published"] | None = None,
         **unknown,

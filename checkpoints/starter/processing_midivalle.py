@@ -461,6 +461,7 @@ def _per_item(value, count: int) -> list:
 
 
 def _read_file(source, name: str) -> tuple[np.ndarray, float]:
+    """Float wave `(samples,)` or `(samples, channels)`, full scale 1.0, and its rate, Hz, of a path or bytes."""
     wave, sampling_rate = read_audio(source, name)
     _check_level(wave, name)
     return wave, sampling_rate
