@@ -74,7 +74,8 @@ class FrameDecoder:
             first, second = sin.chunk(2, -1)
             both = torch.stack([cos, torch.cat([-first, second], -1)])
             self.rotary = both[..., None, :]  # (2, B, frames, 1, 1, head size)
-        attended = torch.cat([self.given["midi_attention_mask"].bool(), self.mask.bool()], 1)
+        rows = decoder.embeddings.attended_rows(self.given["midi_ids"], self.given["midi_attention_mask"])
+        attended = torch.cat([rows, self.mask.bool()], 1)
         self.penalty = None
         if self.uniform_steps or not attended.all():
             penalty = self.added.new_zeros(attended.shape, dtype=self.stored_dtype or self.added.dtype)

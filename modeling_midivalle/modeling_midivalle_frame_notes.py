@@ -14,6 +14,9 @@ from torch import nn
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_SECOND, UNITS_PER_TICK
 
 NUM_KEYS = 88  # of a piano
+LONGEST = 3 + 1152  # duration id of a row of 6 s
+OLDEST = 4  # IOI id of a held row whose note was struck 2 s before or earlier
+MOST_ROWS = 6  # of one note: a sequence holds 32 s
 RELEASE_S = 0.1  # s, fall of the "how long ago was it released" feature
 LONG_AGO = -1e9  # 1/4800 s; for keys never struck
 
@@ -24,9 +27,9 @@ class Notes(NamedTuple):
     key: torch.LongTensor  # 0 .. 87
     onset: torch.Tensor  # where the row stands
     strike: torch.Tensor  # when the hammer fell: earlier than the onset for held rows
-    end: torch.Tensor
+    end: torch.Tensor  # of the last of the rows that continue it
     velocity: torch.Tensor  # 0 .. 1
-    valid: torch.BoolTensor  # False for padding, BOS and EOS rows
+    valid: torch.BoolTensor  # False for padding, BOS and EOS rows, and for those that continue another
 
 
 class PlayedKeys(NamedTuple):
@@ -41,13 +44,22 @@ class PlayedKeys(NamedTuple):
 
 
 def read_notes(midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor) -> Notes:
-    """`midi_ids` `(B, N, 6)` as numbers again; an IOI id below 388 marks a held note, struck 388 - id ticks before."""
+    """`midi_ids` `(B, N, 6)` as numbers again; an IOI id below 388 marks a held note, struck 388 - id ticks before. A
+    held row of the oldest age at the end of a row of 6 s of its key *continues* that one: there it counts."""
     pitch, velocity, duration, ioi, position, bar = midi_ids.unbind(-1)
     valid = midi_attention_mask.bool() & (midi_ids >= 4).all(-1)
     onset = ((bar - 4) * TICKS_PER_BAR + position - 4) * UNITS_PER_TICK
     age = (388 - ioi).clamp(min=0) * UNITS_PER_TICK
     end = onset + (duration - 3) * UNITS_PER_TICK
     key = (pitch - 4).clamp(min=0)
+    is_full, is_old = valid & (duration == LONGEST), valid & (ioi == OLDEST)
+    follows = is_full[:, :, None] & is_old[:, None] & (end[:, :, None] == onset[:, None])  # (B, N, of which row)
+    follows &= key[:, :, None] == key[:, None]
+    is_continued, after = nn.functional.pad(follows, (0, 1)).max(2)  # a place more: there may be no rows at all
+    after = torch.where(is_continued, after, torch.arange(len(after[0]), device=after.device))
+    for _ in range(MOST_ROWS - 1):
+        end = end.gather(1, after)
+    valid &= ~follows.any(1)
     return Notes(key, onset.float(), (onset - age).float(), end.float(), (2 * (velocity - 4) + 1).float() / 127, valid)
 
 

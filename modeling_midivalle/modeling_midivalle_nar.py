@@ -181,7 +181,8 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             # prompt frames are the same at every stage
             frames = self._sum_codebooks(audio_codes, attended, is_prompt, torch.ones_like(index[:, :1])) + described
             described = described + self.embeddings.prompt_summary(frames, is_prompt & attended)
-        padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
+        attended_rows = self.embeddings.attended_rows(midi_ids, midi_attention_mask)
+        padding = torch.cat([attended_rows.to(attention_mask.dtype), attention_mask], 1)
         mask = create_bidirectional_mask(self.config, torch.cat([midi_states, described], 1), padding)
         rotary = None
         if self.config.position_embedding_type == "time_rotary":

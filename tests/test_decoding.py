@@ -18,8 +18,11 @@ def greedy(logits, _):
 
 @pytest.fixture
 def window(make_batch):
-    """Audio ids with mask, MIDI with mask, prompt lengths; the second row is padded everywhere."""
+    """Audio ids with mask, MIDI with mask, prompt lengths; the second row is padded everywhere, and holds a tone of
+    more than 6 s."""
     codes, _, midi_ids, midi_mask, lengths = make_batch((12, 12), (9, 4))
+    midi_ids[1, 1] = torch.tensor([50, 40, 3 + 1152, 388, 4, 4])
+    midi_ids[1, midi_mask[1].sum() - 2] = torch.tensor([50, 40, 3 + 40, 4, 4, 7])
     ids, mask = codes[:, 0, :9].clone(), torch.ones(2, 9, dtype=torch.long)
     mask[1, :5] = 0
     return ids, mask, (midi_ids, midi_mask), lengths
@@ -54,6 +57,29 @@ def test_all_kinds_of_steps_agree(make_ar, window, preset, rows):
         codes, found = decode(ar, window, steps, rows)
         assert torch.equal(codes, expected)
         torch.testing.assert_close(found, logits, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use_frame_notes", [False, True])
+@torch.no_grad()
+def test_a_row_that_continues_a_tone_is_for_the_frames_alone(make_ar, make_nar, window, use_frame_notes):
+    """It is not attended to: of what it says only its end counts, in the frames that it reaches."""
+    ids, mask, (midi_ids, midi_mask), lengths = window
+    ids = torch.cat([ids, torch.randint(0, 2048, (2, 320), generator=torch.Generator().manual_seed(0))], 1)
+    mask = torch.cat([mask, mask.new_ones(2, 320)], 1)
+    ar, nar = make_ar(use_frame_notes=use_frame_notes), make_nar(use_frame_notes=use_frame_notes)
+    codes = ids[:, None].expand(-1, 4, -1)
+
+    def outputs(rows):
+        given = {"midi_ids": rows, "midi_attention_mask": midi_mask, "attention_mask": mask, "prompt_lengths": lengths}
+        return ar(ids, **given).logits[1], nar(codes, stage=1, **given).logits[1]
+
+    row = (1, int(midi_mask[1].sum()) - 2)
+    louder, longer = midi_ids.clone(), midi_ids.clone()
+    louder[*row, 1] += 20
+    longer[*row, 2] += 20
+    for before, other, further in zip(*map(outputs, (midi_ids, louder, longer)), strict=True):
+        assert torch.equal(before, other) == use_frame_notes
+        assert not torch.equal(before, further)
 
 
 @pytest.mark.parametrize("uniform_steps", [False, True])

@@ -54,6 +54,30 @@ def test_by_hand():
     torch.testing.assert_close(got[6, 5], torch.tensor(math.exp(-0.75 * 0.02 / 0.1)))
 
 
+def test_a_row_that_continues_another_makes_it_longer():
+    """All features are those of one note; but not of another key, after a gap, or if it says it is younger."""
+    first, note = [39 + 4, 67, 3 + 1152, 388, 4 + 12, 4], [50, 20, 3 + 9, 388 + 80, 4 + 92, 5]
+    rest = [[39 + 4, 67, 3 + 1152, 4, 4 + 12, 7], [39 + 4, 67, 3 + 100, 4, 4 + 12, 10]]
+    rows = torch.tensor([[1] * 6, first, note, *rest, [2] * 6])[None]
+    notes = read_notes(rows, torch.ones(1, 6))
+    assert notes.valid.tolist() == [[False, True, True, False, False, False]]
+    end = (12 + 2 * 1152 + 100) * 25
+    assert notes.end[0, 1] == end and notes.strike[0, 1] == 12 * 25
+    whole = read_notes(rows[:, :3], torch.ones(1, 3))
+    whole.end[0, 1] = end
+    module = FrameNotes(88, 4, [0, 1], DECAYS)
+    given = torch.tensor([[0]]), 750
+    for found, expected in zip(module.key_states(notes, *given), module.key_states(whole, *given), strict=True):
+        assert torch.equal(found, expected)
+    held = held_keys(rows, torch.ones(1, 6), torch.tensor([0]), 750)[0, :, 39]
+    assert held.nonzero()[:, 0].tolist() == list(range(3, end // 96))
+    for place, value in ((0, 39 + 5), (4, 4 + 13), (3, 5)):
+        other = torch.tensor([first, rest[0]])[None]
+        other[0, 1, place] = value
+        assert read_notes(other, torch.ones(1, 2)).valid.all()
+    assert read_notes(rows, torch.tensor([[1, 0, 1, 1, 1, 1]])).end[0, 3] == end  # what is left continues itself
+
+
 def test_held_note_sounds_but_is_not_struck():
     rows = torch.tensor([[39 + 4, 67, 3 + 96, 388 - 96, 4, 4]])  # at frame 0 it is 0.5 s old
     got = features(rows, 0, 3)[:, :, 39]

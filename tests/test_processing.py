@@ -325,7 +325,8 @@ def conditioning(processor, piece, window, prompt_seconds=0.0, prompt=None):
 @pytest.mark.parametrize("context", [0.0, 4.0])
 @pytest.mark.parametrize("seed", range(12))
 def test_windows_lose_no_note_and_repeat_none(processor, seed, context):
-    """Every strike is new in one window; what sounds at the beginning of a window's context is held once, right age."""
+    """Every strike is new in one window; what sounds at the beginning of a window's context is held once, right age;
+    and what is longer than 6 s goes on until its key is struck again."""
     processor.context_seconds = context
     piece = random_performance(seed, seconds=[3, 21, 47, 95][seed % 4], density=[0.3, 2, 12][seed % 3])
     windows = processor.windows(piece, ring_out=[0.0, 2.0, 7.3][seed % 3])
@@ -340,6 +341,10 @@ def test_windows_lose_no_note_and_repeat_none(processor, seed, context):
             for tick, length, pitch in zip(onset.tolist(), duration.tolist(), piece.notes["pitch"].tolist())
             if tick < first < tick + length
         ]
+        for tick, length, pitch in zip(onset.tolist(), duration.tolist(), piece.notes["pitch"].tolist()):
+            again = onset[(piece.notes["pitch"] == pitch) & (onset > tick) & (onset < right) & (onset >= first)]
+            for at in range(max(tick, first) + 1152, min(tick + length, right, *again), 1152):
+                sounding.append((at, pitch, min(tick + length - at, right - at, 1152), 4))
         assert sorted(held) == sorted(sounding)
         last = np.inf if end == windows[-1][1] else round(end * 192)
         new += [note for note in struck if round(start * 192) <= note[0] < last]

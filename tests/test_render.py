@@ -159,9 +159,10 @@ def test_spans_and_own_prompts(run):
     assert len(read_audio("out.wav")[0]) == RATE and "own prompt" in out
 
 
-def test_says_once_what_is_left_out_and_clipped(run):
-    """Two drum notes, a key below the piano and a note of 12 s: one line; nothing if all is rendered."""
-    save_midi("piece.mid", (0.0, 12.0, 60), (0.1, 0.2, 15))
+def test_says_once_what_is_left_out_and_clipped(folder, run, tmp_path, capsys):
+    """Two drum notes, a key below the piano and, by a model without held rows, what is beyond 6 s of a note: one line;
+    nothing if all is rendered."""
+    save_midi("piece.mid", (0.0, 0.4, 60), (0.1, 0.2, 15), (7.5, 6.8, 60))
     score, drums = Score("piece.mid"), Track(is_drum=True, ttype="tick")
     drums.notes.extend([Note(0, 10, 36, 80, ttype="tick"), Note(20, 10, 36, 80, ttype="tick")])
     score.tracks.append(drums)
@@ -169,9 +170,13 @@ def test_says_once_what_is_left_out_and_clipped(run):
     code, _, err = run("piece.mid", "out.wav", "--ring-out", "0")
     said = [line for line in err.splitlines() if line.startswith("render: ")]
     keys = "outside the piano's keys 21 to 108"
-    clipped = "notes that sound for more than 6 s in one window are clipped there (1 times)"
-    assert code == 0 and said == [f"render: piece.mid: left out notes: 2 on a drum track, 1 {keys}; {clipped}"]
-    assert err.count("left out") == 1
+    left_out = f"render: piece.mid: left out notes: 2 on a drum track, 1 {keys}"
+    assert code == 0 and said == [left_out] and err.count("left out") == 1
+    plain = shutil.copytree(folder, tmp_path / "plain")
+    MidiValleTokenizer(mark_held=False).save_pretrained(plain)
+    assert render.main(["piece.mid", "other.wav", "--ring-out", "0", "--model", str(plain), "--device", "cpu"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("render: ")]
+    assert said == [f"{left_out}; notes that sound for more than 6 s in one window are clipped there (1 times)"]
     save_midi("piece.mid", (0.0, 0.4, 60))
     code, _, err = run("piece.mid", "out.wav", "--ring-out", "0", "--force")
     assert code == 0 and "render:" not in err

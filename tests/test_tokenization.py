@@ -27,6 +27,11 @@ def tokenizer():
     return MidiValleTokenizer(sustain="ignore")
 
 
+@pytest.fixture(scope="module")
+def published():
+    return MidiValleTokenizer(sustain="ignore", mark_held=False)
+
+
 def encode_published(notes, tpq):
     """The published tokenisation, stated in integers: (onset, duration, pitch, velocity) in file ticks -> ids."""
     rows, previous = [BOS], None
@@ -54,7 +59,7 @@ def notes_of(*rows):
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_ids_equal_the_published_ones(tokenizer, seed):
+def test_ids_equal_the_published_ones(published, seed):
     rng = np.random.default_rng(seed)
     tpq = int(rng.choice([24, 96, 120, 220, 384, 480, 1024, 32767, rng.integers(1, 32768)]))
     count, end = int(rng.integers(1, 200)), int(31.9 * 2 * tpq)
@@ -65,13 +70,13 @@ def test_ids_equal_the_published_ones(tokenizer, seed):
     notes[count // 2 :, 0] = notes[: count - count // 2, 0]  # chords
     score = score_of([[60, 1, 60, 60], *notes.tolist()], tpq)
     expected = encode_published([(n.time, n.duration, n.pitch, n.velocity) for n in score.tracks[0].notes], tpq)
-    assert tokenizer(score)["input_ids"][0].tolist() == expected
-    assert [BOS, *tokenizer.midi_tokenizer(score)[0].ids, EOS] == expected  # miditok's own path, tested the same
+    assert published(score)["input_ids"][0].tolist() == expected
+    assert [BOS, *published.midi_tokenizer(score)[0].ids, EOS] == expected  # miditok's own path, tested the same
 
 
-def test_hand_written_ids(tokenizer):
+def test_hand_written_ids(published):
     notes = [(0, 1, 21, 1), (0, 2000, 108, 127), (96, 96, 60, 64), (96 + 500, 1152, 60, 63), (15 * 384 + 383, 1, 60, 2)]
-    assert tokenizer(score_of(notes))["input_ids"][0].tolist() == [
+    assert published(score_of(notes))["input_ids"][0].tolist() == [
         BOS,
         [4, 4, 4, 388, 4, 4],
         [91, 67, 1155, 388, 4, 4],
@@ -125,8 +130,28 @@ def test_held_rows_by_hand(tokenizer):
 def test_an_old_held_note_keeps_the_oldest_id_and_its_true_remainder(tokenizer):
     notes = notes_of((0, 3000, 60, 64))
     ids, report = tokenizer.encode_notes([(notes, 8 * HOP, math.inf)], False, return_report=True)
-    assert ids.tolist() == [[43, 36, 1155, 4, 4, 4]] and report["clipped_durations"] == 1
+    assert ids.tolist() == [[43, 36, 3 + 1152, 4, 4, 4], [43, 36, 3 + 3000 - 8 * 96 - 1152, 4, 4, 4 + 3]]
+    assert report == {"struck": 0, "held": 2, "held_left_out": 0, "clipped_durations": 0}
     assert tokenizer.encode_notes([(notes, 24 * HOP, math.inf)], False)[0, 2] == 3 + 3000 - 24 * 96
+
+
+def test_a_tone_of_more_than_6_s_goes_on_in_held_rows(tokenizer, published):
+    notes = notes_of((10, 2400, 60, 64), (11, 2000, 50, 64), (300, 5, 61, 64), (1162, 9, 62, 64), (1163, 9, 50, 64))
+    ids, report = tokenizer.encode_notes([(notes, 0.0, math.inf)], False, return_report=True)
+    assert ids[:, [0, 2, 3, 4, 5]].tolist() == [
+        [43, 3 + 1152, 388, 4 + 10, 4],
+        [33, 3 + 1152, 388 + 1, 4 + 11, 4],
+        [44, 3 + 5, 388 + 289, 4 + 300, 4],
+        [43, 3 + 1152, 4, 4 + 10, 4 + 3],  # held rows come before what is struck at their tick
+        [45, 3 + 9, 388 + 383, 4 + 10, 4 + 3],
+        [33, 3 + 9, 388 + 1, 4 + 11, 4 + 3],  # struck again just where the old tone would go on
+        [43, 3 + 96, 4, 4 + 10, 4 + 6],
+    ]
+    assert report == {"struck": 5, "held": 2, "held_left_out": 0, "clipped_durations": 1}
+    _, report = published.encode_notes([(notes, 0.0, math.inf)], return_report=True)
+    assert report["clipped_durations"] == 2 and report["held"] == 0
+    endless = tokenizer.encode_notes([(notes_of((0, 384 * 99, 60, 64)), 0.0, math.inf)], False)
+    assert endless[:, 5].tolist() == [4, 7, 10, 13, 16, 19] and (endless[:, 2] == 3 + 1152).all()
 
 
 def test_prompt_and_target_share_one_time_axis(tokenizer):
@@ -165,6 +190,25 @@ def test_windows_hold_every_note_once_at_its_time(tokenizer):
         expected[pitch, tick : tick + duration] = 1
     late = math.ceil(edges[-1] * 192)  # the last window ends with the last note, up to its rounding
     assert np.array_equal(sounding[:, :late], expected[:, :late])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_long_notes_come_back(tokenizer, seed):
+    """Tones of up to 20 s, some of which end with the next strike of their key, as by the pedal."""
+    rng = np.random.default_rng(seed)
+    onset = np.sort(rng.choice(30 * 192, 60, replace=False))
+    pitch = rng.integers(60, 72, 60)
+    ends = onset + rng.integers(1, 20 * 192, 60)
+    following = [min([*onset[(pitch == pitch[i]) & (onset > onset[i])], 32 * 192]) for i in range(60)]
+    duration = np.minimum(ends, following) - onset
+    notes = notes_of(*zip(onset, duration, pitch, rng.integers(0, 64, 60) * 2 + 1, strict=True))
+    assert (duration > 1152).sum() > 5
+    ids = tokenizer.encode_notes([(notes, 0.0, math.inf)])
+    back, score = tokenizer.decode_rows(ids), tokenizer.ids_to_score(ids)
+    written = load_performance(score, "ignore").notes
+    for field in NOTE_DTYPE.names:
+        assert np.allclose(back[field], notes[field], atol=1e-9), field
+        assert np.allclose(written[field], notes[field], atol=1e-9), field
 
 
 def test_a_note_that_rounds_onto_the_end_stays_in_its_window(tokenizer):

@@ -4,7 +4,7 @@
 One row a note, `[pitch, velocity, duration, IOI, position, bar]`, on a grid of 96 ticks per beat at a constant 120 BPM
 (1/192 s). Ids equal the published tokenizer's. *Held* rows are this project's addition: a note that already sounds
 at the left edge of a window stands at the edge with its remaining duration, and its age in the IOI field (ids below
-388, which sorted notes never use).
+388, which sorted notes never use). A note that is longer than one row can say goes on in a held row at that row's end.
 """
 
 import math
@@ -41,7 +41,7 @@ logger = logging.get_logger(__name__)
 
 BOS, EOS = 1, 2
 NUM_SPECIAL = len(SPECIAL_TOKENS)
-MAX_DURATION = 1152  # ticks, 6 s: longer notes are clipped as published
+MAX_DURATION = 1152  # ticks, 6 s: the longest of one row
 MAX_AGE = 384  # ticks: older held notes share an id
 MIDI_ENDINGS = (".mid", ".midi", ".kar", ".smf")
 GRID_S = 0.5  # 25 codec frames = 96 ticks, the smallest common grid
@@ -62,7 +62,7 @@ class MidiValleTokenizer(PreTrainedTokenizer):
             What `tokenizer(midi)` does with the sustain pedal: `"extend"` durations by it, or `"ignore"` it as the
             published weights expect.
         mark_held (`bool`, defaults to `True`):
-            Whether `encode_notes` writes held rows; the published weights never saw any.
+            Whether `encode_notes` writes held rows; the published weights never saw any, nor more than 6 s of a note.
     """
 
     vocab_files_names = {"midi_tokenizer_file": "midi_tokenizer.json"}
@@ -184,12 +184,13 @@ class MidiValleTokenizer(PreTrainedTokenizer):
                 Sorted notes (`NOTE_DTYPE`) of a performance and a window of it in seconds. Edges are multiples of
                 0.5 s (25 frames), but for the last end, which may be `math.inf`.
             add_special_tokens (`bool`): Put a BOS row first and an EOS row last.
-            mark_held (`bool`, *optional*, defaults to `self.mark_held`): If false, held notes are left out, counted.
+            mark_held (`bool`, *optional*, defaults to `self.mark_held`):
+                If false, held notes are left out, and notes clipped to 6 s; both are counted.
             return_report (`bool`): Also return counts of rows and of changes.
 
         Returns:
             `np.ndarray` of shape `(N, 6)`, int64; with `return_report` a tuple of it and a `dict[str, int]` with
-            `struck` and `held` rows, `held_left_out`, and `clipped_durations` (over 6 s).
+            `struck` and `held` rows, `held_left_out`, and `clipped_durations` (over 6 s, or beyond the axis).
 
         Raises:
             `MidiError`: edges off the grid, notes that are unsorted or off the piano, or a note at or after 32 s.
@@ -206,7 +207,8 @@ class MidiValleTokenizer(PreTrainedTokenizer):
             age = np.maximum(left - tick, 0)
             tick = np.clip(tick, left, right - 1)  # a note of a window without right edge may round onto its end
             duration = np.minimum(duration - age, right - tick)
-            parts.append(np.stack([both["pitch"], both["velocity"], duration, age, tick - left + offset], 1))
+            events = np.stack([both["pitch"], both["velocity"], duration, age, tick - left + offset], 1)
+            parts.append(_continued(events) if mark_held else events)
             offset += right - left
         events = np.concatenate(parts)
         rows = _rows(events)
@@ -229,19 +231,27 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         """Rows of ids `(N, 6)` -> notes (`NOTE_DTYPE`) on the sequence's time axis, in s, sorted.
 
         Special rows are skipped. Times are exact on the grid, velocities the bins' values 1, 3, ..., 127. A held row
-        gives a note at its edge.
+        gives a note where it stands, or makes the one that it continues longer.
         Raises `MidiError` for ids outside the vocabularies.
         """
         rows = self._note_rows(ids)
+        is_first, lengths = _joined(rows)
+        rows = rows[is_first]
         notes = np.empty(len(rows), NOTE_DTYPE)
         notes["onset"] = (rows[:, 5] * TICKS_PER_BAR + rows[:, 4]) / TICKS_PER_SECOND
-        notes["duration"] = (rows[:, 2] + 1) / TICKS_PER_SECOND
+        notes["duration"] = lengths / TICKS_PER_SECOND
         notes["pitch"], notes["velocity"] = rows[:, 0] + PITCH_MIN, 2 * rows[:, 1] + 1
         return notes[np.lexsort((notes["duration"], notes["pitch"], notes["onset"]))]
 
     def ids_to_score(self, ids) -> Score:
-        """Rows of ids `(N, 6)` -> a symusic `Score` of one track at 96 ticks per quarter, 120 BPM, 4/4."""
-        return self.midi_tokenizer.decode([(self._note_rows(ids) + NUM_SPECIAL).tolist()])
+        """Rows of ids `(N, 6)` -> a symusic `Score` of one track at 96 ticks per quarter, 120 BPM, 4/4; as by
+        `decode_rows`."""
+        rows = self._note_rows(ids)
+        is_first, lengths = _joined(rows)
+        score = self.midi_tokenizer.decode([(rows[is_first] + NUM_SPECIAL).tolist()])
+        for note, length in zip(score.tracks[0].notes, lengths.tolist(), strict=True):
+            note.duration = length
+        return score
 
     def decode(self, token_ids, skip_special_tokens: bool = False, **kwargs) -> str | list[str]:
         """`PreTrainedTokenizer.decode` of the flat ids of texts. `MidiError` for rows, which are not those."""
@@ -396,6 +406,40 @@ def _edges(start: float, end: float, is_last: bool) -> tuple[int, int]:
         raise MidiError(f"window {start} to {end} s: give multiples of {GRID_S} s (only the last end is free)")
     right = math.ceil(end * TICKS_PER_SECOND - 1e-6) if math.isfinite(end) else 2**40
     return round(start * TICKS_PER_SECOND), right
+
+
+def _continued(events: np.ndarray) -> np.ndarray:
+    """Events of one window, as for `_rows`, those of more than 6 s in parts of 6 s. They go on until their key is
+    struck again or the axis ends; what is left then stays with the last part."""
+    events, more = events.copy(), []
+    for i in np.flatnonzero(events[:, 2] > MAX_DURATION):
+        pitch, velocity, duration, age, tick = events[i].tolist()
+        strikes = events[(events[:, 0] == pitch) & (events[:, 3] == 0) & (events[:, 4] > tick), 4]
+        end = min(tick + duration, NUM_BARS * TICKS_PER_BAR, *strikes)
+        begins = range(tick + MAX_DURATION, end, MAX_DURATION)
+        lengths = [MAX_DURATION] * len(begins) + [duration - MAX_DURATION * len(begins)]
+        events[i, 2] = lengths[0]
+        parts = zip(begins, lengths[1:], strict=True)
+        more += [(pitch, velocity, length, age + begin - tick, begin) for begin, length in parts]
+    if not more:
+        return events
+    events = np.concatenate([events, more])
+    return events[np.lexsort((events[:, 3] == 0, events[:, 4]))]  # stable; held before struck
+
+
+def _joined(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows `(N, 6)` without special tokens: which do not continue another, and how long each of those is, in
+    ticks."""
+    tick, duration = rows[:, 5] * TICKS_PER_BAR + rows[:, 4], rows[:, 2] + 1
+    is_first, lengths = np.ones(len(rows), bool), duration.copy()
+    full = {}  # key and end, in ticks, of a row of 6 s -> the row that its note begins with
+    for i in np.argsort(tick, kind="stable"):
+        begun = full.pop((rows[i, 0], tick[i]), None) if rows[i, 3] == 0 else None
+        first = i if begun is None else begun
+        is_first[i], lengths[first] = begun is None, tick[i] + duration[i] - tick[first]
+        if duration[i] == MAX_DURATION:
+            full[rows[i, 0], tick[i] + MAX_DURATION] = first
+    return is_first, lengths[is_first]
 
 
 def _rows(events: np.ndarray) -> np.ndarray:

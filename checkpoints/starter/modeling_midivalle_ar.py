@@ -139,7 +139,8 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
             clock = torch.cat([midi_clock, clock], 1)
             # 0 = one block, seen both ways; -1 = causal
             blocks = F.pad(torch.zeros_like(midi_ids[..., 0]), (0, T), value=-1)
-        padding = torch.cat([midi_attention_mask.to(attention_mask.dtype), attention_mask], 1)
+        attended_rows = self.embeddings.attended_rows(midi_ids, midi_attention_mask)
+        padding = torch.cat([attended_rows.to(attention_mask.dtype), attention_mask], 1)
         mask = create_causal_mask(self.config, hidden_states, padding, past_key_values, block_sequence_ids=blocks)
         rotary = rotary_angles(self.config, clock) if self.config.position_embedding_type == "time_rotary" else None
         for layer in self.layers:

@@ -211,6 +211,15 @@ class MidiValleEmbeddings(nn.Module):
             )
         return self.midi_dropout(hidden_states), clock
 
+    def attended_rows(self, midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor) -> torch.BoolTensor:
+        """`midi_attention_mask` `(B, N)`, with frame notes without the rows that only continue another: the frames know
+        how long it is, and a row that stands where nothing is struck would be taken for something new."""
+        attended = midi_attention_mask.bool()
+        if not self.use_frame_notes:
+            return attended
+        is_special = (midi_ids < 4).any(-1)
+        return attended & (is_special | read_notes(midi_ids, midi_attention_mask).valid)
+
     def place_audio(self, hidden_states: torch.Tensor, *places: torch.Tensor) -> torch.Tensor:
         """Code vectors `(B, T, hidden_size)` with what [`describe_frames`] says of their `places` added."""
         return self.audio_dropout(hidden_states + self.describe_frames(*places).to(hidden_states.dtype))
