@@ -243,9 +243,9 @@ class MidiValleProcessor(ProcessorMixin):
         start, end = start or 0.0, math.inf if end is None else end
         if not 0 <= start < end:
             raise ProcessorError(f"start {start} and end {end} s: give 0 <= start < end")
-        notes = midi.notes
-        notes = notes[(notes["onset"] < end) & (notes["onset"] + notes["duration"] > start)].copy()
-        if not len(notes):
+        notes, ends = midi.notes, np.minimum(midi.notes["onset"] + midi.notes["duration"], end)
+        notes = notes[(notes["onset"] < end) & (ends > start)].copy()
+        if ends.max() - start < 1 / SAMPLING_RATE:
             span = f"from {start} s on" if end == math.inf else f"between {start} and {end} s"
             raise ProcessorError(f"{midi.name}: no note sounds {span}; it ends at {midi.end:.3f} s")
         notes["duration"] = np.minimum(notes["duration"], end - notes["onset"])

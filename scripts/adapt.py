@@ -264,7 +264,7 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     `after` and of the `codec`.
 
     Raises:
-        AdaptError: peft is missing, or the held part is shorter than a target.
+        AdaptError: peft is missing, or the held part is shorter than a target or, if listened to, without notes.
         PublishError: the adapter could not be written.
     """
     end = recording.seconds * (1 - recipe.held_share) // GRID_S * GRID_S
@@ -272,6 +272,12 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     batches = recording.held(recipe, end) if fits else []
     if not batches:
         raise AdaptError("the held part or the rest is shorter than a target: change held_share or target_seconds")
+    seconds, onsets = held_seconds(recording, end), recording.notes["onset"]
+    if listen and not ((onsets >= end) & (onsets < end + seconds)).any():
+        raise AdaptError(
+            f"no note is struck from {end:g} to {end + seconds:g} s, where the held part is listened to: change "
+            "held_share, or give --losses-only"
+        )
     batches = [{k: v.to(model.device) for k, v in batch.items()} for batch in batches]
     trained = add_adapter(model, recipe)
     books = torch.stack([layer.codebook.embed for layer in model.codec.quantizer.layers])
@@ -289,7 +295,6 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     export(model, output)
     after, codec = figures(), {}
     if listen:
-        seconds = held_seconds(recording, end)
         codec = heard(recording, reconstruct(model, recording, recipe, end, seconds), end, seconds, transcriber)
     return {"steps": steps, "before": before, "after": after, "codec": codec}
 

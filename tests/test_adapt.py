@@ -88,6 +88,19 @@ def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypat
     assert adapt.play(model, processor, recording, adapt.AdaptRecipe(prompt_seconds=(0.5, 1.0)), 2.0, None) == 18 * RATE
 
 
+def test_a_held_part_without_notes_is_refused_before_anything_is_learned(folder, tmp_path):
+    """All notes are in the first 10 s; of 20 s the last 4 are held back."""
+    notes = np.array([(0.5 * i, 0.5, 50 + i, 80) for i in range(20)], NOTE_DTYPE)
+    model, processor = adapt.load_model(folder, "cpu"), adapt.load_processor(folder)
+    wave = 0.1 * np.random.default_rng(0).standard_normal(20 * RATE).astype(np.float32)
+    codes = encode(model.codec, wave)
+    recording = Recording(wave, notes, codes, codes, processor.tokenizer)
+    recipe = adapt.AdaptRecipe(prompt_seconds=(1.0, 2.0), target_seconds=2.0)
+    with pytest.raises(adapt.AdaptError, match="no note is struck from 16 to 20 s, .*: change held_share, or give"):
+        adapt.adapt(model, processor, recording, recipe, None, True, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_codec_is_not_given_the_colour_of_what_is_generated(make_model):
     """It is what the table measures both sides of the adaptation by."""
     model, wave = make_model(), 0.1 * np.random.default_rng(0).standard_normal(8 * RATE).astype(np.float32)

@@ -482,6 +482,8 @@ def float_wav(wave):
         ({"start": -1.0}, ProcessorError, "give 0 <= start < end"),
         ({"start": math.nan}, ProcessorError, "give 0 <= start < end"),
         ({"start": 0.5, "end": 0.25}, ProcessorError, "give 0 <= start < end"),
+        ({"start": 0.5, "end": 0.50001}, ProcessorError, "no note sounds between 0.5 and 0.50001 s"),  # not a sample
+        ({"start": 0.99999}, ProcessorError, "no note sounds from 0.99999 s on"),
         ({"sustain": "half"}, MidiError, "sustain is 'half'"),
         ({"midi": [midi((0, 1, 60))] * 2, "end": [1.0]}, ProcessorError, "2 MIDI inputs beside a list of 1"),
         (
