@@ -56,7 +56,7 @@ def read_notes(midi_ids: torch.LongTensor, midi_attention_mask: torch.Tensor) ->
     follows = is_full[:, :, None] & is_old[:, None] & (end[:, :, None] == onset[:, None])  # (B, N, of which row)
     follows &= key[:, :, None] == key[:, None]
     is_continued, after = nn.functional.pad(follows, (0, 1)).max(2)  # a place more: there may be no rows at all
-    after = torch.where(is_continued, after, torch.arange(len(after[0]), device=after.device))
+    after = torch.where(is_continued, after, torch.arange(after.shape[1], device=after.device))
     for _ in range(MOST_ROWS - 1):
         end = end.gather(1, after)
     valid &= ~follows.any(1)

@@ -174,13 +174,13 @@ def move_in(source: Path, output: Path, max_mib: float) -> None:
     Raises:
         AssembleError: the folder would be larger than `max_mib`.
     """
-    output.mkdir(parents=True, exist_ok=True)
     new = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
     old = {p.relative_to(output) for p in output.rglob("*") if p.is_file()}
     stale = {p for p in old - new if WEIGHT_FILE.fullmatch(str(p)) or p.parts[0] == LISTENER}
     size = sum((source / p).stat().st_size for p in new) + sum((output / p).stat().st_size for p in old - new - stale)
     if size > max_mib * 2**20:
         raise AssembleError(f"{output}: {size / 2**20:.1f} MiB would be more than {max_mib} MiB; take smaller parts")
+    output.mkdir(parents=True, exist_ok=True)
     for path in sorted(new, key=lambda p: (p.suffix != ".safetensors", p)):  # the index only after its shards
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).chmod(0o644)

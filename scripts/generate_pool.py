@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
-from modeling_midivalle.sampling_midivalle import pad_codes
+from modeling_midivalle.sampling_midivalle import pad_codes, window_seed
 from processing import Prompt
 from scripts.audio.pianos import SAMPLING_RATE, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, codes_path, onsets_path
@@ -38,22 +38,30 @@ from scripts.models.trained_parts import codec_hash, load_part
 from scripts.rendering.manifest import weights_sha256
 from scripts.rendering.pieces import encode_prompt
 from scripts.training.processes import follow_parent, run_errors
-from tokenization import Performance
+from tokenization import MidiError, Performance
 
 REDRAW = 1_000_000  # from an item's number to that of the next try
 
 
 class Drawn(Dataset):
     """Item i: the notes of a target (`Performance`), its prompt (`Prompt`), and its audio, int16 (samples,) at 32 kHz.
-    Where no note sounds in the target, another is drawn."""
+    Where no note is struck in the target, or a MIDI file cannot be used, another is drawn."""
 
     def __init__(self, recordings: RenderedRecordings, data: DataArguments, processor):
         self.recordings, self.data, self.processor = recordings, data, processor
 
+    def _draw(self, index: int):
+        """Prompt and target, or no target: a MIDI file that cannot be used."""
+        try:
+            return self.recordings.draw(index, self.data)[:2]
+        except MidiError as error:
+            print(f"{error}; another is drawn instead", file=sys.stderr, flush=True)
+            return None, None
+
     def __getitem__(self, index: int):
         seconds = self.data.target_seconds
-        draws = (self.recordings.draw(i, self.data) for i in itertools.count(index, REDRAW))
-        prompt, target, _ = next(found for found in draws if (found[1].notes["onset"] < seconds).any())
+        draws = (self._draw(i) for i in itertools.count(index, REDRAW))
+        prompt, target = next((a, b) for a, b in draws if b is not None and (b.notes["onset"] < seconds).any())
         first, size = round(LEAD_S * SAMPLING_RATE), round(seconds * SAMPLING_RATE)
         piece = self.processor.load(Performance(target.notes, target.source, {}), start=0.0, end=seconds)
         wave = np.round(np.clip(target.wave[first : first + size], -1, 1) * 32767).astype(np.int16)
@@ -61,15 +69,15 @@ class Drawn(Dataset):
 
 
 @torch.no_grad()
-def generate(model, processor, items: list, seconds: float) -> list[np.ndarray]:
+def generate(model, processor, items: list, seconds: float, seeds: list[int]) -> list[np.ndarray]:
     """Of items of `seconds` the velocities of the keys that the model was given, uint8 (B, T, 88), the codes, int16
-    (B, K, T), and with mean vectors these, float16 (B, A, T)."""
+    (B, K, T), and with mean vectors these, float16 (B, A, T); `seeds` are of the items, for a model that samples."""
     pieces, prompts, _ = map(list, zip(*items, strict=True))
     inputs = processor.window_inputs(pieces, [0.0] * len(items), [seconds] * len(items), prompts).to(model.device)
     prompt_codes, lengths = pad_codes([encode_prompt(model, prompt) for prompt in prompts])
     given = inputs["input_ids"], inputs["attention_mask"]
     with torch.autocast(model.device.type, torch.bfloat16):  # what rounding changes is no more than a draw would
-        codes, vectors = model.generate_frames(*given, prompt_codes, lengths, inputs["target_frames"])
+        codes, vectors = model.generate_frames(*given, prompt_codes, lengths, inputs["target_frames"], seed=seeds)
     struck = struck_keys(*given, lengths.to(model.device), codes.shape[-1])
     found = [(struck * 127).round().byte(), codes.short(), *([] if vectors is None else [vectors])]
     return [array.cpu().numpy() for array in found]
@@ -125,7 +133,9 @@ def _generate_items(pool: PoolFiles, model, drawn: Drawn, size: int, workers: in
     with tqdm(total=pool.items, initial=pool.done, unit="item") as bar:
         for indices, items in zip(batches, loader, strict=True):
             waves = np.stack([wave for _, _, wave in items])
-            pool.add([waves, *generate(model, drawn.processor, items, drawn.data.target_seconds)], indices[-1] + 1)
+            seeds = [window_seed(drawn.data.seed, i) for i in indices]
+            made = generate(model, drawn.processor, items, drawn.data.target_seconds, seeds)
+            pool.add([waves, *made], indices[-1] + 1)
             bar.update(len(indices))
 
 

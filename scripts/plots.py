@@ -5,6 +5,7 @@ python -m scripts.plots demo.wav demo.mid demo.png
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -95,12 +96,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"plots: {error}", file=sys.stderr)
         return 2
     figure = plot_render(wave, notes, f"{Path(args.midi).name}, rendered")
+    output = Path(args.output)
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        figure.savefig(args.output, dpi=100)
+        figure.savefig(part, dpi=100, format=output.suffix[1:].lower())
+        os.replace(part, output)
     except (ValueError, OSError) as error:  # another ending than of a picture; a folder that is not there
         print(f"plots: {args.output}: cannot be written ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
         return 2
     finally:
+        part.unlink(missing_ok=True)
         pyplot.close(figure)
     return 0
 

@@ -268,7 +268,8 @@ def main(argv: list[str] | None = None) -> int:
     for reason, count in reasons.most_common(10):
         print(f"skipped {count} items: {reason}", file=sys.stderr)
     left_out = f", {len(excluded)} recordings left out" if excluded else ""
-    print(f"{rows} items made, {skipped} skipped (see skipped.jsonl){left_out}, in {args.output_dir}")
+    listed = " (see skipped.jsonl)" if skipped or excluded else ""
+    print(f"{rows} items made, {skipped} skipped{left_out}{listed}, in {args.output_dir}")
     if skipped > args.max_skipped * (rows + skipped):
         print(f"error: more than {args.max_skipped:.0%} of the items were skipped (--max-skipped)", file=sys.stderr)
         return 1

@@ -16,8 +16,10 @@ import math
 import os
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from modeling_midivalle import (
@@ -38,6 +40,7 @@ from scripts.training.publishing import push
 from scripts.training.recipe_file import model_of
 from tokenization import MidiValleTokenizer
 
+VALIDATION_PROMPT_S = 4.0  # or what is nearest to it of the recipe's prompts
 PARTS = {"ar": (MidiValleARConfig, MidiValleARModel), "nar": (MidiValleNARConfig, MidiValleNARModel)}
 
 
@@ -107,8 +110,11 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     names = ("prompt_seconds", "no_prompt_share", "short_share", "seed", "batch_frames")
     layout = {name: getattr(recipe, name) for name in names} | {"rank": rank, "world_size": world}
     stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
-    held_out = TrainingStream(held, tokenizer, recipe.batch_size, (4.0, 4.0), 0.0)
-    validation = [batch for batch, _ in zip(held_out, range(recipe.validation_batches))]
+    prompt_s = float(np.clip(VALIDATION_PROMPT_S, *recipe.prompt_seconds))
+    layout = {"prompt_seconds": (prompt_s, prompt_s), "no_prompt_share": float(recipe.no_prompt_share == 1)}
+    held_out = TrainingStream(held, tokenizer, recipe.batch_size, **layout)
+    held_out.batch_size = min(held_out.batch_size, sum(held_out.shards.rows))
+    validation = list(islice(held_out, recipe.validation_batches))
     data = info | {"shards": len(files), "rows": stream.shards.digest, "validation_rows": held_out.shards.digest}
     codebooks = load_codebooks(args.codec)
     model = start_model(recipe, part, codebooks)

@@ -87,13 +87,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--stop-after must be above 0")
     if args.workers < 0:
         parser.error("--workers must be at least 0")
-    if bool(args.audio) == bool(args.midi_root and args.piano):
+    rendered = (args.midi_root is not None, bool(args.piano))
+    if any(rendered) if args.audio else not all(rendered):
         parser.error("give audio: --midi-root and --piano, or --audio")
     begins = args.part == "encoder" or (args.part == "decoder" and not args.go_on)
     if begins and args.features is None:
         parser.error(f"{args.part} needs --features")
     if args.part in ("hearing", "codebooks", "encode", "decoder", "kicks", "whole") and args.codec is None:
         parser.error(f"{args.part} needs --codec")
+    if args.features is not None and args.part not in ("encoder", "decoder"):
+        parser.error("--features are for encoder and decoder")
+    if args.go_on and args.part not in ("encoder", "decoder", "listener"):
+        parser.error(f"--go-on is for encoder, decoder and listener: {args.part} always does")
     if args.part == "listener" and args.go_on != (args.listener is not None):
         parser.error("listener needs --go-on and --listener together, or neither")
     if args.part == "encode" and not all(path.endswith(".npy") for path in args.audio or ["none"]):

@@ -20,12 +20,12 @@ import torch
 from scripts import render_pool
 from scripts.audio.pianos import RenderError
 from scripts.audio.recorded_audio import RecordedExcerpts
-from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
+from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, draws_of, onset_roll, onsets_path
 from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, coloured, fixed_batch
 from scripts.codec.pool_files import PoolFiles
 from scripts.codec.recipe import CodecRecipe
 from scripts.training.processes import RunError
-from tokenization import load_performance
+from tokenization import MidiError, load_performance
 
 RECIPE = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3)
 
@@ -63,7 +63,9 @@ def test_stored_crops(pool):
     """Slices of the pool with their onsets, and their codes, from the lead on, where there are some."""
     waves, onsets = np.load(pool), np.load(onsets_path(pool))
     assert StoredCrops([pool], 0.08, 1)[5]["input_values"].shape == (2560,)
-    assert "audio_codes" not in StoredCrops([pool], 0.08, 1, "another codec")[0]
+    assert "audio_codes" not in StoredCrops([pool], 0.08, 1)[0]
+    with pytest.raises(ValueError, match=r"0123456789ab\.npy: holds codes, but of another codec"):
+        StoredCrops([pool], 0.08, 1, "another codec")
     for lead in (0, 2):
         source = StoredCrops([pool], 0.08, 1, "0123456789abcdef", lead * 0.02)
         for item in (source[i] for i in range(3)):
@@ -231,6 +233,26 @@ def test_a_pool_and_rendering_on_the_fly_are_the_same_sound(tiny_pack, tmp_path)
     assert all(torch.equal(rendered[name], stored[name]) for name in rendered)
     with pytest.raises(ValueError, match="longer than the excerpts"):
         fixed_batch(source, 2, 1.5)
+
+
+def test_held_out_excerpts_are_in_rooms_of_their_own(tiny_pack):
+    """Of the same presets and the same seed, but not those that the training has heard."""
+    folders = tiny_pack / "midi", [tiny_pack / "piano"], ["studio"], 1.0, 5
+    found = [RenderedExcerpts(folders[0], split, *folders[1:]) for split in ("train", "validation", "test")]
+    rooms = [[source.excerpt(draws_of(source.split, 5, i))[2]["room_seed"] for i in range(20)] for source in found]
+    assert not set(rooms[0]) & set(rooms[1]) and rooms[1] == rooms[2]
+
+
+def test_midi_that_cannot_be_used_is_said_once_and_another_drawn(tiny_pack, tmp_path, capfd):
+    shutil.copytree(tiny_pack / "midi", tmp_path / "midi")
+    source = RenderedExcerpts(tmp_path / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0, 5)
+    (tmp_path / "midi" / "1.mid").write_bytes(b"no MIDI")
+    found = [source.excerpt(np.random.default_rng(i))[2]["path"] for i in range(6)]
+    assert set(found) == {"0.mid"} and capfd.readouterr().err.count("1.mid: not a MIDI file") == 1
+    source = RenderedExcerpts(tmp_path / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0, 5)
+    (tmp_path / "midi" / "0.mid").write_bytes(b"no MIDI")
+    with pytest.raises(MidiError, match="midi: holds no MIDI file that can be used"):
+        source[0]
 
 
 def test_a_pool_that_cannot_be_rendered_is_refused_before_any_process_starts(tiny_pack, tmp_path, capsys):

@@ -644,7 +644,7 @@ def test_a_folder_whose_name_looks_like_a_pattern(tiny_data, tokenizer, tmp_path
 
 def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):
     files = shard_files(tiny_data, "train")
-    with pytest.raises(DataError, match="too few items for 1 batches of 9"):
+    with pytest.raises(DataError, match="too few items of train for 1 batches of 9"):
         next(iter(TrainingStream(files, tokenizer, 9)))
     with pytest.raises(DataError, match="no test-"):
         shard_files(tiny_data, "test")

@@ -75,6 +75,7 @@ def test_a_row_that_continues_another_makes_it_longer():
         other = torch.tensor([first, rest[0]])[None]
         other[0, 1, place] = value
         assert read_notes(other, torch.ones(1, 2)).valid.all()
+    assert all(len(column) == 0 for column in read_notes(rows[:0], torch.ones(0, 6)))
     assert read_notes(rows, torch.tensor([[1, 0, 1, 1, 1, 1]])).end[0, 3] == end  # what is left continues itself
 
 

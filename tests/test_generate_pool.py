@@ -1,10 +1,12 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """`python -m scripts.generate_pool`: codes of notes beside the recording that they stand for."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from transformers import EncodecFeatureExtractor
+from transformers import EncodecFeatureExtractor, GenerationConfig
 
 from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor
@@ -35,6 +37,25 @@ def make(make_model, tiny_pack, tmp_path, capsys):
         return code, capsys.readouterr().err
 
     return run
+
+
+def test_midi_that_cannot_be_used(make, tiny_pack, tmp_path):
+    """It is said, and another item is drawn."""
+    shutil.copytree(tiny_pack / "midi", tmp_path / "midi")
+    (tmp_path / "midi" / "1.mid").write_bytes(b"no MIDI")
+    code, said = make("--items", 3, "--midi-root", tmp_path / "midi")
+    assert code == 0 and "1.mid: not a MIDI file" in said and len(np.load(tmp_path / "pool.npy")) == 3
+
+
+def test_sampled_codes_are_of_the_seed(make, tmp_path):
+    GenerationConfig(do_sample=True, temperature=1.0).save_pretrained(tmp_path / "model")
+    pools = []
+    for _ in range(2):
+        assert make("--items", 3)[0] == 0
+        pools.append(files_of(tmp_path))
+        for path in tmp_path.glob("pool*"):
+            path.unlink()
+    assert all(np.array_equal(array, pools[1][name]) for name, array in pools[0].items())
 
 
 def files_of(folder):

@@ -89,17 +89,28 @@ def test_nothing_that_is_learned_validates(tmp_path):
 
 
 def test_a_folder_of_pairs(tmp_path):
-    """Names are matched with their folders; what has no partner is no pair; without any it is an error."""
-    for name in ("a/one.wav", "a/one.mid", "b/one.flac", "b/one.midi", "two.wav", "b/.three.wav"):
+    """Names are matched with their folders; what has no partner is no pair, but listed; without any it is an error."""
+    names = ("a/one.wav", "a/one.mid", "b/one.flac", "b/one.midi", "two.wav", "b/.three.wav")
+    for name in (*names, "a/one.flac", "four.mid", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    _, pairs, _ = read_pairs(tmp_path)
+    _, pairs, left_out = read_pairs(tmp_path)
     assert [(p.audio, p.midi) for p in pairs] == [("a/one.wav", "a/one.mid"), ("b/one.flac", "b/one.midi")]
+    no_partner = "no audio or MIDI of its name is beside it"
+    reasons = {"a/one.flac": "another file of its name is used", "four.mid": no_partner, "two.wav": no_partner}
+    assert {item["source"]: item["reason"] for item in left_out} == reasons
     (tmp_path / "c").mkdir()
     with pytest.raises(MidiError, match="no audio file with MIDI of its name"):
         read_pairs(tmp_path / "c")
     write_table(tmp_path / "one.csv", "audio,midi,split", {"audio": "x.wav", "midi": "x.mid", "split": "test"})
     assert read_pairs(tmp_path, "test")[1][0].audio == "x.wav"
+    rows = [
+        {"audio": f"{i}.wav", "midi": f"{i}.mid", "split": split} for i, split in enumerate(("Train", "", " train "))
+    ]
+    write_table(tmp_path / "c" / "splits.csv", "audio,midi,split", *rows)
+    _, pairs, left_out = read_pairs(tmp_path / "c", "train")
+    assert [pair.audio for pair in pairs] == ["0.wav", "2.wav"]
+    assert left_out == [{"source": "1.mid", "reason": "its split is blank"}]
     write_table(tmp_path / "two.csv", MAESTRO)
     with pytest.raises(MidiError, match="holds several tables .one.csv, two.csv.; name one"):
         read_pairs(tmp_path)

@@ -345,6 +345,30 @@ def test_damaged_weights(folder, tmp_path):
         model_folder.load_model(tmp_path / "model", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"colour_gains_db": [1]}),
+        ("config.json", {"velocity_gain_db": "a"}),
+        ("config.json", {"ar_config": {"hidden_size": 33}}),
+        ("config.json", {"nar_config": {"frame_note_offsets": []}}),
+        ("processor_config.json", {"context_seconds": "x"}),
+        ("processor_config.json", {"onset_delay_seconds": None}),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_one_sentence(folder, tmp_path, capsys, file, change):
+    path = shutil.copytree(folder, tmp_path / "model") / file
+    config = json.loads(path.read_text())
+    for name, value in change.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    path.write_text(json.dumps(config))
+    save_midi(tmp_path / "a.mid", (0.0, 0.4, 60))
+    words = [tmp_path / "a.mid", tmp_path / "a.wav", "--model", path.parent, "--device", "cpu"]
+    assert render.main([str(word) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "can be loaded (" in said and not (tmp_path / "a.wav").exists()
+
+
 def test_hub_ids(folder, monkeypatch):
     """Data of a Hub repository is fetched, its code is not; what the Hub says is one line."""
     asked = []
@@ -1114,6 +1138,19 @@ def test_the_command_line_itself(folder, inputs):
     assert done.stderr == "render: text.mid: not a MIDI file (no complete MThd header)\n"
     done = start(inputs / "good.mid", inputs / "out.wav", "--ring-out", "0.2")
     assert done.returncode == 0 and (inputs / "out.wav").exists(), done.stderr
+
+
+def test_a_plot_that_cannot_be_finished_leaves_what_was_there(inputs, monkeypatch):
+    def full_disk(_, file, **options):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(inputs)
+    Path("plot.png").write_bytes(b"whole")
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full_disk)
+    for name in ("plot.png", "plot.pdf"):
+        assert plots.main(["noise.wav", "good.mid", name]) == 2
+    assert Path("plot.png").read_bytes() == b"whole" and sorted(Path().glob("*plot*")) == [Path("plot.png")]
 
 
 def test_plots(inputs, monkeypatch, capsys):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import load_dataset
 
 from scripts.dataset import shards
 from scripts.dataset.folder import finish, write_shard
@@ -94,6 +95,15 @@ def same(a, b):
 
 def rows_of(batches):
     return [name for _, names in batches for name in names]
+
+
+def test_shards_without_rows(open_stream, tmp_path):
+    """As where every item was skipped: nothing is missed, here and by `datasets` itself."""
+    source = write(tmp_path / "data", [0, 3, 0, 0, 5])
+    assert [len(Shards(shard_files(source, "train")).read([i])) for i in range(5)] == [0, 3, 0, 0, 5]
+    assert len(set(rows_of(take(open_stream(source, 1), 8)))) == 8
+    assert len(load_dataset(str(source), split="train")) == 8
+    assert len(list(load_dataset(str(source), split="train", streaming=True))) == 8
 
 
 # --- where the shards lie
@@ -248,7 +258,10 @@ def test_one_two_and_four_ranks_take_over_from_one_another(open_stream):
     for stream in ranks:
         stream.load_state_dict(state)
         take(stream, 1)
-        assert stream.state_dict() == {"epoch": 1, "position": 4, "seed": 0, "batch_size": 2}
+        assert stream.state_dict() == {"epoch": 1, "position": 4, "seed": 0, "batch_size": 2, "by_frames": False}
+    by_frames = open_stream(batch_frames=300)
+    by_frames.load_state_dict(ranks[0].state_dict())  # frames are no rows: the epoch begins anew
+    assert (by_frames.epoch, by_frames.position) == (1, 0)
 
 
 def test_half_the_batch_on_twice_the_ranks_goes_on_with_the_same_rows(open_stream):

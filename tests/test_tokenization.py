@@ -147,11 +147,34 @@ def test_a_tone_of_more_than_6_s_goes_on_in_held_rows(tokenizer, published):
         [33, 3 + 9, 388 + 1, 4 + 11, 4 + 3],  # struck again just where the old tone would go on
         [43, 3 + 96, 4, 4 + 10, 4 + 6],
     ]
-    assert report == {"struck": 5, "held": 2, "held_left_out": 0, "clipped_durations": 1}
+    assert report == {"struck": 5, "held": 2, "held_left_out": 0, "clipped_durations": 0}
     _, report = published.encode_notes([(notes, 0.0, math.inf)], return_report=True)
     assert report["clipped_durations"] == 2 and report["held"] == 0
-    endless = tokenizer.encode_notes([(notes_of((0, 384 * 99, 60, 64)), 0.0, math.inf)], False)
-    assert endless[:, 5].tolist() == [4, 7, 10, 13, 16, 19] and (endless[:, 2] == 3 + 1152).all()
+    late = notes_of((0, 384 * 99, 60, 64), (21 * 192, 384 * 99, 61, 64))  # what is beyond the axis is left out
+    ids, report = tokenizer.encode_notes([(late, 0.0, math.inf)], False, return_report=True)
+    assert ids[ids[:, 0] == 43][:, 5].tolist() == [4, 7, 10, 13, 16, 19]
+    assert report["clipped_durations"] == 2 and ids[-2:, 2].tolist() == [3 + 5 * 192, 3 + 2 * 192]
+    assert (tokenizer.decode_rows(ids)["onset"] + tokenizer.decode_rows(ids)["duration"] == 32).all()
+
+
+def test_a_tone_of_the_prompt_does_not_go_on_in_the_target(tokenizer):
+    """The prompt ends with a row of 6 s where a note of that key is held: a tick less tells them apart."""
+    prompt, target = notes_of((0, 2000, 60, 30)), notes_of((0, 1500, 60, 90), (1600, 9, 62, 90))
+    for end in (6.0, 9.5):
+        ids = tokenizer.encode_notes([(prompt, end - 6, end), (target, 4.0, 15.0)], False)
+        assert ids[:2].tolist() == [[43, 19, 3 + 1151, *ids[0, 3:]], [43, 49, 3 + 732, 4, 4, 4 + 3]]
+        assert tokenizer.decode_rows(ids)["velocity"].tolist() == [31, 91, 91]
+
+
+def test_of_notes_of_one_key_at_one_tick_the_longest_goes_on(tokenizer):
+    """As two voices may have it; and of two that are held at a left edge the one that was struck last."""
+    notes = notes_of((0, 1300, 60, 64), (0, 2700, 60, 64), (10, 2700, 61, 64), (10, 2700, 61, 64))
+    ids = tokenizer.encode_notes([(notes, 0.0, math.inf)], False)
+    back = tokenizer.decode_rows(ids)
+    assert (back["onset"] < 0.06).all() and [round(d * 192) for d in back["duration"]] == [1152, 2700, 1152, 2700]
+    held = notes_of((0, 9000, 60, 64), (90, 2000, 60, 90))
+    back = tokenizer.decode_rows(tokenizer.encode_notes([(held, HOP, 20.0)], False))
+    assert [round(d * 192) for d in back["duration"]] == [1152, 2090 - 96]
 
 
 def test_prompt_and_target_share_one_time_axis(tokenizer):

@@ -20,9 +20,11 @@ from transformers import AutoModel
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecModel
 from scripts import train
+from scripts.dataset.shards import Shards
 from scripts.decoders.data import TrainingStream, shard_files
 from scripts.decoders.optimizers import make_optimizer
 from scripts.decoders.run import BadLossError, Run
+from scripts.decoders.validation import figures
 from scripts.models.trained_parts import load_part
 from scripts.training import publishing, run_log
 from tokenization import MidiValleTokenizer
@@ -246,6 +248,24 @@ def test_changed_settings_need_force(run, tmp_path, capsys):
     assert (tmp_path / "out" / "step_0000005").is_dir()
 
 
+def test_validation_has_prompts_and_batches_as_there_are(tiny_data, tiny_pack, tmp_path, capsys):
+    """Prompts of the recipe's lengths; of fewer items than a batch all are taken, and of no batch none."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--data", str(tiny_data), "--codec", str(tiny_pack / "codec")]
+    args = train.parse([*words, "--output-dir", str(tmp_path / "out")])
+    rows = sum(Shards(shard_files(tiny_data, "validation")).rows)
+    for changes, lengths in (
+        ({"prompt_seconds": (0.5, 0.5)}, 25),
+        ({"prompt_seconds": (0.5, 1.0)}, 50),
+        ({"no_prompt_share": 1.0}, 0),
+    ):
+        recipe = train.TrainRecipe(preset="tiny", batch_size=rows + 1, validation_batches=1, **changes)
+        (batch,) = train.make_run(args, recipe, "ar", tmp_path / "out").validation
+        assert batch["prompt_lengths"].tolist() == [lengths] * rows
+    recipe = train.TrainRecipe(preset="tiny", batch_size=2, validation_batches=0)
+    assert train.make_run(args, recipe, "ar", tmp_path / "out").validation == []
+
+
 def test_other_data_of_the_same_form_need_force(run, prepare_here, tiny_pack, tmp_path, capsys):
     """Made with another seed: the rows that are still to come would be others, and the best loss of others."""
     assert run("ar", tmp_path / "out") == 0
@@ -350,8 +370,17 @@ def test_gradient_checkpointing_changes_nothing(tiny_data, tiny_pack, batch, tmp
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
-def test_published_weights_go_on_by_their_own_objective(run, part, make_model, tiny_pack, tmp_path, capsys):
+def test_published_weights_go_on_by_their_own_objective(
+    run, part, make_model, tiny_data, tiny_pack, tmp_path, capsys, monkeypatch
+):
     """From a whole model's folder, one decoder, and its parts go together again; our objective on request."""
+    prompts = []
+
+    def spy(losses, batches, *rest):
+        prompts.extend(batch["prompt_lengths"] for batch in batches)
+        return figures(losses, batches, *rest)
+
+    monkeypatch.setattr("scripts.decoders.run.figures", spy)
     model = make_model("published")
     model.save_pretrained(tmp_path / "whole")
     recipe = RECIPE + "init_from: {}\nmark_held: false\nno_prompt_share: 1.0\n".format(tmp_path / "whole")
@@ -359,6 +388,11 @@ def test_published_weights_go_on_by_their_own_objective(run, part, make_model, t
     assert run(part, tmp_path / "out") == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     losses = [value for name, value in rows[-1].items() if name.startswith("validation_code")]
+    assert prompts and not torch.cat(prompts).any()  # as the recipe trains
+    options = {"init_from": str(tmp_path / "whole"), "no_prompt_share": 1.0}
+    again = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "again", **options)
+    played = again.losses.play(again.validation[0], 20)  # an AR that has no BOS goes on from the first half
+    assert played.shape == ((2, 1, 25 + 20) if part == "ar" else (2, 4, 20))
     assert min(losses) > 100 and not any("latent" in name for name in rows[-1])  # sums, and nothing beside them
     trained = AutoModel.from_pretrained(tmp_path / "out" / "model")
     assert trained.config.objective == "published_sum"

@@ -166,6 +166,15 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
         with pytest.raises(SystemExit):
             train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])
         assert f"{option[0]} must be" in capsys.readouterr().err
+    for part, more, sentence in (
+        ("whole", ("--codec", "c", "--features", "f"), "--features are for encoder and decoder"),
+        ("kicks", ("--codec", "c", "--go-on"), "--go-on is for encoder, decoder and listener: kicks always does"),
+        ("whole", ("--codec", "c", "--midi-root", "m"), "give audio: --midi-root and --piano, or --audio"),
+        ("whole", ("--codec", "c", "--piano", "p"), "give audio: --midi-root and --piano, or --audio"),
+    ):
+        with pytest.raises(SystemExit):
+            train_codec.main([part, *arguments[1:], "--output-dir", str(tmp_path / "out"), *more])
+        assert sentence in capsys.readouterr().err
 
 
 def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, tmp_path, monkeypatch, capsys):
@@ -202,8 +211,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_learned(
     (tmp_path / "recipe.yaml").write_text("\n".join([*kept, line]))
     (tmp_path / "features").mkdir()
     parts.save_whole(SpectralFeatures(5).state_dict(), tmp_path / "features" / "features.safetensors")
-    arguments = [part, "--config", tmp_path / "recipe.yaml", "--audio", pool, "--workers", 0]
-    arguments += ["--codec", tiny_pack / "codec", "--features", tmp_path / "features", "--output-dir", tmp_path / "out"]
+    for path in (pool, onsets_path(pool)):  # not the codes of another codec
+        shutil.copy(path, tmp_path)
+    arguments = [part, "--config", tmp_path / "recipe.yaml", "--audio", tmp_path / pool.name, "--workers", 0]
+    arguments += ["--codec", tiny_pack / "codec", "--output-dir", tmp_path / "out"]
+    arguments += ["--features", tmp_path / "features"] if part == "encoder" else []
     assert train_codec.main([str(argument) for argument in arguments]) == 2
     assert sentence in capsys.readouterr().err and not (tmp_path / "out").exists()
 

@@ -45,7 +45,8 @@ MAX_DURATION = 1152  # ticks, 6 s: the longest of one row
 MAX_AGE = 384  # ticks: older held notes share an id
 MIDI_ENDINGS = (".mid", ".midi", ".kar", ".smf")
 GRID_S = 0.5  # 25 codec frames = 96 ticks, the smallest common grid
-SEQUENCE_SECONDS = NUM_BARS * TICKS_PER_BAR // TICKS_PER_SECOND
+AXIS = NUM_BARS * TICKS_PER_BAR  # ticks of one sequence
+SEQUENCE_SECONDS = AXIS // TICKS_PER_SECOND
 
 
 class MidiValleTokenizer(PreTrainedTokenizer):
@@ -196,19 +197,22 @@ class MidiValleTokenizer(PreTrainedTokenizer):
             `MidiError`: edges off the grid, notes that are unsorted or off the piano, or a note at or after 32 s.
         """
         mark_held = self.mark_held if mark_held is None else mark_held
-        offset, parts, left_out = 0, [np.empty((0, 5), np.int64)], 0
+        offset, parts, left_out, clipped = 0, [np.empty((0, 5), np.int64)], 0, 0
         for i, (notes, start, end) in enumerate(segments):
-            left, right = _edges(start, end, is_last=i == len(segments) - 1)
+            is_last = i == len(segments) - 1
+            left, right = _edges(start, end, is_last)
             struck, held = slice_notes(notes, start, end)
             if not mark_held:
                 left_out, held = left_out + len(held), held[:0]
             both = np.concatenate([held, struck])
             tick, duration = to_ticks(both["onset"]), np.maximum(to_ticks(both["duration"]), 1)
             age = np.maximum(left - tick, 0)
-            tick = np.clip(tick, left, right - 1)  # a note of a window without right edge may round onto its end
-            duration = np.minimum(duration - age, right - tick)
-            events = np.stack([both["pitch"], both["velocity"], duration, age, tick - left + offset], 1)
-            parts.append(_continued(events) if mark_held else events)
+            tick = np.clip(tick, left, right - 1) - left  # a note of a window without right edge may round onto its end
+            duration = np.minimum(duration - age, right - left - tick)
+            longest = np.maximum(MAX_DURATION, AXIS - offset - tick) if mark_held else MAX_DURATION
+            clipped += int((duration > longest).sum())
+            events = np.stack([both["pitch"], both["velocity"], duration, age, tick + offset], 1)
+            parts.append(_continued(events, None if is_last else offset + right - left) if mark_held else events)
             offset += right - left
         events = np.concatenate(parts)
         rows = _rows(events)
@@ -217,7 +221,6 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         if not return_report:
             return rows
         held_rows = int((events[:, 3] > 0).sum())
-        clipped = int((events[:, 2] > MAX_DURATION).sum())
         return rows, {
             "struck": len(events) - held_rows,
             "held": held_rows,
@@ -408,23 +411,27 @@ def _edges(start: float, end: float, is_last: bool) -> tuple[int, int]:
     return round(start * TICKS_PER_SECOND), right
 
 
-def _continued(events: np.ndarray) -> np.ndarray:
+def _continued(events: np.ndarray, edge: int | None) -> np.ndarray:
     """Events of one window, as for `_rows`, those of more than 6 s in parts of 6 s. They go on until their key is
-    struck again or the axis ends; what is left then stays with the last part."""
+    struck again or the axis ends; of several of one key at one tick the last one does, whose state the key has.
+
+    A row of 6 s that ends at the `edge` to another window, if any, is a tick shorter: it would seem to be continued by
+    what is held there.
+    """
     events, more = events.copy(), []
     for i in np.flatnonzero(events[:, 2] > MAX_DURATION):
         pitch, velocity, duration, age, tick = events[i].tolist()
-        strikes = events[(events[:, 0] == pitch) & (events[:, 3] == 0) & (events[:, 4] > tick), 4]
-        end = min(tick + duration, NUM_BARS * TICKS_PER_BAR, *strikes)
-        begins = range(tick + MAX_DURATION, end, MAX_DURATION)
-        lengths = [MAX_DURATION] * len(begins) + [duration - MAX_DURATION * len(begins)]
-        events[i, 2] = lengths[0]
-        parts = zip(begins, lengths[1:], strict=True)
-        more += [(pitch, velocity, length, age + begin - tick, begin) for begin, length in parts]
-    if not more:
-        return events
-    events = np.concatenate([events, more])
-    return events[np.lexsort((events[:, 3] == 0, events[:, 4]))]  # stable; held before struck
+        later = events[i + 1 :][events[i + 1 :, 0] == pitch, 4]
+        end = min(tick + duration, AXIS, *later[later > tick])
+        begins = range(tick, end, MAX_DURATION)
+        if len(begins) > 1 and tick not in later:
+            events[i, 2] = MAX_DURATION
+            more += [(pitch, velocity, min(end - t, MAX_DURATION), age + t - tick, t) for t in begins[1:]]
+    if more:
+        events = np.concatenate([events, more])
+        events = events[np.lexsort((events[:, 3] == 0, events[:, 4]))]  # stable; held before struck
+    events[(events[:, 2] >= MAX_DURATION) & (events[:, 4] + MAX_DURATION == edge), 2] = MAX_DURATION - 1
+    return events
 
 
 def _joined(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -445,7 +452,7 @@ def _joined(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _rows(events: np.ndarray) -> np.ndarray:
     """Events (N, 5) of pitch, velocity, duration, age (0: struck) and tick -> rows of ids (N, 6)."""
     pitch, velocity, duration, age, tick = events.T
-    if len(tick) and tick.max() >= NUM_BARS * TICKS_PER_BAR:
+    if len(tick) and tick.max() >= AXIS:
         raise MidiError(
             f"a note begins at {tick.max() / TICKS_PER_SECOND:.1f} s, one sequence holds {SEQUENCE_SECONDS} s; "
             "cut the music into windows (`encode_notes`)"

@@ -9,6 +9,7 @@ import hashlib
 import lzma
 import math
 import re
+import sys
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -117,7 +118,8 @@ def onset_roll(notes: np.ndarray, frames: int, lead: float = 0.0) -> np.ndarray:
 
 
 class RenderedExcerpts(Dataset):
-    """Endless rendered piano: excerpt i is drawn and rendered from (seed, i) alone.
+    """Endless rendered piano: excerpt i of a split is drawn and rendered from (seed, i) alone. A MIDI file that cannot
+    be used is said once, and another is drawn.
 
     An item holds `wave` int16 (samples,) at 32 kHz and `onsets` uint8 (frames, 88): the velocity of a key that is
     struck in that 20 ms frame.
@@ -130,7 +132,7 @@ class RenderedExcerpts(Dataset):
     """
 
     def __init__(self, midi_root, split, pianos, rooms, seconds: float = 12.0, seed: int = 0):
-        self.root, self.files = str(midi_root), list_midi(midi_root, split)
+        self.root, self.split, self.files = str(midi_root), split, list_midi(midi_root, split)
         self.pianos, self.rooms = list(pianos), list(rooms)
         self.seconds, self.seed = seconds, seed
         durations = np.array([max(f.duration, 1.0) for f in self.files])
@@ -138,14 +140,13 @@ class RenderedExcerpts(Dataset):
         self._performances = {}
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        wave, notes, _ = self.excerpt(np.random.default_rng([self.seed, index]))
+        wave, notes, _ = self.excerpt(draws_of(self.split, self.seed, index))
         wave = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
         return {"wave": wave, "onsets": onset_roll(notes, len(wave) // HOP)}
 
     def excerpt(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict]:
         """One rendered excerpt: wave (samples,) float32, notes relative to its start, and what it is."""
-        file = self.files[rng.choice(len(self.files), p=self.weights)]
-        performance = self._load(file)
+        file, performance = self._draw(rng)
         start = float(rng.uniform(0, max(performance.end - self.seconds, 0.01)))
         piano = self.pianos[rng.integers(len(self.pianos))]
         room = self.rooms[rng.integers(len(self.rooms))]
@@ -154,10 +155,25 @@ class RenderedExcerpts(Dataset):
         notes = sounding_excerpt(performance.notes, start, self.seconds)
         return wave, notes, {"path": file.path, "start": start, "piano": piano, "room": room, "room_seed": seed}
 
-    def _load(self, file: MidiFile) -> Performance:
-        if file.path not in self._performances:
-            self._performances[file.path] = file.load(self.root)
-        return self._performances[file.path]
+    def _draw(self, rng: np.random.Generator) -> tuple[MidiFile, Performance]:
+        """A file that can be used; MidiError if there is none."""
+        while True:
+            file = self.files[rng.choice(len(self.files), p=self.weights)]
+            if file.path not in self._performances:
+                try:
+                    self._performances[file.path] = file.load(self.root)
+                except MidiError as error:
+                    self._performances[file.path] = None
+                    print(f"{error}; others are drawn instead", file=sys.stderr, flush=True)
+                    if len(self._performances) == len(self.files) and not any(self._performances.values()):
+                        raise MidiError(f"{self.root}: holds no MIDI file that can be used ({error})") from error
+            if self._performances[file.path]:
+                return file, self._performances[file.path]
+
+
+def draws_of(split: str, seed: int, index: int) -> np.random.Generator:
+    """What item `index` is drawn with: for training something else, lest held-out items have its very rooms."""
+    return np.random.default_rng([seed, index, 1] if split == "train" else [seed, index])
 
 
 def source_settings(source) -> dict:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.audio.rendered_audio import CODES, HOP, codes_path, onsets_path
+from scripts.audio.rendered_audio import CODES, HOP, all_codes, codes_path, onsets_path
 from scripts.codec.recipe import CodecRecipe
 
 MIXING, LEVELS = 1, 2  # what a number is drawn for
@@ -43,6 +43,9 @@ class StoredCrops(Dataset):
         self.pools, self.onsets = zip(*(open_pool(path) for path in paths), strict=True)
         known = (*CODES, "means") if codec_sha256 else ()
         found = {kind: self._beside_all(paths, codec_sha256, kind) for kind in known}
+        others = [name for path in paths for name in all_codes(path)]
+        if known and others and not any(found.values()):
+            raise ValueError(f"{others[0]}: holds codes, but of another codec; add those of this one by encode")
         self.codes = {kind: self._beside(found[kind], np.int16) for kind in CODES if found.get(kind)}
         self.kinds = list(self.codes) + ["generated"] * ("generated" in self.codes)
         self.means = self._beside(found.get("means", []), np.float16)

@@ -99,8 +99,9 @@ def write_shard(
     schema = schema.with_metadata(schema.metadata | {k.encode(): v.encode() for k, v in notes.items()})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        table = pa.Table.from_pylist(rows, schema=schema)
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file:
+            if rows:  # `datasets` reads no file with a row group of no rows
+                file.write_table(pa.Table.from_pylist(rows, schema=schema))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

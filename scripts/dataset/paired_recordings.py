@@ -96,7 +96,8 @@ class Pair:
 
 
 def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list[Pair], list[dict]]:
-    """The folder that paths are relative to, the pairs of a split (all without one), and what the corpus excludes.
+    """The folder that paths are relative to, the pairs of a split (all without one), and what is left out and why: what
+    the corpus excludes, rows without a split, files that are alone.
 
     A split comes from the table. Where it has no such column but knows compositions, nine in ten of these are for
     training, by their hash; of recordings of one's own `of_split` decides.
@@ -110,7 +111,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
         if len(tables) > 1:
             raise MidiError(f"{source}: holds several tables ({', '.join(t.name for t in tables)}); name one of them")
         if not tables:
-            return source, _held_out(source, _same_names(source), split), []
+            pairs, alone = _same_names(source)
+            return source, _held_out(source, pairs, split), alone
         source = tables[0]
     header, rows = _read(source)
     layout = _layout(header)
@@ -124,8 +126,12 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
         raise MidiError(f"{source}: expected columns audio, midi (and optionally recording_id, licence) and one row")
     pairs, excluded = [], []
     try:
-        for row in (row for row in rows if split is None or _is_of(layout, row, split)):
-            if any(word in row.get(layout.quality, "") for word in layout.rejected):
+        for row in rows:
+            if split is not None and row.get(layout.split, split).strip() == "":
+                excluded.append({"source": row[layout.midi], "reason": f"its {layout.split} is blank"})
+            elif split is not None and not _is_of(layout, row, split):
+                continue
+            elif any(word in row.get(layout.quality, "") for word in layout.rejected):
                 excluded.append({"source": row[layout.midi], "reason": f"{layout.name} says {row[layout.quality]}"})
             else:
                 pairs.append(_pair(layout, row, source.parent))
@@ -240,7 +246,7 @@ def _layout(header: list[str]) -> Layout | None:
 
 def _is_of(layout: Layout, row: dict, split: str) -> bool:
     if layout.split in row:
-        return row[layout.split] == split
+        return row[layout.split].strip().lower() == split
     if not layout.composition:
         return True
     digest = hashlib.sha256("/".join(row[column] for column in layout.composition).encode()).digest()
@@ -275,8 +281,8 @@ def _beside(base: Path, midi: str) -> str:
     return next((name for name in names if (base / name).is_file()), names[0])
 
 
-def _same_names(folder: Path) -> list[Pair]:
-    """Audio and MIDI files of one name, in the same folder."""
+def _same_names(folder: Path) -> tuple[list[Pair], list[dict]]:
+    """Audio and MIDI files of one name, in the same folder; and those that have no such partner, or that are second."""
     files = sorted(p.relative_to(folder) for p in folder.rglob("*") if not p.name.startswith("."))
     midi, audio = (
         {p.with_suffix(""): str(p) for p in files if p.suffix.lower() in endings}
@@ -285,7 +291,17 @@ def _same_names(folder: Path) -> list[Pair]:
     names = sorted(midi.keys() & audio.keys())
     if not names:
         raise MidiError(f"{folder}: no table of a known corpus, and no audio file with MIDI of its name beside it")
-    return [Pair(audio[name], midi[name], audio[name], "unknown") for name in names]
+    pairs = [Pair(audio[name], midi[name], audio[name], "unknown") for name in names]
+    used = {path for pair in pairs for path in (pair.audio, pair.midi)}
+    alone = []
+    for path in files:
+        kind = path.suffix.lower()
+        partners = midi if kind in AUDIO_ENDINGS else audio if kind in MIDI_ENDINGS else None
+        if partners is not None and str(path) not in used:
+            is_second = path.with_suffix("") in partners
+            reason = "another file of its name is used" if is_second else "no audio or MIDI of its name is beside it"
+            alone.append({"source": str(path), "reason": reason})
+    return pairs, alone
 
 
 def _open(path: Path) -> soundfile.SoundFile:

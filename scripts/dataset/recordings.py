@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from scripts.audio.pianos import load_piano, performance_level
-from scripts.audio.rendered_audio import MidiFile, list_midi, record, source_settings
+from scripts.audio.rendered_audio import MidiFile, draws_of, list_midi, record, source_settings
 from scripts.audio.rooms import Room, without_clipping
 
 LEAD_S, TAIL_S = 1.0, 0.5  # encoded around a target and cut off: a target stands inside running music
@@ -46,7 +46,7 @@ class Window:
 
 
 class RenderedRecordings:
-    """Recordings made from MIDI: item i draws piano, room, target and prompt from (seed, i).
+    """Recordings made from MIDI: item i of a split draws piano, room, target and prompt from (seed, i).
 
     Args:
         midi_root, split, hold_out: as `list_midi`.
@@ -73,7 +73,7 @@ class RenderedRecordings:
     def draw(self, index: int, data: DataArguments, piano: str | None = None) -> tuple[Window, Window, dict]:
         """Prompt and target windows of item `index`, and its provenance; the same music in the same room on another
         `piano`, if one is given."""
-        rng = np.random.default_rng([self.seed, index])
+        rng = draws_of(data.split, self.seed, index)
         drawn, preset = self.pianos[rng.integers(len(self.pianos))], self.rooms[rng.integers(len(self.rooms))]
         piano = piano or drawn
         room_seed = int(rng.integers(2**31))

@@ -166,18 +166,18 @@ class Shards:
         return pa.concat_tables([self._read(shard) for shard in shards])
 
     def _read(self, shard: int) -> pa.Table:
+        if not self.rows[shard]:
+            return self.dataset.features.arrow_schema.empty_table().select(COLUMNS)
         file, tables, count = self.files[shard], [], 0
         stream = self.dataset.shard(len(self.files), shard).with_format("arrow")
         try:
-            for table in stream.iter(batch_size=max(self.rows[shard], 1)):
+            for table in stream.iter(batch_size=self.rows[shard]):
                 tables.append(table)
                 count += len(table)
         except Exception as error:  # of a dozen libraries, and none of them names the file
             raise DataError(f"{file}: cannot be read from row {count} on ({_line(error)})") from error
         if count != self.rows[shard]:
             raise DataError(f"{file}: {count} rows could be read, but there were {self.rows[shard]} at the start")
-        if not count:
-            return self.dataset.features.arrow_schema.empty_table().select(COLUMNS)
         table = pa.concat_tables(tables).select(COLUMNS).combine_chunks()
         self._check(file, table)
         return table

@@ -82,14 +82,17 @@ class TrainingStream:
 
     def state_dict(self) -> dict[str, int]:
         """The place in the stream: the next batch to give."""
-        size = self.batch_frames or self.batch_size
-        return {"epoch": self.epoch, "position": self.position, "seed": self.seed, "batch_size": size}
+        size, by_frames = self.batch_frames or self.batch_size, bool(self.batch_frames)
+        place = {"epoch": self.epoch, "position": self.position, "seed": self.seed}
+        return place | {"batch_size": size, "by_frames": by_frames}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a `state_dict`, of a stream of any `world_size`."""
+        """Go on from a `state_dict`, of a stream of any `world_size`; from the beginning of its epoch, if batches are
+        counted by frames now and were by rows, or the other way."""
         self.epoch, self.seed = state["epoch"], state["seed"]
-        size = self.batch_frames or self.batch_size
-        self.position = state["position"] * state.get("batch_size", size) // size
+        size, by_frames = self.batch_frames or self.batch_size, bool(self.batch_frames)
+        is_alike = state.get("by_frames", by_frames) == by_frames
+        self.position = state["position"] * state.get("batch_size", size) // size if is_alike else 0
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         """Endless batches; the position moves on before a batch is handed over.
@@ -102,8 +105,9 @@ class TrainingStream:
             total = sum(len(batches) for _, batches in blocks)
             if total < self.world_size:
                 size = f"{self.batch_frames} frames" if self.batch_frames else self.batch_size
-                folder = self.shards.files[0].rsplit("/", 1)[0]
-                raise DataError(f"{folder}: too few items for {self.world_size} batches of {size}")
+                folder, name = self.shards.files[0].rsplit("/", 1)
+                split = name.split("-")[0]
+                raise DataError(f"{folder}: too few items of {split} for {self.world_size} batches of {size}")
             groups = (total - self.position) // self.world_size
             end = self.position + groups * self.world_size
             mine = range(self.position + self.rank, end, self.world_size)

@@ -21,6 +21,7 @@ from modeling_midivalle.sampling_midivalle import Sampler
 from scripts.codec.quantizer import nearest
 
 INPUT_DEVIATION = 0.1  # of a code vector's entries in the residual stream: well above what the other inputs start with
+OWN_PROMPT_FRAMES = 150  # 3 s, of an excerpt's beginning
 SHARPNESS = 20.0  # mean logit difference of two random codes at the start
 
 
@@ -115,8 +116,11 @@ class DecoderLosses(torch.nn.Module):
     def play(self, batch: dict[str, torch.Tensor], frames: int) -> torch.LongTensor:
         """Codes `(B, K, T)` of the prompt and of `frames` target frames, or of all if they are fewer, as they are
         generated: codebook 0 alone (K = 1) by an AR, all behind the true codebook 0 by a NAR. Published weights of an
-        AR are sampled, with the same numbers every time; its frames end where `frames` says."""
+        AR are sampled, with the same numbers every time; its frames end where `frames` says. They begin after at least
+        a frame: where there is no prompt, the first of the target are given."""
         core, codes, prompt = self.core, batch["audio_codes"], int(batch["prompt_lengths"][0])
+        if self.is_ar and not core.config.use_target_bos:
+            prompt = prompt or min(OWN_PROMPT_FRAMES, codes.shape[2] // 2)
         frames = min(frames, codes.shape[2] - prompt)
         shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
         if not self.is_ar:
@@ -126,7 +130,8 @@ class DecoderLosses(torch.nn.Module):
             return codes[..., : prompt + frames]
         known, midi = codes[:, 0, :prompt], (batch["midi_ids"], batch["midi_attention_mask"])
         ids = F.pad(known, (0, 1), value=core.config.bos_token_id) if core.config.use_target_bos else known
-        decoder = FrameDecoder(core, ids, torch.ones_like(ids), midi, batch["prompt_lengths"], frames)
+        lengths = torch.full_like(batch["prompt_lengths"], prompt)
+        decoder = FrameDecoder(core, ids, torch.ones_like(ids), midi, lengths, frames)
         uniform = torch.rand(len(codes), frames, generator=torch.Generator().manual_seed(self.recipe.seed))
         new = decoder.decode(Sampler(self.published), uniform.to(codes.device), core.config.codebook_size)
         return torch.cat([known, new], 1)[:, None]

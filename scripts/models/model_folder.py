@@ -106,6 +106,7 @@ def quiet_transformers():
 
 def load_processor(folder: Path):
     """The processor of a model folder, by this repository's code."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoProcessor
 
     import tokenization  # noqa: F401  registers the class
@@ -114,8 +115,8 @@ def load_processor(folder: Path):
     quiet_transformers()
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{folder}: no processor can be loaded ({str(error).splitlines()[0]})") from error
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:  # of numbers that are none, or do not fit
+        raise FolderError(f"{folder}: no processor can be loaded ({reason(error)})") from error
     if not isinstance(processor, MidiValleProcessor):
         raise FolderError(f"{folder}: holds a {type(processor).__name__}, not a MidiValleProcessor")
     return processor

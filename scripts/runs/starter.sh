@@ -24,7 +24,7 @@ for part in ar nar; do
     --codec "$out/codes" --output-dir "$out/$part" &
   jobs+=($!)
 done
-for job in "${jobs[@]}"; do wait "$job"; done
+for job in "${jobs[@]}"; do wait -n; done  # whichever ends first
 jobs=()
 
 assemble() {  # assemble CODEC OUTPUT OPTION...; the onset delay is measured: minus the onset bias
@@ -49,4 +49,7 @@ $python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/lis
 starter=$(size checkpoints/starter "$out/starter")
 assemble "$out/told/codec" "$starter" --keys-from-midi --mean-vectors --velocity-gain 24 --treble-gain 25 --octave-gain 6 \
   --attack-gain 3 --sustain-gain 5 --colour 0 0 0.5 2 2 1 0 -1 -2.5 -2.5
-$python -m scripts.evaluate --model "$starter" "${sound[@]}" --excerpts "$(size 12 2)" --output-dir "$out/evaluation"
+[ -f "$out/evaluation/table.md" ] || {  # the last that it writes
+  rm -rf "$out/evaluation"
+  $python -m scripts.evaluate --model "$starter" "${sound[@]}" --excerpts "$(size 12 2)" --output-dir "$out/evaluation"
+}
