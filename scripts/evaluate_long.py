@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -50,6 +49,15 @@ BLOCK_S, MARGIN_S = 60.0, 3.0  # the transcriber hears a minute at a time, and a
 PLACES = 2000  # random places that joins are compared with
 SHORTEST = 1.2  # minutes of a piece: with what is found of about that length it has a first and a last minute
 LONG, OFFSETS = "long.json", "offsets.json"
+# Runs a command and says its peak memory, KiB. A peak counts what a process was forked from: this is small, and what
+# measures here is not.
+LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+if not code:
+    print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
 
 def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -91,22 +99,18 @@ def midi_bytes(notes: np.ndarray) -> bytes:
 
 def run_render(*arguments: str) -> tuple[float, float]:
     """Run `scripts.render`: seconds it took, its peak memory in MiB."""
-    begin, command = time.perf_counter(), [sys.executable, "-m", "scripts.render", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    refuse_failed(process, said)
-    return time.perf_counter() - begin, usage.ru_maxrss / 1024
+    begin, words = time.perf_counter(), ["scripts.render", *arguments]
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, "-m", *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = done.stdout.decode(errors="replace").splitlines()
+    refuse_failed(done.returncode, words, said)
+    return time.perf_counter() - begin, int(said[-1]) / 1024
 
 
-def refuse_failed(process: subprocess.Popen, said: bytes) -> None:
-    """EvaluationError if a render has failed, with the last line that it `said`."""
-    if process.returncode:
-        last = said.decode(errors="replace").strip().splitlines()[-1:]
-        raise EvaluationError(
-            f"{' '.join(process.args[2:])}: ended with exit code {process.returncode}: {''.join(last)}"
-        )
+def refuse_failed(code: int, words: list[str], said: list[str]) -> None:
+    """EvaluationError if the render of a command's `words` has failed, with the last of the lines that it `said`."""
+    if code:
+        raise EvaluationError(f"{' '.join(words)}: ended with exit code {code}: {''.join(said[-1:])}")
 
 
 def windows_of(sound: Path, files: list[str]) -> list[list[float]]:
@@ -222,13 +226,12 @@ def measure_first_audio(args: argparse.Namespace, midi: Path) -> dict:
     """Seconds from the start of the command to the first audio, and what the command says of it."""
     begin = time.perf_counter()
     options = ["--model", args.model, "--prompt", args.prompt, "--stream", "-", "--raw", "--end", "60"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.render", str(midi), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    words = ["scripts.render", str(midi), *options]
+    process = subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(2)
     first = time.perf_counter() - begin
     _, said = process.communicate()
-    refuse_failed(process, said)
+    refuse_failed(process.returncode, words, said.decode(errors="replace").splitlines())
     line = [line for line in said.decode().splitlines() if "first audio" in line]
     return {"first_audio_of_the_command_s": first, "said": line[-1] if line else said.decode()[-200:]}
 
