@@ -130,6 +130,7 @@ def test_part_after_part(pool, tmp_path):
     [
         ("learning_rate: .inf", "learning_rate: inf is not finite"),
         ("learning_rate: 0", "learning_rate must be above 0"),
+        ("seed: 99999999999999999999", "seed must be below 2^63, got 99999999999999999999"),
         ("discriminator_learning_rate: -1", "discriminator_learning_rate must be above 0"),
         ("weights: {mel: .nan}", "weights: {'mel': nan} is not finite"),
         ("weights: {mel: loud}", "weights: mel: 'loud' is not a number"),

@@ -46,7 +46,8 @@ class TrainingStream:
         files: shards, as `shard_files` gives them.
         tokenizer: `MidiValleTokenizer`.
         batch_size: rows of a batch on this process.
-        prompt_seconds: range (low, high) of the prompt's length, s; drawn per batch in steps of 0.5 s.
+        prompt_seconds: range (low, high) of the prompt's length, s, at most that of the data; drawn per batch, in steps
+            of 0.5 s.
         no_prompt_share: share of batches without any prompt.
         short_share: share of batches whose targets are cut to a drawn length from 1 s on: the first windows of a piece
             are short, and the NAR looks both ways.

@@ -82,6 +82,8 @@ def check_ranges(recipe, positive: Iterable[str] = (), shares: Iterable[str] = (
             raise ValueError(f"{name} must be above 0, got {value}")
         if not all(part >= bound for part in numbers):
             raise ValueError(f"{name} must be at least {bound}, got {value}")
+        if any(isinstance(part, int) and part >= 2**63 for part in numbers):  # generators take no more
+            raise ValueError(f"{name} must be below 2^63, got {value}")
         if name in shares and not all(part <= 1 for part in numbers):
             raise ValueError(f"{name} must be at most 1, got {value}")
         if list(values) != sorted(values):
