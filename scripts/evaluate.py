@@ -132,7 +132,7 @@ def reconstruct_told(model, processor: MidiValleProcessor, excerpt: Excerpt) -> 
     written = _keys(excerpt, around, 0.0).struck
     codes = model.codec.encode_codes(around, struck=written)
     keys = _keys(excerpt, around, processor.onset_delay_seconds)
-    dynamics = model.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
+    dynamics = model.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1, generated=False)[0]
     spectra = model.codec.steady_vectors(codes, written)
     wave = CodecStream(model.codec, dynamics=dynamics).push(codes, True, keys, spectra)[0, 0].cpu().numpy()
     return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)]

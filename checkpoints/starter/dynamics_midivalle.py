@@ -16,7 +16,8 @@ they are being struck, some 1 dB beyond what recordings do, and each of them is 
 
 Tones die too soon, in such a mean, and with codes from recordings too. So where nothing has been struck for a moment,
 the pitches of the keys that are held become louder, until something is struck: as loud as they should be beside a
-strike, they would hide it.
+strike, they would hide it. After three seconds it is the other way: the mean hardly falls any more, as a tone does that
+is held on, so it is made to; recordings' own codes fall.
 
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
 there the audio itself is made louder and softer.
@@ -39,6 +40,7 @@ SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -0.8  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S = 0.5, 0.3, 0.12, 1.0  # to 1/e of what a strike does
 SUSTAIN_AFTER_S, SUSTAIN_LIMIT_DB = 0.4, 8.0  # tones are as loud as they should be for so long; later lack up to that
+LATE_S, LATE_DB_PER_S = 3.0, 1.8  # after so long generated tones hardly fall any more; pianos' fall so fast
 SUSTAIN_FADING_S = 0.3  # to 1/e, once a key is struck, and of those that are not held any more
 MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
@@ -67,7 +69,9 @@ class KeyDynamics:
             frame.
         octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
         attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
-        sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck.
+        sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8.
+        late_db (`float`, *optional*): dB a second that they are made softer by from the third second of it on; beside
+            `sustain_db`.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class KeyDynamics:
         octave_db: float = 0.0,
         attack_db: float = 0.0,
         sustain_db: float = 0.0,
+        late_db: float = 0.0,
     ):
         self.gain_db, self.treble_db, self.octave_db, self.attack_db = gain_db, treble_db, octave_db, attack_db
         self.num_pitches, self.rise = num_pitches, sustain_db / frame_rate
@@ -88,6 +93,7 @@ class KeyDynamics:
         self.fading, self.octave_fading, self.attack_fading, self.treble_fading, *decays = decays
         self.sustain_fading, self.memory = decays
         self.rest, self.short_rest = 0, SUSTAIN_AFTER_S * frame_rate  # frames since a key was struck; of no account
+        self.late, self.late_fall = LATE_S * frame_rate, late_db / frame_rate
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
         self.gain, self.octaves, self.attack, self.sustain = torch.zeros(4, num_pitches)  # dB
@@ -139,12 +145,12 @@ class KeyDynamics:
     def _sustain(self, held: torch.BoolTensor) -> None:
         """One frame of the keys that are `held` `(88,)`."""
         faded = self.sustain * self.sustain_fading
-        if self.rest <= self.short_rest or not held.any():
+        if self.rest <= self.short_rest or not held.any() or not self.rise:
             self.sustain = faded
             return
         shares = self.partials[held].amax(0)
-        rise = (SUSTAIN_LIMIT_DB * shares - self.sustain).clamp(min=0).minimum(self.rise * shares)
-        self.sustain = torch.where(shares > 0, self.sustain + rise, faded)
+        limit = SUSTAIN_LIMIT_DB * shares - max(self.rest - self.late, 0) * self.late_fall
+        self.sustain = torch.where(shares > 0, limit.minimum(self.sustain + self.rise * shares), faded)
 
 
 class TrebleSplit(nn.Module):

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_midivalle import TICKS_PER_BAR, UNITS_PER_FRAME, UNITS_PER_TICK
 from .decoding_midivalle_ar import FrameDecoder
-from .dynamics_midivalle import KeyDynamics
+from .dynamics_midivalle import LATE_DB_PER_S, KeyDynamics
 from .modeling_midivalle_frame_notes import PlayedKeys, held_keys, read_notes, sounds_before, struck_keys
 from .modeling_midivalle_layers import check_integers, check_midi_ids
 from .recording_midivalle import RecordingChain, measure_recording
@@ -170,7 +170,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         if keys is None or not keys.struck.any():
             keys = None
         else:
-            dynamics = self.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1)[0]
+            dynamics = self.key_dynamics(keys.struck[keys.struck > 0].mean()[None], 1, generated=False)[0]
         made = CodecStream(self.codec, dynamics=dynamics).push(prompt_codes, True, keys)[0, 0]
         return measure_recording(recorded.to(made), made, self.codec.config.sampling_rate, self.colour_gains())
 
@@ -259,9 +259,12 @@ class MidiValleGenerationMixin(GenerationMixin):
         given = input_ids, attention_mask, first.to(input_ids.device), frames
         return PlayedKeys(struck_keys(*given), held_keys(*given))
 
-    def key_dynamics(self, mean_velocities: torch.Tensor | None, pieces: int) -> list[KeyDynamics | None]:
-        """What single keys of each of some `pieces` lack in loudness, for [`CodecStream`]; None without
-        `config.velocity_gain_db`. `mean_velocities` `(pieces,)` as in [`generate_stream`]."""
+    def key_dynamics(
+        self, mean_velocities: torch.Tensor | None, pieces: int, generated: bool = True
+    ) -> list[KeyDynamics | None]:
+        """What single keys of each of some `pieces` lack in loudness, for [`CodecStream`], where their codes are
+        `generated` or a recording's; None without `config.velocity_gain_db`. `mean_velocities` `(pieces,)` as in
+        [`generate_stream`]."""
         means = torch.full((pieces,), 0.5) if mean_velocities is None else torch.as_tensor(mean_velocities)
         if means.shape != (pieces,) or not ((means >= 0) & (means <= 1)).all():
             raise ValueError(f"mean_velocities must be {pieces} numbers from 0 to 1, got {means.tolist()}")
@@ -269,7 +272,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             return [None] * pieces
         given = self.config.codec_config.num_oscillators, self.config.frame_rate
         more = self.config.treble_gain_db, self.config.octave_gain_db, self.config.attack_gain_db
-        more += (self.config.sustain_gain_db,)
+        more += (self.config.sustain_gain_db, LATE_DB_PER_S if generated else 0.0)
         return [KeyDynamics(self.config.velocity_gain_db, mean, *given, *more) for mean in means.tolist()]
 
     def begins_silent(
