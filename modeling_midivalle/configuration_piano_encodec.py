@@ -13,7 +13,8 @@ class PianoEncodecConfig(EncodecConfig):
     r"""
     [`EncodecConfig`] with the published 32 kHz form as defaults: hop 640 samples (50 Hz), 4 codebooks of 2048.
 
-    Any `EncodecConfig` with one chunk, one channel and one bandwidth is valid; see [`EncodecConfig`] for the fields.
+    Any `EncodecConfig` with weight norm, one chunk, one channel and one bandwidth is valid; see [`EncodecConfig`] for
+    the fields.
 
     Args:
         num_key_axes (`int`, *optional*, defaults to 0): Last axes of the latent, one a key from A0 on, that the encoder
@@ -48,6 +49,10 @@ class PianoEncodecConfig(EncodecConfig):
         super().validate_architecture()
         if self.audio_channels != 1 or self.chunk_length_s is not None or self.normalize:
             raise ValueError("Piano-Encodec is mono, in one chunk and without level normalisation")
+        if self.norm_type != "weight_norm":
+            raise ValueError(
+                f"norm_type is weight_norm, got {self.norm_type}: no norm of a whole piece can be streamed"
+            )
         if self.num_key_axes not in (0, 88) or self.num_key_axes >= self.hidden_size:
             raise ValueError(f"num_key_axes is 0 or 88 and less than hidden_size, got {self.num_key_axes}")
         if not 0 <= 2 * self.num_oscillators <= self.num_filters * 2 ** len(self.upsampling_ratios):

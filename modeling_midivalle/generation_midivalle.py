@@ -268,7 +268,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         means = torch.full((pieces,), 0.5) if mean_velocities is None else torch.as_tensor(mean_velocities)
         if means.shape != (pieces,) or not ((means >= 0) & (means <= 1)).all():
             raise ValueError(f"mean_velocities must be {pieces} numbers from 0 to 1, got {means.tolist()}")
-        if not self.config.velocity_gain_db:
+        if not (self.config.velocity_gain_db and self.config.keys_from_midi):
             return [None] * pieces
         given = self.config.codec_config.num_oscillators, self.config.frame_rate
         more = self.config.treble_gain_db, self.config.octave_gain_db, self.config.attack_gain_db
@@ -377,7 +377,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             parts.insert(1, (bos, torch.ones_like(bos)))
         ids, mask = align_right(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
         choose, size = sampler, config.vocab_size if until_eos else config.codebook_size
-        if not sampler.do_sample and config.code_choice == "expected":
+        if not (sampler.do_sample or until_eos) and config.code_choice == "expected":
             choose = self._expected_choice(0)
         decoder = FrameDecoder(self.ar, ids, mask, midi, prompt[1], frames)
         means = bool(self.num_vector_axes) and not until_eos

@@ -216,13 +216,14 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
                 cache, with `config.prompt_summary_size`; the whole prompt stands in that call.
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*): aligned with `input_ids` (shifted inside), -100
                 where nothing is to be predicted.
-            logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all.
+            logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all, which `labels` need.
         Returns:
             [`MidiValleAROutput`] with `logits` `(B, T, vocab_size)`; `hidden_states` span MIDI and audio.
         Raises:
             ValueError: ids out of range; `labels` beside `prompt_lengths` that leave nothing to be predicted.
         """
         if labels is not None:
+            logits_to_keep = 0
             check_codes("labels", labels, self.config.vocab_size, labels != -100)
             if prompt_lengths is not None:
                 places = torch.ones_like(labels) if attention_mask is None else attention_mask

@@ -98,9 +98,11 @@ def test_refuses_outputs(name, message, tmp_path):
 def test_refuses_to_write_what_is_not_sound(tmp_path):
     with pytest.raises(AudioError, match="not finite"):
         write_audio(tmp_path / "out.wav", np.array([0.0, np.nan]))
-    for wave in (np.array([0, 300], np.int16), np.zeros((1, 1, 9))):
+    for wave in (np.array([0, 300], np.int16), np.zeros((1, 1, 9)), np.zeros((2, 9))):
         with pytest.raises(AudioError, match=r"out.wav: cannot hold a wave of shape .* give floats"):
             write_audio(tmp_path / "out.wav", wave)
+    with pytest.raises(AudioError, match="out.wav: cannot be written as 'PCM_9'; choose PCM_16 or PCM_24"):
+        write_audio(tmp_path / "out.wav", tone(), subtype="PCM_9")
     writer = AudioWriter(tmp_path / "out.wav")
     writer.write(np.zeros(4))
     with pytest.raises(AudioError, match=r"shape \(2, 2\) .* as many channels each time"):

@@ -340,7 +340,13 @@ def test_kmeans_start():
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"use_causal_conv": True}, {"pad_mode": "reflect", "num_residual_layers": 2}]
+    "overrides",
+    [
+        {},
+        {"use_causal_conv": True},
+        {"pad_mode": "reflect", "num_residual_layers": 2},
+        {"upsampling_ratios": (2, 4, 8, 10), "num_residual_layers": 3, "last_kernel_size": 13},
+    ],
 )
 def test_decoding_in_chunks_equals_decoding_at_once(overrides):
     """The same samples whatever the chunks: no seam, not even from the LSTM, which remembers all frames before."""

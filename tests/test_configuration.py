@@ -46,6 +46,11 @@ def test_parts_become_configs_and_types_are_kept():
         (MidiValleNARConfig, {"num_codebooks": 1}, "num_codebooks"),
         (MidiValleNARConfig, {"hidden_size": "wide"}, "hidden_size"),
         (MidiValleConfig, {"nar_config": {"codebook_size": 1024}}, "codebook_size"),
+        (
+            MidiValleConfig,
+            {"ar_config": {"code_choice": "expected"}, "has_codec": False},
+            "needs the codec's codebooks",
+        ),
         (MidiValleConfig, {"nar_config": {"midi_vocab_sizes": [92, 68, 1156, 772, 388, 21]}}, "vocabularies"),
     ],
 )

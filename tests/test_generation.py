@@ -100,6 +100,14 @@ def test_cached_greedy_equals_the_definition(make_model, song, preset, choice):
             assert len(codes.unique()) > 10  # a constant answer would prove little
 
 
+def test_codes_up_to_the_end_are_not_expectations(make_model, song):
+    """Where the model says when to stop, which no code can say."""
+    model = make_model("published")
+    codes = model.generate_codes(**row(song, 0), do_sample=False, compat="published")
+    model.config.ar_config.code_choice = "expected"
+    assert torch.equal(model.generate_codes(**row(song, 0), do_sample=False, compat="published"), codes)
+
+
 @torch.no_grad()
 def test_the_nearest_code_in_half_precision(make_model, song):
     model = make_model().to(torch.bfloat16)
@@ -335,6 +343,7 @@ def test_seed_repeats_exactly(make_model, song):
     seeds = model.generate_codes(**song, seed=[5, 6])
     assert torch.equal(model.generate_codes(**song, seed=np.int64(5)), model.generate_codes(**song, seed=5))
     assert torch.equal(seeds[0], model.generate_codes(**song, seed=5)[0])
+    assert torch.equal(model.generate_codes(**song, seed=2**64 + 5), model.generate_codes(**song, seed=5))
     assert torch.equal(seeds[1], model.generate_codes(**song, seed=6)[1])
     torch.manual_seed(3)
     free = model.generate_codes(**song)

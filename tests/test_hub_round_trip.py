@@ -78,7 +78,21 @@ def test_half_precision_keeps_the_codec_in_fp32(make_model, tmp_path):
     assert {p.dtype for p in half.codec.parameters()} == {torch.float32}
     assert {p.dtype for part in (half.ar, half.nar) for p in part.parameters()} == {torch.bfloat16}
     rows = torch.tensor([[[1] * 6, [50, 40, 60, 388, 4, 4], [2] * 6]])
-    assert half.generate(rows, target_frames=5, seed=0).dtype == torch.float32
+    audio = half.generate(rows, target_frames=5, seed=0)
+    assert audio.dtype == torch.float32
+    half.save_pretrained(tmp_path / "half")
+    again = MidiValleForConditionalGeneration.from_pretrained(tmp_path / "half")
+    assert half.dtype == again.dtype == again.ar.dtype == torch.bfloat16 and again.codec.dtype == torch.float32
+    assert torch.equal(again.generate(rows, target_frames=5, seed=0), audio)
+
+
+def test_attention_is_chosen_for_the_whole(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    for attention in ("sdpa", "eager"):
+        model = MidiValleForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=attention)
+        assert model.ar.config._attn_implementation == model.nar.config._attn_implementation == attention
+    model.set_attn_implementation("sdpa")
+    assert model.ar.config._attn_implementation == "sdpa"
 
 
 def test_a_process_without_the_repository(make_model, make_rows, tmp_path):

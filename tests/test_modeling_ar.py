@@ -240,6 +240,8 @@ def test_loss_is_the_mean_over_target_frames(make_ar, make_batch):
     torch.testing.assert_close(out.loss, torch.stack(terms).mean())
     shifted = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
     torch.testing.assert_close(ar(**(inputs | {"labels": inputs["input_ids"]}), shift_labels=shifted).loss, out.loss)
+    kept = ar(**inputs, logits_to_keep=3)
+    assert kept.logits.shape == out.logits.shape and torch.equal(kept.loss, out.loss)
     torch.testing.assert_close(ar(**inputs, num_items_in_batch=torch.tensor(50)).loss, out.loss * len(terms) / 50)
 
 

@@ -355,6 +355,16 @@ def test_windows_lose_no_note_and_repeat_none(processor, seed, context):
     assert frames == math.ceil((piece.end + [0.0, 2.0, 7.3][seed % 3]) * 50 - 1e-6)
 
 
+def test_prompt_and_window_may_fill_the_sequence():
+    """What lies ahead of the window is left out then."""
+    extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=RATE)
+    processor = MidiValleProcessor(extractor, MidiValleTokenizer(), max_prompt_seconds=12, max_window_seconds=20)
+    prompt = processor.prepare_prompt(midi((0, 1, 60)), noise(12.0), RATE)
+    piece = performance(*((0.25 * i, 0.2, 60) for i in range(100)))
+    ids = processor.window_inputs(piece, 0.0, 20.0, prompt)["input_ids"]
+    assert len(ids[0]) == 2 + 1 + 80
+
+
 def test_overlapping_notes_in_every_window(processor):
     """240 notes of 1 s every 250 ms, 60.75 s: each is new once; at every cut the four that sound are there, with their
     age."""

@@ -379,6 +379,9 @@ def test_texts_and_paths_are_told_apart(tokenizer, tmp_path, monkeypatch):
     assert six.tolist() == [flat, flat]
     assert tokenizer("Pitch_60 forte")["input_ids"] == [flat[0], tokenizer.mask_token_id]
     assert said == ["1 of 2 words are no MIDI tokens, 'forte' first; a MIDI file's name ends in .mid"]
+    for midi in (str(GOLDEN), GOLDEN, GOLDEN.read_bytes()):
+        with pytest.raises(MidiError, match=r"for MIDI call the tokenizer itself, tokenizer\(midi\)"):
+            tokenizer.encode(midi)
     for arguments in ({"text": text}, {"text_pair": text}, {"truncation": True}):
         with pytest.raises(MidiError, match=f"{[*arguments][0]}: for texts of tokens only"):
             tokenizer(GOLDEN, **arguments)

@@ -6,6 +6,7 @@ overflows (ADPCM, GSM, MP3 inside WAV), hence the guards.
 """
 
 import io
+import math
 import os
 import stat
 import tempfile
@@ -134,6 +135,8 @@ class AudioWriter:
 
     def __init__(self, path: str | os.PathLike, sampling_rate: int = SAMPLING_RATE, subtype: str = "PCM_16"):
         self.path, self.sampling_rate, self.subtype = check_output(path), sampling_rate, subtype
+        if not soundfile.check_format(OUTPUT_FORMATS[self.path.suffix.lower()], subtype):
+            raise AudioError(f"{self.path.name}: cannot be written as {subtype!r}; choose PCM_16 or PCM_24")
         self.samples, self.peak, self.shape = 0, 0.0, ()
         try:
             self.waiting = tempfile.TemporaryFile(dir=self.path.parent)
@@ -144,10 +147,11 @@ class AudioWriter:
         """Append `wave` `(samples,)` or `(samples, channels)`, full scale 1.0; `AudioError` if it is not finite floats,
         or of other channels than the pieces before."""
         wave = np.asarray(wave)
-        if wave.dtype.kind != "f" or wave.ndim not in (1, 2) or (self.samples and wave.shape[1:] != self.shape):
+        is_wave = wave.dtype.kind == "f" and wave.ndim in (1, 2) and math.prod(wave.shape[1:]) <= MAX_CHANNELS
+        if not is_wave or (self.samples and wave.shape[1:] != self.shape):
             raise AudioError(
                 f"{self.path.name}: cannot hold a wave of shape {wave.shape} and type {wave.dtype}; give floats, "
-                "(samples,) or (samples, channels), as many channels each time"
+                f"(samples,) or (samples, channels), as many channels each time, at most {MAX_CHANNELS}"
             )
         wave = np.ascontiguousarray(wave, np.float32)
         if wave.size:

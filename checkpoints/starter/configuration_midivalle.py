@@ -265,8 +265,8 @@ class MidiValleConfig(PreTrainedConfig):
         mean_vectors (`bool`, defaults to `False`): the codec's decoder is given the mean of all code vectors, each as
             likely as AR and NAR hold it, instead of those of the chosen codes; what follows still goes by the codes.
         velocity_gain_db (`float`, defaults to 0.0): dB by which a key of velocity 127 is made louder than one of
-            velocity 0, beyond what the codec makes of them by itself (`dynamics_midivalle.py`); for `keys_from_midi`
-            and a codec with `num_oscillators`.
+            velocity 0, beyond what the codec makes of them by itself (`dynamics_midivalle.py`); of a codec
+            with `num_oscillators`, and of no effect without `keys_from_midi`. The following are of none without it.
         treble_gain_db (`float`, defaults to 0.0): the same of the audio above some 4 kHz, in which a key that is struck
             harder is brighter; beside `velocity_gain_db`.
         octave_gain_db (`float`, defaults to 0.0): dB by which a key is made louder that is struck together with the one
@@ -309,7 +309,6 @@ class MidiValleConfig(PreTrainedConfig):
     attack_gain_db: float = 0.0
     sustain_gain_db: float = 0.0
     colour_gains_db: list[float] | tuple[float, ...] | None = None
-    initializer_range: float = 0.02
 
     @classmethod
     def from_preset(cls, name: str, codec_config: PianoEncodecConfig | dict | None = None) -> "MidiValleConfig":
@@ -354,11 +353,10 @@ class MidiValleConfig(PreTrainedConfig):
             raise ValueError(f"the codec must have {self.frame_rate} frames per second, see sampling_rate and ratios")
         if self.keys_from_midi and not codec.num_key_axes:
             raise ValueError("keys_from_midi needs a codec whose latent has axes of keys (num_key_axes)")
-        if self.velocity_gain_db and not (self.keys_from_midi and codec.num_oscillators):
-            raise ValueError("velocity_gain_db needs keys_from_midi and a codec with num_oscillators")
-        for name in ("treble_gain_db", "octave_gain_db", "attack_gain_db", "sustain_gain_db"):
-            if getattr(self, name) and not self.velocity_gain_db:
-                raise ValueError(f"{name} needs velocity_gain_db")
+        if self.velocity_gain_db and not codec.num_oscillators:
+            raise ValueError("velocity_gain_db needs a codec with num_oscillators")
+        if not self.has_codec and "expected" in (ar.code_choice, nar.code_choice):
+            raise ValueError("code_choice 'expected' needs the codec's codebooks (has_codec)")
         colour = self.colour_gains_db
         if colour is not None and (len(colour) != COLOURS or not all(map(math.isfinite, colour))):
             raise ValueError(f"colour_gains_db must be {COLOURS} finite numbers, got {colour}")

@@ -81,6 +81,11 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         else:
             super()._init_weights(module)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the decoders; the codec stays in float32."""
+        return self.ar.dtype
+
     def get_input_embeddings(self) -> torch.nn.Embedding:
         return self.ar.get_input_embeddings()
 

@@ -24,7 +24,7 @@ class PianoEncodecUpsampling(EncodecConvTranspose1d):
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or self.norm_type == "time_group_norm":
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(hidden_states)
         (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
         columns = self.conv.weight.flatten(1).T @ hidden_states
@@ -43,6 +43,7 @@ class PianoEncodecModel(EncodecModel):
 
     config: PianoEncodecConfig
     _auto_class = "AutoModel"
+    _supports_sdpa = True  # it has no attention: whichever a whole model is to have
 
     def __init__(self, config: PianoEncodecConfig):
         super().__init__(config)

@@ -64,6 +64,7 @@ class PianoListenerModel(PreTrainedModel):
     base_model_prefix = "listener"
     main_input_name = "input_values"
     _auto_class = "AutoModel"
+    _supports_sdpa = True  # it has no attention
 
     def __init__(self, config: PianoListenerConfig):
         super().__init__(config)

@@ -389,7 +389,8 @@ class MidiValleProcessor(ProcessorMixin):
                 f"{self.max_window_seconds} s: plan the `windows` of a performance"
             )
         before = [] if prompt is None else [(prompt.notes, 0.0, prompt.seconds)]
-        segment = (self._delayed(performance.notes), first, end + LOOK_AHEAD_S)
+        room = SEQUENCE_S - (0.0 if prompt is None else prompt.seconds)
+        segment = (self._delayed(performance.notes), first, min(end + LOOK_AHEAD_S, first + room))
         return self.tokenizer.encode_notes([*before, segment], return_report=True)
 
     def _delayed(self, notes: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def refuse_options(names: Iterable[str]) -> None:
 
 
 def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:
-    """A seed for each of B rows: the given one or ones; None: from torch's global generator."""
+    """A seed for each of B rows, below 2^63: the given one or ones; None: from torch's global generator."""
     if seed is None:
         seed = torch.randint(2**62, (B,)).tolist()
     seeds = list(seed) if isinstance(seed, Sequence) else [seed] * B
@@ -99,7 +99,7 @@ def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}")
     if len(seeds) != B:
         raise ValueError(f"seed must be one integer or one for each of the {B} rows, got {len(seeds)}")
-    return [int(one) for one in seeds]
+    return [int(one) % 2**63 for one in seeds]
 
 
 def draw_uniform(

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers.models.encodec.modeling_encodec import EncodecLSTM
 
-from .dynamics_midivalle import KeyDynamics, TrebleSplit
+from .configuration_piano_encodec import PianoEncodecConfig
+from .dynamics_midivalle import TREBLE_TAPS, KeyDynamics, TrebleSplit
 from .modeling_midivalle_frame_notes import PlayedKeys
 from .recording_midivalle import RecordingChain, RecordingStream
 
-CONTEXT_BEHIND_LSTM = 4  # frames on both sides that the layers behind the LSTM can see, rounded up
 REST_S, REST_DB_PER_S = (
     2.0,
     30.0,
@@ -83,7 +83,7 @@ class CodecStream:
         behind = layers[recurrent + 1 :]
         if dynamics is not None:
             behind.append(TrebleSplit(codec.config.sampling_rate))
-        self.behind = SlidingLayers(behind, CONTEXT_BEHIND_LSTM, codec.config.hop_length)
+        self.behind = SlidingLayers(behind, _context_behind_lstm(codec.config), codec.config.hop_length)
         self.recording = None if recording is None else RecordingStream(recording)
         self.begins_silent, self.dynamics = begins_silent, dynamics
         self.resting = math.inf if begins_silent else 0.0  # frames since the last in which a key sounds
@@ -162,6 +162,16 @@ class CodecStream:
         end = torch.cat([begin[1:], left[0, :1] if left.shape[1] else begin[-1:]])
         line = begin[:, None] + (end - begin)[:, None] * torch.arange(hop, device=wave.device) / hop
         return line.flatten(), left
+
+
+def _context_behind_lstm(config: PianoEncodecConfig) -> int:
+    """Frames on either side that the audio of a frame may depend on, through the layers behind the LSTM."""
+    reach = config.last_kernel_size - 1 + TREBLE_TAPS // 2  # in samples; a causal layer sees all of it on one side
+    dilations = sum(config.dilation_growth_rate**j for j in range(config.num_residual_layers))
+    for ratio in reversed(config.upsampling_ratios):
+        reach += (config.residual_kernel_size - 1) * dilations + 2 * ratio - 1
+        reach = math.ceil(reach / ratio)
+    return reach
 
 
 def _joined(known: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:

@@ -167,6 +167,12 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         options["padding"] = True if padding is None else padding
         return self.pad({"input_ids": batch}, **options | {"return_tensors": return_tensors or "np"})
 
+    def encode(self, text, *args, **kwargs) -> list[int]:
+        """Flat ids of a text of tokens; `MidiError` for MIDI, which the tokenizer itself takes."""
+        if not isinstance(text, (list, tuple)) and not _is_text(text):
+            raise MidiError("encode takes a text of tokens; for MIDI call the tokenizer itself, tokenizer(midi)")
+        return super().encode(text, *args, **kwargs)
+
     def encode_notes(
         self,
         segments: Sequence[tuple[np.ndarray, float, float]],

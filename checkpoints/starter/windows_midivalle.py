@@ -17,9 +17,10 @@ CUT_COST, HELD_COST, NEAR_COST, SHORT_COST = 1.0, 1.0, 2.0, 20.0  # per cut, sou
 def plan_windows(notes: np.ndarray, total: float, longest: float, first: float = FIRST_S) -> list[tuple[float, float]]:
     """Divide `[0, total]` into windows of at most `longest`, cut where few notes sound and none is struck.
 
-    The first window lasts at most `first`, each of the next at most twice the one before, cut at the thinnest place of
-    its last quarter; when `longest` is reached, the cheapest division of the rest, by dynamic programming. Every cut
-    lies on the grid and before the end of the last note, so that the last window holds all of the ring-out.
+    The first window lasts at most `first`, each of the next at most twice as long as the one before was allowed to be,
+    cut at the thinnest place of the last quarter of that; when `longest` is reached, the cheapest division of the rest,
+    by dynamic programming. Every cut lies on the grid and before the end of the last note, so that the last window
+    holds all of the ring-out.
 
     Args:
         notes (`np.ndarray` with fields `onset` and `duration`, shape `(M,)`, M >= 1): Sorted notes, in s.

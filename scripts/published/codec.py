@@ -90,11 +90,12 @@ def read_codec_config(state: dict[str, torch.Tensor], settings: dict) -> PianoEn
     for key, value in SAME_EVERYWHERE.items():
         if seanet.get(key, value) != value:
             raise ValueError(f"seanet.{key} is {seanet[key]}, only {value} is known")
-    weight = "weight_v" if "encoder.model.0.conv.conv.weight_v" in state else "weight"
+    if "encoder.model.0.conv.conv.weight_v" not in state:
+        raise ValueError("no weight norm, which is the only norm that is known")
 
     def kernels(pattern: str) -> list[torch.Size]:
         """Shapes of the convolutions whose name matches, by their place."""
-        found = ((re.fullmatch(rf"{pattern}\.{weight}", key), value) for key, value in state.items())
+        found = ((re.fullmatch(rf"{pattern}\.weight_v", key), value) for key, value in state.items())
         return [value.shape for match, value in sorted(((int(m[1]), v) for m, v in found if m), key=lambda x: x[0])]
 
     first, *_, last = kernels(r"encoder\.model\.(\d+)\.conv\.conv")
@@ -113,7 +114,6 @@ def read_codec_config(state: dict[str, torch.Tensor], settings: dict) -> PianoEn
         trim_right_ratio=float(trim),
         sampling_rate=sampling_rate,
         target_bandwidths=[len(codebooks) * (sampling_rate // math.prod(ratios)) * bits / 1000],
-        norm_type="weight_norm" if weight == "weight_v" else "time_group_norm",
         num_filters=first[0],
         kernel_size=first[2],
         last_kernel_size=last[2],
