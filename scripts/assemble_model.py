@@ -14,7 +14,6 @@ moved in; other files of --output (prompts/, README.md) stay.
 import argparse
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from transformers.utils import logging
 from modeling_midivalle import MidiValleForConditionalGeneration
 from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
-from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
+from scripts.models.model_folder import LISTENER, load_listener, model_type, reason, unfinished_folder
 from scripts.models.trained_parts import WHOLE, load_part
 from tokenization import MidiValleTokenizer
 
@@ -114,6 +113,12 @@ def assemble(
     """
     if not max_mib > 0:
         raise AssembleError(f"--max-mib must be above 0, got {max_mib}")
+    if playing.get("velocity_gain_db") and not playing.get("keys_from_midi"):
+        raise AssembleError("--velocity-gain is for --keys-from-midi")
+    if not playing.get("velocity_gain_db"):
+        for name in ("treble", "octave", "attack", "sustain"):
+            if playing.get(f"{name}_gain_db"):
+                raise AssembleError(f"--{name}-gain is for --velocity-gain")
     output = output.resolve()  # `.` has no name
     if (output / "config.json").is_file() and (kind := model_type(output)) != WHOLE:
         raise AssembleError(f"--output {output}: holds a {kind} model; choose another folder")
@@ -132,9 +137,7 @@ def assemble(
         raise AssembleError(
             f"--listener {listener}: holds no {LISTENER} folder; give the output of train_codec listener"
         )
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with unfinished_folder(output) as temporary:
         model.save_pretrained(temporary, state_dict=dict(rounded), max_shard_size=MAX_SHARD_SIZE)
         extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=model.config.sampling_rate)
         processor = MidiValleProcessor(extractor, tokenizer, **(windows or {}))
@@ -151,8 +154,6 @@ def assemble(
                 os.replace(code, temporary / code.name)
         check_folder(temporary, rounded)
         move_in(temporary, output, max_mib)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return {name: part.num_parameters() for name, part in parts.items()}
 
 

@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor
+from scripts.models.model_folder import unfinished_folder
 from scripts.models.trained_parts import load_part
 from scripts.published.check import Check, compare
 from scripts.published.codec import read_codec_export
@@ -159,9 +160,7 @@ def convert(
     if midi_valle is not None:
         report["parameters"] |= {name: child.num_parameters() for name, child in model.named_children()}
     report["keys"] = keys
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    with unfinished_folder(output) as temporary:
         save_folder(model, temporary)
         check_saved(temporary, model.state_dict())
         model_class = type(model)
@@ -179,8 +178,6 @@ def convert(
             for file in temporary.iterdir():
                 file.chmod(0o644)  # safetensors writes for its owner alone
             os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return report, checks
 
 

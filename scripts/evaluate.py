@@ -261,7 +261,7 @@ def plot(path: Path, excerpt: Excerpt, waves: dict[str, np.ndarray]) -> None:
     for axis, (name, wave) in zip(axes, panels.items()):
         axis.specgram(wave + 1e-9, NFFT=2048, Fs=SAMPLING_RATE, noverlap=1408, vmin=-140, vmax=-40, cmap="magma")
         axis.set(ylim=(0, 6000), title=name, ylabel="Hz")
-    figure.suptitle(f"{excerpt.target.source}, {excerpt.about['recording_id']}")
+    figure.suptitle(f"{excerpt.target.source}, {excerpt.about['recording_id']}", parse_math=False)
     figure.savefig(path, dpi=70)
     plt.close(figure)
 

@@ -154,6 +154,8 @@ def onset_scores(reference: np.ndarray, estimate: np.ndarray, joins: np.ndarray)
         return (np.abs(notes["onset"][:, None] - joins[None]) <= JOIN_S).any(1)
 
     near_r, near_e = near(reference), near(estimate)
+    for r, e in matched:  # what is heard of a note counts where the note lies
+        near_e[e] = near_r[r]
     for name, flag in (("joins", True), ("elsewhere", False)):
         hits = sum(near_r[r] == flag for r, _ in matched)
         counted = int((near_r == flag).sum() + (near_e == flag).sum())
@@ -302,6 +304,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.minutes or args.offsets):
         parser.error("nothing to do: give --minutes or --offsets")
+    of_minutes, of_offsets = ("prompt", "transcribe_minutes", "parallel", "reuse"), ("excerpts", "seconds")
+    for given, needed, names in ((args.minutes, "--minutes", of_minutes), (args.offsets, "--offsets", of_offsets)):
+        for name in names:
+            if not given and getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name.replace('_', '-')} is for {needed}")
     if not args.transcribe_minutes >= 2:
         parser.error("--transcribe-minutes must be at least 2: the first and the last minute are compared")
     if not all(SHORTEST <= minutes < math.inf for minutes in args.minutes):

@@ -16,7 +16,6 @@ A run that was interrupted goes on where it stopped when it is started again.
 """
 
 import argparse
-import itertools
 import sys
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from scripts.rendering.pieces import encode_prompt
 from scripts.training.processes import follow_parent, run_errors
 from tokenization import MidiError, Performance
 
-REDRAW = 1_000_000  # from an item's number to that of the next try
+REDRAW, TRIES = 1_000_000, 100  # from an item's number to that of the next try; and how many
 
 
 class Drawn(Dataset):
@@ -49,19 +48,27 @@ class Drawn(Dataset):
 
     def __init__(self, recordings: RenderedRecordings, data: DataArguments, processor):
         self.recordings, self.data, self.processor = recordings, data, processor
+        self.told = set()  # of which files was said that they cannot be used
 
     def _draw(self, index: int):
         """Prompt and target, or no target: a MIDI file that cannot be used."""
         try:
             return self.recordings.draw(index, self.data)[:2]
         except MidiError as error:
-            print(f"{error}; another is drawn instead", file=sys.stderr, flush=True)
+            if str(error) not in self.told:
+                print(f"{error}; another is drawn instead", file=sys.stderr, flush=True)
+            self.told.add(str(error))
             return None, None
 
     def __getitem__(self, index: int):
         seconds = self.data.target_seconds
-        draws = (self._draw(i) for i in itertools.count(index, REDRAW))
-        prompt, target = next((a, b) for a, b in draws if b is not None and (b.notes["onset"] < seconds).any())
+        draws = (self._draw(index + i * REDRAW) for i in range(TRIES))
+        usable = (
+            (a, b) for a, b in draws if b is not None and ((b.notes["onset"] >= 0) & (b.notes["onset"] < seconds)).any()
+        )
+        if (found := next(usable, None)) is None:
+            raise MidiError(f"of {TRIES} excerpts that were drawn, none has a note and a MIDI file that can be used")
+        prompt, target = found
         first, size = round(LEAD_S * SAMPLING_RATE), round(seconds * SAMPLING_RATE)
         piece = self.processor.load(Performance(target.notes, target.source, {}), start=0.0, end=seconds)
         wave = np.round(np.clip(target.wave[first : first + size], -1, 1) * 32767).astype(np.int16)

@@ -73,7 +73,7 @@ def plot_render(wave: np.ndarray, notes: np.ndarray, title: str = ""):
     draw_piano_roll(roll, notes)
     draw_spectrogram(spectrogram, wave)
     spectrogram.set_xlim(0, len(wave) / SAMPLING_RATE)
-    roll.set_title(title)
+    roll.set_title(title, parse_math=False)  # names of files may hold dollars
     return figure
 
 

@@ -5,7 +5,7 @@
     python -m scripts.train_codec encoder   --config RECIPE [audio] --features RUNS/features --output-dir RUNS/encoder
     python -m scripts.train_codec hearing   --config RECIPE [audio] --codec RUNS/encoder/codec --output-dir RUNS/hearing
     python -m scripts.train_codec codebooks --config RECIPE [audio] --codec RUNS/hearing/codec --output-dir RUNS/codes
-    python -m scripts.train_codec encode    --config RECIPE --audio POOL.npy --codec RUNS/codes --output-dir RUNS/codes
+    python -m scripts.train_codec encode    --config RECIPE --audio POOL.npy --codec RUNS/codes
     python -m scripts.train_codec listener  --config RECIPE [audio] [--go-on --listener OTHER] \\
         --output-dir RUNS/listener
     python -m scripts.train_codec decoder   --config RECIPE [audio] --features RUNS/features --codec RUNS/codes \\
@@ -75,7 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--go-on", action="store_true", help="keep what --codec, or of `listener` --listener, already knows of the part"
     )
-    parser.add_argument("--output-dir", required=True, help="checkpoints, log, curves and the codec go here")
+    parser.add_argument("--output-dir", help="checkpoints, log, curves and the codec go here; `encode` has none")
     parser.add_argument("--batch-size", type=_batch_size, help="instead of the recipe's: a number, or auto (see below)")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare audio")
@@ -101,6 +101,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--go-on is for encoder, decoder and listener: {args.part} always does")
     if args.part == "listener" and args.go_on != (args.listener is not None):
         parser.error("listener needs --go-on and --listener together, or neither")
+    if (args.part == "encode") != (args.output_dir is None):
+        parser.error(f"{args.part} {'writes beside its pools, without' if args.output_dir else 'needs'} --output-dir")
+    if args.part in FITTED:
+        for name in ("validation", "steps", "stop_after", "force"):
+            if getattr(args, name):
+                parser.error(f"--{name.replace('_', '-')} is for what learns step by step, not for {args.part}")
     if args.part == "encode" and not all(path.endswith(".npy") for path in args.audio or ["none"]):
         parser.error("encode takes pools of scripts.render_pool: --audio POOL.npy")
     return args

@@ -226,5 +226,4 @@ if __name__ == "__main__":
         ssr_mode=False,
         strict_cors=True,
         enable_monitoring=False,
-        blocked_paths=[os.getcwd()],
     )

@@ -235,6 +235,8 @@ def test_refused_parts(parts, make_ar, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
     refused("would be more than 0.1 MiB", "--max-mib", "0.1")
+    refused("would be more than 0.1 MiB", "--max-mib", "0.1", "--output", str(tmp_path / "new" / "er" / "folder"))
+    assert not (tmp_path / "new").exists()
     for size in ("nan", "-1", "0"):
         refused(f"--max-mib must be above 0, got {float(size)}", "--max-mib", size)
     refused("holds no config.json", "--nar", str(tmp_path / "none"))

@@ -428,6 +428,7 @@ def test_shards(recording, tmp_path_factory):
 
 
 def test_recordings_are_refused_in_one_sentence(tmp_path):
+    (tmp_path / "._hidden.wav").write_bytes(b"as some systems put beside each file")
     with pytest.raises(RenderError, match=r"no \.wav, \.flac or \.parquet"):
         RecordedExcerpts([tmp_path], 1.0)
     (tmp_path / "bad.wav").write_bytes(b"RIFF")

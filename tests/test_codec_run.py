@@ -430,9 +430,17 @@ def test_recipes_are_refused_in_one_sentence(tmp_path, capsys):
     assert "'few' is neither a number nor auto" in capsys.readouterr().err
     assert train_codec.main([*shared, "--audio", "x.npy", "y.wav"]) == 2
     assert "do not go together" in capsys.readouterr().err
-    for arguments in (["whole"], ["encoder"], ["decoder", "--features", "x"]):
+    for arguments in (["whole"], ["encoder"], ["decoder", "--features", "x"], ["encode", "--codec", "x"]):
         with pytest.raises(SystemExit, match="2"):
             train_codec.main([*arguments, *shared[1:]])
+    assert "encode writes beside its pools, without --output-dir" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        train_codec.main(shared[:-2])
+    assert "listener needs --output-dir" in capsys.readouterr().err
+    for option in (["--validation", "x.npy"], ["--steps", "3"], ["--stop-after", "1"], ["--force"]):
+        with pytest.raises(SystemExit, match="2"):
+            train_codec.main(["codebooks", "--codec", "x", *shared[1:], *option])
+        assert f"{option[0]} is for what learns step by step" in capsys.readouterr().err
 
 
 def test_a_codec_of_another_form_is_refused(whole, tmp_path, capsys):

@@ -378,8 +378,8 @@ def test_datasets_loads_the_folder_by_its_card(tiny_data, tokenizer):
     data = DatasetCard.load(tiny_data / "README.md").data
     assert data.license == ["other"] and data.task_categories == ["text-to-audio"]
     assert data.to_dict()["configs"][0]["data_files"] == [
-        {"split": "train", "path": "train-*-of-00003.parquet"},
-        {"split": "validation", "path": "validation-*-of-00001.parquet"},
+        {"split": "train", "path": "train-[0-9][0-9][0-9][0-9][0-9]-of-00003.parquet"},
+        {"split": "validation", "path": "validation-[0-9][0-9][0-9][0-9][0-9]-of-00001.parquet"},
     ]
     rows = load_dataset(str(tiny_data), split="validation", streaming=True)
     assert rows.features["target_codes"] == List(Value("int16")) and rows.features["target_midi"] == Value("binary")
@@ -651,6 +651,8 @@ def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):
     for name in ("jazz", "jazz-test"):  # neither is part of the other
         shutil.copy(tiny_data / "validation-00000-of-00001.parquet", tmp_path / f"{name}-00000-of-00001.parquet")
     assert shard_files(tmp_path, "jazz") == [str(tmp_path / "jazz-00000-of-00001.parquet")]
+    with pytest.raises(DataError, match="too few items of jazz-test for 1 batches of 99"):
+        next(iter(TrainingStream(shard_files(tmp_path, "jazz-test"), tokenizer, 99)))
     for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"):
         shutil.copy(tiny_data / name, tmp_path)
     with pytest.raises(DataError, match="2 of 3 shards of train"):

@@ -47,8 +47,13 @@ def command(tiny_pack, tmp_path, monkeypatch, model):
     """`command(...)` -> exit code, with minutes of 2 s and a transcriber that hears nothing."""
     monkeypatch.setattr(evaluate_long, "MINUTE_S", 2.0)
     monkeypatch.setattr(evaluate_long, "Transcriber", lambda: lambda wave, rate: notes())
-    arguments = ["--model", model, "--prompt", "p", "--midi-root", tiny_pack / "midi", "--output-dir", tmp_path / "out"]
-    return lambda *more: evaluate_long.main([str(argument) for argument in (*arguments, *more)])
+    arguments = ["--model", model, "--midi-root", tiny_pack / "midi", "--output-dir", tmp_path / "out"]
+
+    def run(*more):
+        prompt = ["--prompt", "p"] if "--minutes" in more else []
+        return evaluate_long.main([str(argument) for argument in (*arguments, *prompt, *more)])
+
+    return run
 
 
 def test_a_recital_ends_with_its_first_minute(tiny_pack, monkeypatch):
@@ -71,6 +76,8 @@ def test_notes_near_joins_and_elsewhere():
     estimate = notes((0.2, 60), (4.81, 62), (9.0, 70), (9.0, 65))
     scores = onset_scores(reference, estimate, np.array([5.0]))
     assert scores == {"f1_joins": 2 / 3, "f1_elsewhere": 4 / 5, "notes_near_joins": 2}
+    edge = onset_scores(notes((1.0, 60), (4.5, 62)), notes((1.0, 60), (4.48, 62)), np.array([5.0]))
+    assert edge == {"f1_joins": 1.0, "f1_elsewhere": 1.0, "notes_near_joins": 1}
 
 
 def test_the_transcriber_hears_a_minute_at_a_time():
@@ -114,6 +121,10 @@ def test_means_of_offsets():
         (("--minutes", "5", "--transcribe-minutes", "1"), "--transcribe-minutes must be at least 2"),
         (("--minutes", "5", "--transcribe-minutes", "nan"), "--transcribe-minutes must be at least 2"),
         (("--minutes", "5", "--seed", "-1"), "--seed at least 0"),
+        (("--offsets", "0", "--prompt", "upright_old_tape"), "--prompt is for --minutes"),
+        (("--offsets", "0", "--transcribe-minutes", "3"), "--transcribe-minutes is for --minutes"),
+        (("--offsets", "0", "--reuse"), "--reuse is for --minutes"),
+        (("--minutes", "5", "--excerpts", "2"), "--excerpts is for --offsets"),
         (("--offsets", "nan"), "--offsets must be numbers, in ms"),
         (("--offsets", "0", "--seconds", "nan"), "--seconds must be above 0"),
         (("--offsets", "0", "--seconds", "inf"), "--seconds must be above 0"),

@@ -47,6 +47,15 @@ def test_midi_that_cannot_be_used(make, tiny_pack, tmp_path):
     assert code == 0 and "1.mid: not a MIDI file" in said and len(np.load(tmp_path / "pool.npy")) == 3
 
 
+def test_no_midi_that_can_be_used(make, tiny_pack, tmp_path):
+    shutil.copytree(tiny_pack / "midi", tmp_path / "midi")
+    for path in (tmp_path / "midi").glob("*.mid"):
+        path.write_bytes(b"no MIDI")
+    code, said = make("--items", 3, "--midi-root", tmp_path / "midi")
+    assert code == 2 and "of 100 excerpts that were drawn, none has a note and a MIDI file that can be used" in said
+    assert said.count("0.mid: not a MIDI file") == 1
+
+
 def test_sampled_codes_are_of_the_seed(make, tmp_path):
     GenerationConfig(do_sample=True, temperature=1.0).save_pretrained(tmp_path / "model")
     pools = []
@@ -127,14 +136,23 @@ def test_a_target_without_notes_is_drawn_again(tiny_pack):
     def silent_first(index, data):
         drawn.append(index)
         prompt, target, about = draw(index, data)
-        target.notes = target.notes[:0] if len(drawn) == 1 else target.notes
+        if len(drawn) == 1:
+            target.notes = target.notes[:0]
+        if len(drawn) == 2:  # all that sounds was struck before
+            target.notes = target.notes[:1]
+            target.notes["onset"], target.notes["duration"] = -1.0, 1.5
         return prompt, target, about
 
     recordings.draw = silent_first
     extractor = EncodecFeatureExtractor(feature_size=1, sampling_rate=32_000)
     processor = MidiValleProcessor(extractor, MidiValleTokenizer())
     piece, prompt, wave = generate_pool.Drawn(recordings, arguments, processor)[3]
-    assert drawn == [3, 3 + generate_pool.REDRAW] and len(piece.notes) and prompt.seconds == 1.0 and wave.any()
+    assert (
+        drawn == [3, 3 + generate_pool.REDRAW, 3 + 2 * generate_pool.REDRAW]
+        and len(piece.notes)
+        and prompt.seconds == 1.0
+        and wave.any()
+    )
 
 
 def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path, monkeypatch):

@@ -100,6 +100,7 @@ def test_a_folder_of_pairs(tmp_path):
     reasons = {"a/one.flac": "another file of its name is used", "four.mid": no_partner, "two.wav": no_partner}
     assert {item["source"]: item["reason"] for item in left_out} == reasons
     (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "folder.mid").mkdir()
     with pytest.raises(MidiError, match="no audio file with MIDI of its name"):
         read_pairs(tmp_path / "c")
     write_table(tmp_path / "one.csv", "audio,midi,split", {"audio": "x.wav", "midi": "x.mid", "split": "test"})

@@ -782,6 +782,8 @@ def music(tmp_path):
     for name, notes in (("a", 14), ("b", 3), ("c", 8)):
         save_midi(tmp_path / "music" / f"{name}.mid", *[(t / 3, 0.3, 60 + t) for t in range(notes)])
     (tmp_path / "music" / "bad.mid").write_text("no music")
+    (tmp_path / "music" / "._a.mid").write_text("as some systems put beside each file")
+    (tmp_path / "music" / "folder.mid").mkdir()
     (tmp_path / "out").mkdir()
     return tmp_path
 
@@ -985,6 +987,7 @@ def test_threads(run, monkeypatch):
         (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
         (("a.mid", "a.report.mid", "--output-dir", "out", "--verify"), "would both become a.report.json"),
         (("music", "--output-dir", "out", "--stream", "-"), "--stream is for one file"),
+        (("music/a.mid", "x.wav", "--top-k", str(2**63)), "is outside 0 to 2^62"),
         (("music/a.mid", "x.wav", "--raw"), "--raw is for --stream"),
         (("music/a.mid", "--stream", "-", "--verify"), "--verify needs a file"),
         (("music/a.mid", "x.wav", "--batch-size", "0"), "--batch-size 0"),
@@ -1098,6 +1101,10 @@ def test_notes_that_are_wrong_are_listed():
     found = compare(reference, estimate, -np.inf, 3.0)
     assert (found["notes"], found["heard"], found["right"], found["f1"]) == (3, 3, 1, pytest.approx(1 / 3, abs=1e-3))
     assert found["missing"] == [[2.0, 64]] and found["extra"] == [[2.5, 70]] and found["shifted"] == [[1.0, 62, 0.1]]
+    early = reference.copy()
+    early["onset"] -= 0.04  # what is heard a little early beyond an edge is still of this side
+    for span in ((-np.inf, 1.02), (1.02, np.inf)):
+        assert compare(reference, early, *span)["f1"] == 1.0
     assert compare(reference[:0], estimate[:0], 0, 1)["f1"] is None
 
 
@@ -1155,7 +1162,8 @@ def test_a_plot_that_cannot_be_finished_leaves_what_was_there(inputs, monkeypatc
 
 def test_plots(inputs, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
-    assert plots.main(["noise.wav", "good.mid", "plot.png"]) == 0
+    Path("for $x^$.mid").write_bytes(Path("good.mid").read_bytes())
+    assert plots.main(["noise.wav", "for $x^$.mid", "plot.png"]) == 0
     assert Path("plot.png").read_bytes()[:4] == b"\x89PNG"
     assert plots.main(["noise.wav", "text.mid", "other.png"]) == 2 and not Path("other.png").exists()
     assert plots.main(["noise.wav", "good.mid", "none/plot.png"]) == 2

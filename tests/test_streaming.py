@@ -106,6 +106,22 @@ def test_shards_without_rows(open_stream, tmp_path):
     assert len(list(load_dataset(str(source), split="train", streaming=True))) == 8
 
 
+def test_splits_whose_names_go_on_are_kept_apart(tmp_path):
+    """By `datasets` too, which reads the card; a web server gives each by that, or by a card of before."""
+    rng = np.random.default_rng(0)
+    for split, size in (("jazz", 3), ("jazz-test", 5)):
+        rows = [make_row(i, 1.0, rng, 0) for i in range(size)]
+        write_shard(tmp_path / shard_names(split, 1)[0], rows, False, ABOUT | {"target_seconds": 1.0}, [])
+    finish(tmp_path, [])
+    assert [len(load_dataset(str(tmp_path), split=split)) for split in ("jazz", "jazz_test")] == [3, 5]
+    card = tmp_path / "README.md"
+    for text in (card.read_text(), card.read_text().replace("[0-9]" * 5, "*")):
+        card.write_text(text)
+        with serve(tmp_path) as server:
+            for split in ("jazz", "jazz-test"):
+                assert shard_files(server.url, split) == [f"{server.url}/{split}-00000-of-00001.parquet"]
+
+
 # --- where the shards lie
 
 

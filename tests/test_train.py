@@ -655,6 +655,8 @@ def test_trackers_that_are_not_installed_are_named(monkeypatch, capsys):
 
 def test_learning_curves_by_command(tmp_path, capsys):
     assert run_log.main([str(tmp_path)]) == 2 and "holds no log.jsonl" in capsys.readouterr().err
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "code": 2.0}\n[1]\n')
+    assert run_log.main([str(tmp_path)]) == 2 and "line 2: not a row of a training log" in capsys.readouterr().err
     (tmp_path / "log.jsonl").write_text('{"step": 1, "code": 2.0, "validation_code_0": 3.0}\n{"step": 2, "co')
     assert run_log.main([str(tmp_path)]) == 0
     assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"

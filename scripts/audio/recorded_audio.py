@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from processing.audio_midivalle import check_wave, read_audio, to_mono_32k
 from scripts.audio.pianos import SAMPLING_RATE, RenderError
 from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll, sounding_excerpt
+from scripts.audio.visible_files import visible_files
 from tokenization.midi_midivalle import NOTE_DTYPE, load_performance
 
 AUDIO_FILES, MIDI_FILES = (".wav", ".flac"), (".mid", ".midi")
@@ -111,7 +112,7 @@ class ShardRow:
 def _files(path: Path) -> list[Path]:
     kinds = (*AUDIO_FILES, ".parquet")
     if path.is_dir():
-        return sorted(p for p in path.rglob("*") if p.suffix.lower() in kinds)
+        return visible_files(path, kinds)
     if not path.is_file() or path.suffix.lower() not in kinds:
         raise RenderError(f"{path}: neither a folder nor one of {', '.join(kinds)}")
     return [path]

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
 from scripts.audio.rooms import Room, without_clipping
+from scripts.audio.visible_files import visible_files
 from tokenization.midi_midivalle import MidiError, Performance, load_performance
 
 HOP = 640
@@ -78,7 +79,7 @@ def list_midi(root: str | Path, split: str, hold_out: bool = True) -> list[MidiF
     root = Path(root)
     manifest = root / "manifest.csv"
     if not manifest.is_file():
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
+        paths = visible_files(root, (".mid", ".midi"))
         found = [MidiFile(str(p.relative_to(root)), None, split, 0.0, p.stem, "unknown") for p in paths]
         chosen = of_split([file.path for file in found], split) if hold_out else None
         if found and chosen == set():

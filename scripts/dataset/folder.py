@@ -20,7 +20,7 @@ from symusic import Note, Score, Track
 from yaml import YAMLError
 
 from scripts.audio.pianos import SAMPLING_RATE
-from scripts.dataset.shards import DEFAULT_SUSTAIN, DataError, read_column, read_footer, shard_names
+from scripts.dataset.shards import DEFAULT_SUSTAIN, DataError, card_pattern, read_column, read_footer, shard_names
 from scripts.training.processes import changed_settings
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
@@ -220,7 +220,7 @@ def _card(folder: Path, infos: list, typed: Features, licences: list[str], about
         tags=["music", "piano", "midi", "codec"],
     )
     names = {split: split.replace("-", "_") for split, *_ in infos}  # the Hub's splits have no hyphens
-    files = [{"split": names[s], "path": f"{s}-*-of-{count:05d}.parquet"} for s, count, *_ in infos]
+    files = [{"split": names[s], "path": card_pattern(s, count)} for s, count, *_ in infos]
     splits = {names[s]: SplitInfo(names[s], num_bytes=size, num_examples=rows) for s, _, rows, size in infos}
     info = DatasetInfo(features=typed, splits=SplitDict(splits), dataset_size=sum(i[3] for i in infos))
     DatasetInfosDict({"default": info}).to_dataset_card_data(data)

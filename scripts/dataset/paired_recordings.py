@@ -18,6 +18,7 @@ import soundfile
 from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.audio.rendered_audio import content_sha256, of_split
+from scripts.audio.visible_files import visible_files
 from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
 from tokenization.midi_midivalle import MidiError, load_performance
 
@@ -283,7 +284,7 @@ def _beside(base: Path, midi: str) -> str:
 
 def _same_names(folder: Path) -> tuple[list[Pair], list[dict]]:
     """Audio and MIDI files of one name, in the same folder; and those that have no such partner, or that are second."""
-    files = sorted(p.relative_to(folder) for p in folder.rglob("*") if not p.name.startswith("."))
+    files = [path.relative_to(folder) for path in visible_files(folder, (*MIDI_ENDINGS, *AUDIO_ENDINGS))]
     midi, audio = (
         {p.with_suffix(""): str(p) for p in files if p.suffix.lower() in endings}
         for endings in (MIDI_ENDINGS, AUDIO_ENDINGS)
@@ -295,10 +296,8 @@ def _same_names(folder: Path) -> tuple[list[Pair], list[dict]]:
     used = {path for pair in pairs for path in (pair.audio, pair.midi)}
     alone = []
     for path in files:
-        kind = path.suffix.lower()
-        partners = midi if kind in AUDIO_ENDINGS else audio if kind in MIDI_ENDINGS else None
-        if partners is not None and str(path) not in used:
-            is_second = path.with_suffix("") in partners
+        if str(path) not in used:
+            is_second = path.with_suffix("") in (midi if path.suffix.lower() in AUDIO_ENDINGS else audio)
             reason = "another file of its name is used" if is_second else "no audio or MIDI of its name is beside it"
             alone.append({"source": str(path), "reason": reason})
     return pairs, alone

@@ -71,6 +71,11 @@ def shard_names(split: str, count: int) -> list[str]:
     return [f"{split}-{i:05d}-of-{count:05d}.parquet" for i in range(count)]
 
 
+def card_pattern(split: str, count: int) -> str:
+    """The same for a dataset card: of these files alone, not of another split whose name goes on with a hyphen."""
+    return f"{split}-{'[0-9]' * 5}-of-{count:05d}.parquet"
+
+
 def dataset_info(files: list[str]) -> dict:
     """What the shards say of themselves: codec_sha256, num_codebooks, codebook_size, prompt_seconds, target_seconds.
 
@@ -231,8 +236,9 @@ def _listed_by_card(url: str, split: str) -> list[str]:
     except (OSError, ValueError) as error:
         raise DataError(f"{url}: its README.md cannot be read ({_line(error)})") from error
     paths = [entry["path"] for config in configs for entry in config["data_files"]]
-    counts = [re.fullmatch(rf"{re.escape(split)}-\*-of-(\d+)\.parquet", path) for path in paths]
-    count = next((int(match[1]) for match in counts if match), 0)
+    counts = [int(found[1]) for path in paths if (found := re.search(r"-of-(\d+)\.parquet$", path))]
+    forms = (card_pattern, "{}-*-of-{:05d}.parquet".format)  # cards had the second until November 2026
+    count = next((n for n in counts if any(form(split, n) in paths for form in forms)), 0)
     if not count:
         raise DataError(f"{url}: README.md names no {split}-*.parquet; make it with scripts.prepare_dataset")
     return [f"{url}/{name}" for name in shard_names(split, count)]

@@ -107,7 +107,7 @@ class TrainingStream:
             if total < self.world_size:
                 size = f"{self.batch_frames} frames" if self.batch_frames else self.batch_size
                 folder, name = self.shards.files[0].rsplit("/", 1)
-                split = name.split("-")[0]
+                split = name.rsplit("-", 3)[0]
                 raise DataError(f"{folder}: too few items of {split} for {self.world_size} batches of {size}")
             groups = (total - self.position) // self.world_size
             end = self.position + groups * self.world_size

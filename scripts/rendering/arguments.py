@@ -189,8 +189,8 @@ def check_sampling(args: argparse.Namespace):
         raise RenderError(f"--seed {args.seed} is outside 0 to 2^62")
     if args.temperature is not None and not args.temperature >= 0:
         raise RenderError(f"--temperature {args.temperature} must not be negative")
-    if args.top_k is not None and args.top_k < 0:
-        raise RenderError(f"--top-k {args.top_k} must not be negative")
+    if args.top_k is not None and not 0 <= args.top_k <= 2**62:
+        raise RenderError(f"--top-k {args.top_k} is outside 0 to 2^62")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         raise RenderError(f"--top-p {args.top_p} must be above 0 and at most 1")
 

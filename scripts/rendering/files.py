@@ -18,6 +18,7 @@ from tqdm import tqdm
 from modeling_midivalle.recording_midivalle import RecordingChain
 from processing import AudioWriter
 from processing.audio_midivalle import LONGEST_NAME, check_output
+from scripts.audio.visible_files import visible_files
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import (
     ADAPTER_FILES,
@@ -128,7 +129,7 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
         return [Task(Path(args.paths[0]), check_output(args.paths[1]) if len(args.paths) == 2 else None)]
     tasks = []
     for path in map(Path, args.paths):
-        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in MIDI_ENDINGS) if path.is_dir() else [path]
+        found = visible_files(path, MIDI_ENDINGS) if path.is_dir() else [path]
         if not found:
             raise RenderError(f"{path}: holds no {' or '.join(MIDI_ENDINGS)} file")
         tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]

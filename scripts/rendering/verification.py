@@ -81,7 +81,8 @@ class Verifier:
 
 def compare(reference: np.ndarray, estimate: np.ndarray, first: float, last: float) -> dict:
     """Notes whose onset lies in `[first, last)` s: how many, how many of them are right, and lists of the others, each
-    note as [onset in s, pitch]; shifted ones as [onset, pitch, by how many s]."""
+    note as [onset in s, pitch]; shifted ones as [onset, pitch, by how many s]. What is heard of a note counts where the
+    note lies, also beyond an edge."""
     near = (reference["onset"] >= first - SHIFTED_S) & (reference["onset"] < last + SHIFTED_S)
     reference = reference[near]
     inside_r, inside_e = ((n["onset"] >= first) & (n["onset"] < last) for n in (reference, estimate))
@@ -92,7 +93,7 @@ def compare(reference: np.ndarray, estimate: np.ndarray, first: float, last: flo
     missing = np.setdiff1d(left_r, [r for r, _ in moved])
     extra = np.setdiff1d(left_e, [e for _, e in moved])
     count = sum(inside_r[r] for r, _ in right)
-    heard = int(inside_e.sum())
+    heard = int(count + sum(inside_r[r] for r, _ in moved) + inside_e[extra].sum())
     return {
         "notes": int(inside_r.sum()),
         "heard": heard,

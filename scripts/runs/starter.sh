@@ -43,7 +43,7 @@ fi
 [ -f "$pool" ] || $python -m scripts.generate_pool --model "$out/model" --codec "$out/final/codec" "${sound[@]}" \
   "${many[@]}" --seed 1 --mean-vectors --output "$pool"
 told=(--config "$(recipe $last)" --audio "$pool" --codec "$out/final/codec")
-$python -m scripts.train_codec encode "${told[@]}" --output-dir "$out/final"
+$python -m scripts.train_codec encode "${told[@]}"
 $python -m scripts.train_codec decoder --go-on "${told[@]}" --listener "$out/listener" --output-dir "$out/told"
 
 starter=$(size checkpoints/starter "$out/starter")

@@ -83,16 +83,19 @@ def read_log(path: Path) -> list[dict]:
     """Rows of a log; a last line that a kill has cut short is left out.
 
     Raises:
-        ValueError: another line is no JSON.
+        ValueError: another line is no row.
     """
     lines = path.read_text().splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not a row of a training log") from error
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif row is not None or number < len(lines):
+            raise ValueError(f"{path}, line {number}: not a row of a training log")
     return rows
 
 
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="output folder of scripts.train or scripts.train_codec")
     try:
         print(draw_curves(parser.parse_args(argv).run))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
