@@ -11,9 +11,13 @@ source "$(dirname "$0")/common.sh"
 part=${3:-all}
 processes=${PROCESSES:-1}
 
-train() {  # train PART RECIPE OPTION...
+train() {  # train PART RECIPE OPTION...: what learns step by step
   $python ${many:+-m torch.distributed.run --standalone --nproc-per-node "$processes"} -m scripts.train_codec "$1" \
-    --config "$(recipe "$2")" "${audio[@]}" "${@:3}"
+    --config "$(recipe "$2")" "${audio[@]}" "${validation[@]}" "${@:3}"
+}
+
+fit() {  # fit PART OPTION...: what does not, in one process
+  $python -m scripts.train_codec "$1" --config "$(recipe codec_starter)" "${audio[@]}" "${@:2}"
 }
 
 pool() {  # pool SPLIT HOURS FILE ROOM...
@@ -21,27 +25,26 @@ pool() {  # pool SPLIT HOURS FILE ROOM...
     --hours "$2" --output "$3"
 }
 
-many=
 if [ "$gpu" ]; then
   workers=$(($(nproc) / processes - 1))
   audio=(--midi-root "$pack/midi" "${pianos[@]}" --workers "$((workers > 0 ? workers : 1))")
-  batch=(--batch-size auto) heard=()
+  batch=(--batch-size auto) heard=() validation=()
 else
   pool train "$(size 5 0.02)" "$out/pool.npy" "${rooms[@]}"
   pool validation "$(size 0.02 0.004)" "$out/pool_validation.npy" "${rooms[@]}"
-  audio=(--audio "$out/pool.npy" --validation "$out/pool_validation.npy" --workers 0)
+  audio=(--audio "$out/pool.npy" --workers 0) validation=(--validation "$out/pool_validation.npy")
   batch=() heard=(--audio "$out/pool.npy" "$out/pool_any.npy")
 fi
 [ "$processes" = 1 ] || trained=1
 
 if [ "$part" != decoder ]; then
-  [ -f "$out/features/model.safetensors" ] || train features codec_starter --output-dir "$out/features"
+  [ -f "$out/features/model.safetensors" ] || fit features --output-dir "$out/features"
   many=${trained:-} train encoder codec_starter "${batch[@]}" --features "$out/features" --output-dir "$out/encoder"
   many=${trained:-} train hearing codec_starter_hearing "${batch[@]}" --codec "$out/encoder/codec" \
     --output-dir "$out/hearing"
   [ -f "$out/codes/model.safetensors" ] ||
-    train codebooks codec_starter --codec "$out/hearing/codec" --output-dir "$out/codes"
-  [ "$gpu" ] || train encode codec_starter --codec "$out/codes" --output-dir "$out/codes"
+    fit codebooks --codec "$out/hearing/codec" --output-dir "$out/codes"
+  [ "$gpu" ] || fit encode --codec "$out/codes"
 fi
 if [ "$part" != codes ]; then
   many=${trained:-}
