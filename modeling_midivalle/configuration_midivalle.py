@@ -265,7 +265,7 @@ class MidiValleConfig(PreTrainedConfig):
         mean_vectors (`bool`, defaults to `False`): the codec's decoder is given the mean of all code vectors, each as
             likely as AR and NAR hold it, instead of those of the chosen codes; what follows still goes by the codes.
         velocity_gain_db (`float`, defaults to 0.0): dB by which a key of velocity 127 is made louder than one of
-            velocity 0, beyond what the codec makes of them by itself (`dynamics_midivalle.py`); of a codec
+            velocity 0, beyond what the codec makes of them by itself (`dynamics_midivalle.py`); for a codec
             with `num_oscillators`, and of no effect without `keys_from_midi`. The following are of none without it.
         treble_gain_db (`float`, defaults to 0.0): the same of the audio above some 4 kHz, in which a key that is struck
             harder is brighter; beside `velocity_gain_db`.

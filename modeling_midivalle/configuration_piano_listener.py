@@ -11,19 +11,19 @@ class PianoListenerConfig(PreTrainedConfig):
     Of a [`PianoListenerModel`].
 
     Args:
-        hidden_size (`int`, *optional*, defaults to 48): channels of every layer.
+        hidden_size (`int`, *optional*, defaults to 96): channels of every layer.
 
     Example:
 
     ```python
     >>> PianoListenerConfig().hidden_size
-    48
+    96
     ```"""
 
     model_type = "piano_listener"
     _auto_class = "AutoConfig"
 
-    hidden_size: int = 48
+    hidden_size: int = 96
 
     def validate_architecture(self):
         """Refuse what cannot be built."""

@@ -26,12 +26,13 @@ BINS_PER_SEMITONE = 2
 BINS = KEYS * BINS_PER_SEMITONE
 LOWEST_HZ, HIGHEST_HZ = 27.5, 15_500.0
 WINDOWS = (8_192, 4_096, 2_048, 1_024)  # the longer tell keys apart, the shorter when
-HARMONICS = (-24, 0, 24, 38, 48, 56, 62, 72)  # of a key, in bins from it: an octave below, then partials 1 to 6 and 8
+# of a key, in bins from it: those of which it may be partial 4, 3 or 2, then its own partials 1 to 6 and 8
+HARMONICS = (-48, -38, -24, 0, 24, 38, 48, 56, 62, 72)
 KNEE = 1e-3  # amplitudes well below are linear (noise stays small), above logarithmic (soft partials count)
 # kernels over frames and keys, and their dilations: what a key is heard beside, and for which part of a second
 OCTAVES, CHORD_OCTAVES, FIFTHS, NEIGHBOURS = ((3, 3), (1, 12)), ((1, 3), (1, 12)), ((1, 3), (1, 7)), ((3, 3), (1, 1))
 TENTH, THIRD = ((5, 1), (1, 1)), ((5, 1), (4, 1))
-LAYERS = (OCTAVES, TENTH, THIRD, OCTAVES, TENTH, FIFTHS, NEIGHBOURS, THIRD, CHORD_OCTAVES, TENTH)
+LAYERS = (OCTAVES, TENTH, THIRD, OCTAVES, TENTH, FIFTHS, NEIGHBOURS, THIRD, CHORD_OCTAVES, TENTH, OCTAVES, THIRD, TENTH)
 
 
 @dataclass

@@ -83,7 +83,8 @@ def test_the_shipped_codec_gives_the_same_codes_everywhere(tmp_path):
     state = {k.removeprefix("codec."): v for shard in shards for k, v in shard.items() if k.startswith("codec.")}
     config = PianoEncodecConfig(**json.loads((STARTER / "config.json").read_text())["codec_config"])
     shipped = PianoEncodecModel(config).eval()
-    shipped.load_state_dict(state)
+    absent, unknown = shipped.load_state_dict(state, strict=False)
+    assert not unknown and all(name.endswith("embed_avg") for name in absent)  # averages, for training alone
     codes = shipped.encode_codes(wave)
     assert codes.shape == (1, 4, 300) and len(codes.unique()) > 500
     shipped.save_pretrained(tmp_path / "saved")

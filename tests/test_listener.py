@@ -49,9 +49,9 @@ def test_a_row_is_heard_at_its_own_length(listener):
 def test_layers_and_tuples(listener):
     heard = listener(tones(2, 6_400))
     assert heard.logits.shape == heard.velocity.shape == (2, 10, 88)
-    assert [h.shape[-1] for h in heard.hidden_states] == [176, *[88] * 11]
+    assert [h.shape[-1] for h in heard.hidden_states] == [176, *[88] * 14]
     logits, velocity, hidden = listener(tones(2, 6_400)[:, 0], return_dict=False)
-    assert torch.equal(logits, heard.logits) and torch.equal(velocity, heard.velocity) and len(hidden) == 12
+    assert torch.equal(logits, heard.logits) and torch.equal(velocity, heard.velocity) and len(hidden) == 15
 
 
 def test_it_loads_as_it_was_saved(listener, tmp_path):
