@@ -115,10 +115,9 @@ def assemble(
         raise AssembleError(f"--max-mib must be above 0, got {max_mib}")
     if playing.get("velocity_gain_db") and not playing.get("keys_from_midi"):
         raise AssembleError("--velocity-gain is for --keys-from-midi")
-    if not playing.get("velocity_gain_db"):
-        for name in ("treble", "octave", "attack", "sustain"):
-            if playing.get(f"{name}_gain_db"):
-                raise AssembleError(f"--{name}-gain is for --velocity-gain")
+    for name in GAINS:
+        if playing.get(f"{name}_gain_db") and not playing.get("velocity_gain_db"):
+            raise AssembleError(f"--{name}-gain is for --velocity-gain")
     output = output.resolve()  # `.` has no name
     if (output / "config.json").is_file() and (kind := model_type(output)) != WHOLE:
         raise AssembleError(f"--output {output}: holds a {kind} model; choose another folder")

@@ -62,13 +62,12 @@ class Drawn(Dataset):
 
     def __getitem__(self, index: int):
         seconds = self.data.target_seconds
-        draws = (self._draw(index + i * REDRAW) for i in range(TRIES))
-        usable = (
-            (a, b) for a, b in draws if b is not None and ((b.notes["onset"] >= 0) & (b.notes["onset"] < seconds)).any()
-        )
-        if (found := next(usable, None)) is None:
+        for i in range(TRIES):
+            prompt, target = self._draw(index + i * REDRAW)
+            if target is not None and ((target.notes["onset"] >= 0) & (target.notes["onset"] < seconds)).any():
+                break
+        else:
             raise MidiError(f"of {TRIES} excerpts that were drawn, none has a note and a MIDI file that can be used")
-        prompt, target = found
         first, size = round(LEAD_S * SAMPLING_RATE), round(seconds * SAMPLING_RATE)
         piece = self.processor.load(Performance(target.notes, target.source, {}), start=0.0, end=seconds)
         wave = np.round(np.clip(target.wave[first : first + size], -1, 1) * 32767).astype(np.int16)

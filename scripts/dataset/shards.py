@@ -26,6 +26,7 @@ COLUMNS = [f"{part}_{field}" for part in ("prompt", "target") for field in (*NOT
 FRAME_RATE = 50
 CODEBOOK_SIZE, DEFAULT_SUSTAIN = 2048, "extend"  # of shards that do not say
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+DIGITS = "[0-9]" * 5  # of a shard's number, in a pattern of file names
 READERS = 16  # footers read at a time
 LISTED = 5  # files named in a message
 
@@ -73,7 +74,7 @@ def shard_names(split: str, count: int) -> list[str]:
 
 def card_pattern(split: str, count: int) -> str:
     """The same for a dataset card: of these files alone, not of another split whose name goes on with a hyphen."""
-    return f"{split}-{'[0-9]' * 5}-of-{count:05d}.parquet"
+    return f"{split}-{DIGITS}-of-{count:05d}.parquet"
 
 
 def dataset_info(files: list[str]) -> dict:
@@ -225,7 +226,7 @@ def _here(folder: str, split: str) -> list[str]:
 
 def _pattern(split: str) -> str:
     """Of a split's files, not those of another whose name goes on with a hyphen, as of `jazz` and `jazz-test`."""
-    return f"{split}-?????-of-?????.parquet"
+    return f"{split}-{DIGITS}-of-{DIGITS}.parquet"
 
 
 def _listed_by_card(url: str, split: str) -> list[str]:
