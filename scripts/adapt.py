@@ -30,7 +30,8 @@ from processing.audio_midivalle import SAMPLING_RATE
 from processing.processing_midivalle import MAX_RING_OUT_S, Prompt
 from scripts.dataset.own_recording import FRAMES_PER_SECOND, GRID_S, Recording, read_recording
 from scripts.decoders.objectives import DecoderLosses
-from scripts.measuring.metrics import colour_difference, note_scores, timbre_distance
+from scripts.measuring.metrics import colour_difference, timbre_distance
+from scripts.measuring.note_onsets.scores import note_scores
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.rendering.manifest import write_json

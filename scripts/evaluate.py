@@ -13,7 +13,7 @@ several `--codec FOLDER` instead of `--model` to score codecs alone, all against
 (through fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
 install-eval`.
 
-Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/metrics.py`:
+Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
     onset_bias_ms, onset_error_ms, velocity_correlation   of the notes found: median, median absolute, Spearman
     log_mel_db              80 bands, equal RMS, dB
@@ -52,13 +52,12 @@ from scripts.measuring.metrics import (
     code_statistics,
     colour_difference,
     log_mel_distance,
-    mean_interval,
     multi_resolution_mel,
-    note_scores,
     si_snr,
     spectrogram_nrmse,
     timbre_distance,
 )
+from scripts.measuring.note_onsets.scores import mean_interval, note_scores
 from scripts.measuring.transcription import Transcriber
 from scripts.models.model_folder import load_listener, load_model, load_processor, model_folder
 from scripts.models.trained_parts import load_part

@@ -26,7 +26,8 @@ from symusic import Note, Score, Track
 from processing import Prompt, read_audio
 from scripts.audio.rendered_audio import list_midi
 from scripts.evaluate import EvaluationError, check_output
-from scripts.measuring.metrics import match_onsets, note_scores, timbre_distance
+from scripts.measuring.metrics import timbre_distance
+from scripts.measuring.note_onsets.scores import match_onsets, note_scores
 from scripts.measuring.transcription import Transcriber
 from scripts.models.model_folder import (
     DEFAULT_MODEL,

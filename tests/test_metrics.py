@@ -1,7 +1,9 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Metrics: cases small enough to count by hand."""
 
+import inspect
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +14,15 @@ from scripts.measuring.metrics import (
     code_statistics,
     colour_difference,
     log_mel_distance,
-    mean_interval,
     multi_resolution_mel,
-    note_scores,
     si_snr,
     spectrogram_nrmse,
     timbre_distance,
 )
+from scripts.measuring.note_onsets.scores import mean_interval, note_scores
 from tokenization import NOTE_DTYPE
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def notes(*rows):
@@ -150,3 +153,30 @@ def test_code_statistics_by_hand():
     """One code always: 0 bits. Four codes equally often: 2 bits, half of a codebook of eight."""
     stats = code_statistics(np.array([[3] * 8, [0, 1, 2, 3] * 2]), 8)
     assert stats == {"used": [1 / 8, 1 / 2], "entropy_bits": [pytest.approx(0), pytest.approx(2)]}
+
+
+def test_note_scores_by_evaluate(tmp_path):
+    """`evaluate.load` copies the folder: nothing of the repository may be needed."""
+    import evaluate
+    from evaluate.config import HF_MODULES_CACHE
+
+    folder = ROOT / "scripts" / "measuring" / "note_onsets"
+    metric = evaluate.load(str(folder), cache_dir=str(tmp_path), keep_in_memory=True)
+    assert Path(inspect.getfile(type(metric))).is_relative_to(HF_MODULES_CACHE)
+    pairs = [(notes((0.0, 60, 50)), notes((0.01, 60, 40))), (notes((0.0, 60, 50), (1.0, 62, 9)), notes((0.03, 60, 50)))]
+    for reference, estimate in pairs:
+        reference, estimate = (
+            {f: n[f].tolist() for f in ("onset", "pitch", "velocity")} for n in (reference, estimate)
+        )
+        metric.add(reference=reference, prediction=estimate)
+    scores = metric.compute(groups=["a", "b"])
+    rows = [note_scores(*pair) for pair in pairs]
+    assert set(scores) == {name + end for name in rows[0] for end in ("", "_interval")}
+    for name in rows[0]:
+        expected = mean_interval([row[name] for row in rows])
+        assert (scores[name], scores[f"{name}_interval"]) == pytest.approx(expected, nan_ok=True)
+    lists = {"onset": [0.0, 1.0], "pitch": [60], "velocity": [50]}
+    with pytest.raises(ValueError, match="as many of each"):
+        metric.compute(references=[lists], predictions=[lists])
+    with pytest.raises(ValueError, match="no piece"):
+        metric.compute(references=[], predictions=[])

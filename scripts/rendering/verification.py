@@ -9,7 +9,7 @@ import torch
 from modeling_midivalle import CodecStream
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
-from scripts.measuring.metrics import match_onsets
+from scripts.measuring.note_onsets.scores import match_onsets
 from scripts.rendering.pieces import Job
 
 CONTEXT_S = 2.0  # audio before a window that the transcriber hears too
