@@ -31,8 +31,9 @@ EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. `features` and `codebooks` are fitted at once, and
 replace no earlier ones; they and `encode` take one process. The others take several: `accelerate launch -m
-scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: `log.jsonl`, `curve.png`, and
-with `--validation` (rendered: the manifest's validation split) `samples/`, what has become of some fixed crops.
+scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: `log.jsonl`,
+`learning_curves.png`, and with `--validation` (rendered: the manifest's validation split) `samples/`, what has become
+of some fixed crops; the recipe's `report_to` sends all three to tensorboard or trackio too.
 """
 
 import argparse

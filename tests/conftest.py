@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate.tracking import GeneralTracker
 from symusic import Note, Score, Track
 
 from modeling_midivalle import (
@@ -300,3 +301,31 @@ def tiny_data(tiny_pack, tmp_path_factory):
     for split, items in (("train", "8"), ("validation", "2")):
         _prepare_here(_prepare_arguments(tiny_pack, folder, *source, "--split", split, "--items", items))
     return folder
+
+
+class Tracker(GeneralTracker):
+    """Keeps what a tensorboard writer would be given."""
+
+    name, requires_logging_directory = "tensorboard", False
+
+    def __init__(self):
+        super().__init__(_blank=True)
+        self.tracker, self.shown = self, {}
+
+    def store_init_configuration(self, values):
+        """Nothing."""
+
+    def log(self, values, step, **_):
+        """Nothing."""
+
+    def add_audio(self, name, wave, step, rate):
+        self.shown[name, step] = wave, rate
+
+    def add_image(self, name, picture, step, dataformats):
+        self.shown[name, step] = picture
+
+
+@pytest.fixture
+def tracker():
+    """A `Tracker`; what it is given is in `shown`, by name and step."""
+    return Tracker()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 
@@ -118,7 +119,7 @@ def test_two_steps_and_two_more_are_four(at_once, whole, tmp_path, capsys):
     parts = tmp_path / "parts"
     shutil.copytree(at_once / "step_0000002", parts / "step_0000002")
     kept = [line for line in (at_once / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 2]
-    lost = '{"step": 3, "of": "a step that was lost"}\n{"step": 4, "cut sho'
+    lost = '{"step": 3, "hours": 0.1, "of": "a step that was lost"}\n{"step": 4, "cut sho'
     (parts / "log.jsonl").write_text("".join(f"{line}\n" for line in kept) + lost)
     (tmp_path / "anew").mkdir()  # killed before its first checkpoint
     shutil.copy(parts / "log.jsonl", tmp_path / "anew")
@@ -273,6 +274,18 @@ def test_another_piano_of_the_same_name_is_refused(at_once, whole, tiny_pack, tm
     assert train_codec.main(more) == 0
     (tmp_path / "piano" / "060_127.wav").write_bytes((tmp_path / "piano" / "072_127.wav").read_bytes())
     assert train_codec.main(more) == 2 and "rendered.pianos was ['piano " in capsys.readouterr().err
+
+
+def test_trackers_get_sound_and_curves_at_each_validation(whole, at_once, tracker, tmp_path, monkeypatch):
+    """As files of the run are; and the weights do not notice."""
+    monkeypatch.setattr(run, "installed_trackers", lambda names: [tracker])
+    assert train_codec.main(whole("out")) == 0
+    assert_equal_runs(at_once, tmp_path / "out")
+    names = ("samples/00_truth", "samples/00_codec", "curves")
+    assert tracker.shown.keys() == {(name, step) for name in names for step in (2, 4)}
+    wave, rate = tracker.shown["samples/00_codec", 4]
+    written, _ = soundfile.read(tmp_path / "out" / "samples" / "00_codec.flac")
+    assert rate == 32_000 and np.abs(wave[0].numpy() - written).max() < 1e-4
 
 
 @pytest.mark.slow

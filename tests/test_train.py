@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.tracking import GeneralTracker
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -585,32 +584,10 @@ def test_pushing_is_tried_again_and_then_reported(run, tmp_path, monkeypatch, ca
         assert len(calls) == min(working, 4) and said in capsys.readouterr().out
 
 
-class Tracker(GeneralTracker):
-    """Keeps what a tensorboard writer would be given."""
-
-    name, requires_logging_directory = "tensorboard", False
-
-    def __init__(self):
-        super().__init__(_blank=True)
-        self.tracker, self.shown = self, {}
-
-    def store_init_configuration(self, values):
-        """Nothing."""
-
-    def log(self, values, step, **_):
-        """Nothing."""
-
-    def add_audio(self, name, wave, step, rate):
-        self.shown[name, step] = wave, rate
-
-    def add_image(self, name, picture, step, dataformats):
-        self.shown[name, step] = picture
-
-
 @pytest.mark.parametrize("part", ["ar", "nar"])
-def test_trackers_get_sound_and_curves_at_each_validation(part, tiny_data, tiny_pack, tmp_path, monkeypatch):
+def test_trackers_get_sound_and_curves_at_each_validation(part, tracker, tiny_data, tiny_pack, tmp_path, monkeypatch):
     """Half a second of the first row, as it is and as it is played; the random states do not notice."""
-    tracker, codec = Tracker(), PianoEncodecModel.from_pretrained(tiny_pack / "codec")
+    codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec")
     size = {"steps": 4, "save_steps": 2, "sample_seconds": 0.5, part: NO_DROPOUT}
     plain = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "plain", **size)
     assert plain.train() and not plain.shows_samples
@@ -655,9 +632,11 @@ def test_trackers_that_are_not_installed_are_named(monkeypatch, capsys):
 
 def test_learning_curves_by_command(tmp_path, capsys):
     assert run_log.main([str(tmp_path)]) == 2 and "holds no log.jsonl" in capsys.readouterr().err
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "code": 2.0}\n[1]\n')
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "hours": 1, "code": 2.0}\n[1]\n')
     assert run_log.main([str(tmp_path)]) == 2 and "line 2: not a row of a training log" in capsys.readouterr().err
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "code": 2.0, "validation_code_0": 3.0}\n{"step": 2, "co')
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "hours": 1, "code": 2.0, "validation_code_0": 3.0}\n{"step": 2, "co'
+    )
     assert run_log.main([str(tmp_path)]) == 0
     assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
 

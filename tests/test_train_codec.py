@@ -88,7 +88,7 @@ def test_part_after_part(pool, tmp_path):
     assert moved and {int(name.split(".")[2]) > 6 for name in moved if name.startswith("encoder.layers.")} == {True}
     assert all(name.startswith("encoder.layers.") for name in moved)
     first, *_, last = map(json.loads, (tmp_path / "hearing" / "log.jsonl").read_text().splitlines())
-    assert first["keep"] < 1e-9 and {"struck", "strength"} <= set(first) and "val_f1" in last
+    assert first["keep"] < 1e-9 and {"struck", "strength"} <= set(first) and "validation_f1" in last
     assert run("codebooks", "--codec", tmp_path / "hearing" / "codec") == 0
     codec = tmp_path / "codebooks"
     assert run("encode", "--codec", codec) == 0
@@ -117,10 +117,10 @@ def test_part_after_part(pool, tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 2] and {"mel", "notes", "velocity", "heard", "gradient"} <= set(
         rows[0]
     )
-    assert {"val_mel", "val_log_mel_db", "val_f1", "val_f1_truth"} <= set(rows[2])
+    assert {"validation_mel", "validation_log_mel_db", "validation_f1", "validation_f1_truth"} <= set(rows[2])
     assert soundfile.info(tmp_path / "decoder" / "samples" / "00_codec.flac").frames == 32_000
     assert (tmp_path / "decoder" / "samples" / "spectrograms.png").stat().st_size > 5_000
-    assert (tmp_path / "decoder" / "curve.png").stat().st_size > 5_000
+    assert (tmp_path / "decoder" / "learning_curves.png").stat().st_size > 5_000
     assert PianoEncodecModel.from_pretrained(tmp_path / "decoder" / "codec").decode_codes(torch.zeros(1, 4, 5).long())[
         0, 0
     ].shape == (3200,)

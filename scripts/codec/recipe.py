@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modeling_midivalle import PianoEncodecConfig
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
-from scripts.training.recipe_file import check_fields, check_ranges, read_recipe
+from scripts.training.recipe_file import check_fields, check_ranges, check_trackers, read_recipe
 
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
 LOSS_WEIGHTS |= {"adversarial": 0.05, "features": 0.1, "notes": 10.0, "heard": 0.3, "struck": 60.0, "strength": 16.0}
@@ -49,6 +49,7 @@ class CodecRecipe:
     validation_seconds: float = 5.0
     save_steps: int = 500
     log_steps: int = 100
+    report_to: list[str] = field(default_factory=list)  # tensorboard, trackio: where they are installed
     seed: int = 0
 
     def __post_init__(self):
@@ -75,6 +76,7 @@ class CodecRecipe:
             raise ValueError(f"betas must be from 0 to below 1, got {list(self.betas)}")
         if wrong := {name: weight for name, weight in self.weights.items() if not weight >= 0}:
             raise ValueError(f"weights must be at least 0, got {wrong}")
+        check_trackers(self.report_to)
         check_fields("model", self.model, PianoEncodecConfig)
         if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
             crop = f"{self.crop_seconds} s after {self.lead_seconds} s"
@@ -88,5 +90,5 @@ class CodecRecipe:
 
     def decisive(self) -> dict:
         """What a run that goes on must not change: all but when it is saved, looked at and written about."""
-        free = {"save_steps", "log_steps", "validation_crops", "validation_seconds"}
+        free = {"save_steps", "log_steps", "report_to", "validation_crops", "validation_seconds"}
         return {k: v for k, v in asdict(self).items() if k not in free}

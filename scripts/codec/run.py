@@ -6,8 +6,6 @@ revived codes come from a generator that is saved. On a CPU, a run that was stop
 by bit, with one process or several.
 """
 
-import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +19,7 @@ from modeling_midivalle import PianoListenerModel
 from scripts.codec.data import CropBatches
 from scripts.codec.parts import LISTENER, export_rounded
 from scripts.codec.step import Learner, add, batch_that_fits
-from scripts.codec.validation import draw_curves, validate
+from scripts.codec.validation import validate
 from scripts.training.checkpoints import Checkpoint, Checkpoints
 from scripts.training.processes import (
     FolderLock,
@@ -34,7 +32,7 @@ from scripts.training.processes import (
     sum_over_processes,
     world_size,
 )
-from scripts.training.run_log import read_log
+from scripts.training.run_log import RunLog, installed_trackers
 
 GPU_SHARE = 0.7  # of its memory that a batch of "auto" fills
 CPU_BATCH = 6
@@ -47,7 +45,7 @@ class Run:
     Args:
         objective: of `scripts.codec.objectives`.
         source: of `scripts.codec.data`.
-        output: `step_N` (checkpoints), `log.jsonl`, `curve.png`, `samples`, and `codec` or `listener`, the
+        output: `step_N` (checkpoints), `log.jsonl`, `learning_curves.png`, `samples`, and `codec` or `listener`, the
             averaged weights, lie there.
         workers: processes that prepare audio.
         validation: a fixed batch, see `scripts.codec.data.fixed_batch`.
@@ -60,7 +58,9 @@ class Run:
         self, objective, recipe, source, output, workers=0, validation=None, listener=None, about=None, force=False
     ):
         self.recipe, self.source, self.output, self.workers = recipe, source, Path(output), workers
-        self.device = Accelerator(cpu=not torch.cuda.is_available()).device  # the processes find one another here
+        trackers = installed_trackers(recipe.report_to)  # the processes find one another in the next line
+        accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=trackers or None, project_dir=output)
+        self.device, self.log = accelerator.device, RunLog(self.output, accelerator, recipe.steps)
         self.objective, self.model = (
             objective.to(self.device).train(),
             objective.model,
@@ -83,19 +83,21 @@ class Run:
         with FolderLock(self.output), StopSignals() as stop:
             checkpoints = Checkpoints(self.output)
             batches = self._begin(checkpoints.newest())
-            began, first, self.clock = time.time(), self.step, time.time()
+            self.log.begin(self.step, self.settings["recipe"])
+            began = self.clock = time.time()
             while self.step < self.recipe.steps:
                 add(self.totals, self.learner(self.step, batches))
                 self.step, self.batches = self.step + 1, self.batches + self.recipe.accumulation
                 self.crops += self.recipe.accumulation * self.batch_size * world_size()
                 if self.step % self.recipe.log_steps == 0:
-                    self._log((time.time() - began) / (self.step - first))
+                    self._log()
                 if self.step % self.recipe.save_steps == 0 or self.step == self.recipe.steps:
                     self._save(checkpoints, self.validation is not None)
                 if any_process(stop.received or (stop_after and time.time() - began > stop_after)):
                     break
             self._save(checkpoints, look=False)
             self._export()  # also of a run that had ended before
+            self.log.close()
 
     def _begin(self, found: Checkpoint | None) -> Iterator[dict[str, torch.Tensor]]:
         """Take over a checkpoint; then the batches from here on."""
@@ -108,9 +110,7 @@ class Run:
             self._take_over(found)
         elif made := [path for path in self._results() if path.exists()]:
             raise RunError(f"{made[0]}: is there, but no checkpoint to go on from; give another --output-dir")
-        if rank() == 0 and (log := self.output / "log.jsonl").is_file():
-            rows = [row for row in read_log(log) if row["step"] <= self.step]
-            _write_text(log, "".join(json.dumps(row) + "\n" for row in rows))
+        self.log.cut(self.step)
         self.batch_size = self.batch_size or self._batch_size()
         place = (self.batch_size, self.workers, rank(), world_size(), self.base)
         return CropBatches(self.source, self.recipe, *place)(self.batches)
@@ -129,13 +129,11 @@ class Run:
             items = CropBatches(self.source, self.recipe, self.batch_size).items
             self.base, self.batches = -(-before.next_base(self.batches) * before.items // items), 0
 
-    def _log(self, step_s: float) -> None:
+    def _log(self) -> None:
         self._share_totals()
-        left = round(step_s * (self.recipe.steps - self.step))
-        figures = {k: round(v / world_size() / self.recipe.log_steps, 4) for k, v in self.totals.items()}
+        figures = {k: v / world_size() / self.recipe.log_steps for k, v in self.totals.items()}
         self.totals = {}
-        faster = f"{self._hours() * 3600 / max(self.seconds, 1e-3):.1f}x real time"
-        self._write_row(figures, f"{faster}, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+        self.log.write(self.step, self._hours(), self.seconds, figures)
 
     def _share_totals(self) -> None:
         """Sums so far to the first process, and the clock forward."""
@@ -148,22 +146,16 @@ class Run:
     def _hours(self) -> float:
         return self.crops * self.recipe.crop_seconds / 3600
 
-    def _write_row(self, figures: dict, comment: str) -> None:
-        if rank() == 0:
-            row = {"step": self.step, "hours": round(self._hours(), 4), "wall_s": round(self.seconds, 1)} | figures
-            with open(self.output / "log.jsonl", "a") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{self.step}/{self.recipe.steps} {row} {comment}", flush=True)
-
     def _save(self, checkpoints: Checkpoints, look: bool) -> None:
         """Validation, then a checkpoint, then the averaged weights; in this order a kill in between loses none."""
         if self.saved == self.step:
             return
+        self._share_totals()
         if look and rank() == 0:
             with self.learner.averaged():
-                figures = validate(self.objective, self.listener, self.validation, self.output / "samples")
-            self._write_row({name: round(value, 4) for name, value in figures.items()}, "validation")
-        self._share_totals()
+                figures, sounds = validate(self.objective, self.listener, self.validation, self.output / "samples")
+            self.log.write(self.step, self._hours(), self.seconds, figures)
+            self.log.show(self.step, sounds)
         state = {"settings": self.settings, "batch_size": self.batch_size, "batches": self.batches, "base": self.base}
         state |= {"seconds": self.seconds, "crops": self.crops, "totals": self.totals}
         optimizers = [optimizer.state_dict() for optimizer in self.learner.optimizers]
@@ -181,7 +173,7 @@ class Run:
         listener, codec = self._results()
         folder = listener if isinstance(self.model, PianoListenerModel) else codec
         export_rounded(self.learner.average, self.model.config, folder)
-        draw_curves(self.output / "log.jsonl", self.output / "curve.png")
+        self.log.draw()
 
     def _batch_size(self) -> int:
         if self.recipe.batch_size != "auto":
@@ -201,9 +193,3 @@ class Run:
             distributed.all_reduce(sizes, distributed.ReduceOp.MIN)
             size = int(sizes)
         return size
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

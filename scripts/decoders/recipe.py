@@ -5,10 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modeling_midivalle import MidiValleARConfig, MidiValleNARConfig
-from scripts.training.recipe_file import check_fields, check_ranges, read_recipe
+from scripts.training.recipe_file import check_fields, check_ranges, check_trackers, read_recipe
 
 CHOICES = {"optimizer": ("adamw", "scaled_adam"), "schedule": ("cosine", "eden"), "on_bad_loss": ("stop", "skip")}
-TRACKERS = ("tensorboard", "trackio")
 FREE = ("save_steps", "save_total_limit", "log_steps", "report_to", "sample_seconds")  # a resumed run may have others
 
 
@@ -59,8 +58,7 @@ class TrainRecipe:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
-        if unknown := set(self.report_to) - set(TRACKERS):
-            raise ValueError(f"report_to: {sorted(unknown)} are not of {', '.join(TRACKERS)}")
+        check_trackers(self.report_to)
         counts = ("batch_size", "gradient_accumulation_steps", "steps", "save_steps", "save_total_limit", "log_steps")
         counts += ("batch_frames",)
         shares = ("no_prompt_share", "short_share", "own_share", "average_decay", "final_learning_rate_share")

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
+from scripts.dataset.shards import FRAME_RATE
 from scripts.decoders.objectives import DecoderLosses
 from scripts.decoders.optimizers import make_optimizer
 from scripts.decoders.recipe import TrainRecipe
@@ -75,7 +76,7 @@ class Run:
         set_seed(recipe.seed + 1_000_003 * (1 + self.accelerator.process_index))  # dropout differs by process
         self.average = {k: v.detach().clone() for k, v in core.state_dict().items()}
         self.validation = [{k: v.to(self.device) for k, v in batch.items()} for batch in validation]
-        self.log = RunLog(self.output, self.accelerator)
+        self.log = RunLog(self.output, self.accelerator, recipe.steps)
         self.checkpoints = Checkpoints(self.output, recipe.save_total_limit)
         self.settings = settings_of(recipe.binding(), part=part, data=data or {})
         self.step, self.micro_step, self.frames, self.seconds = 0, 0, 0.0, 0.0
@@ -125,8 +126,7 @@ class Run:
             BadLossError: see `TrainRecipe.on_bad_loss`.
             RunError: a checkpoint could not be written.
         """
-        scalars = {k: v for k, v in self.settings["recipe"].items() if isinstance(v, int | float | str)}
-        self.accelerator.init_trackers("midivalle", scalars | {"part": self.part})
+        self.log.begin(self.step, self.settings["recipe"], part=self.part)
         batches, self._clock = self._batches(), time.time()
         self.losses.train()
         stopped, first = False, self.step
@@ -140,7 +140,9 @@ class Run:
         if not stopped and self.step > first:
             self._validate()
         self.save()
-        self.log.close(draw=not stopped)
+        self.log.close()
+        if not stopped:  # it takes seconds, which a stopped run may not have
+            self.log.draw()
         return not stopped
 
     def save(self) -> None:
@@ -312,9 +314,5 @@ class Run:
 
     def _log(self, values: dict[str, float]) -> None:
         self._tick()
-        hours = self.frames / 50 / 3600
-        row = {"hours": round(hours, 3), "wall_s": round(self.seconds, 1)} | {
-            k: float(f"{v:.6g}") for k, v in values.items()
-        }
-        row |= {"skipped": self.skipped} if self.skipped else {}
-        self.log.write(self.step, row, f"{hours * 3600 / max(self.seconds, 1):.1f}x real time")
+        values |= {"skipped": self.skipped} if self.skipped else {}
+        self.log.write(self.step, self.frames / FRAME_RATE / 3600, self.seconds, values)

@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from scripts.models.model_folder import reason
 
+TRACKERS = ("tensorboard", "trackio")
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "lines of name: value"}
 KINDS |= {list: "a list", tuple: "a list of two numbers", NoneType: "nothing"}
 
@@ -94,6 +95,12 @@ def check_fields(name: str, changes: dict, config_class: type) -> None:
     """ValueError if `changes`, a recipe's `name`, has other fields than `config_class`, which would ignore them."""
     if unknown := set(changes) - {f.name for f in fields(config_class)}:
         raise ValueError(f"{name}: unknown fields {sorted(map(str, unknown))}")
+
+
+def check_trackers(names: list[str]) -> None:
+    """ValueError if `report_to` names what a run cannot report to."""
+    if unknown := set(map(str, names)) - set(TRACKERS):
+        raise ValueError(f"report_to: {sorted(unknown)} are not of {', '.join(TRACKERS)}")
 
 
 @contextmanager

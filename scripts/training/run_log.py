@@ -8,41 +8,70 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
+import matplotlib
 import torch
 
 from scripts.audio.pianos import SAMPLING_RATE
 
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402  after the choice of a backend without a screen
+
 LOG, CURVES = "log.jsonl", "learning_curves.png"
+AXES = ("step", "hours", "wall_s")  # what a row counts, and does not measure
 
 
 class RunLog:
-    """Rows of figures by step, written by the first process only.
+    """Rows of figures by step, written by the first process only. A figure of validation is named `validation_NAME`.
 
     Args:
         folder (`Path`): of the run.
         accelerator: writes to the trackers that it was made with.
+        steps (`int`): of the whole run.
     """
 
-    def __init__(self, folder: Path, accelerator):
-        self.folder, self.accelerator = folder, accelerator
+    def __init__(self, folder: Path, accelerator, steps: int):
+        self.folder, self.accelerator, self.steps = folder, accelerator, steps
 
-    def write(self, step: int, row: dict[str, float], shown: str = "") -> None:
-        """Append `row` to the log, send it to the trackers, print it with `shown` behind."""
+    def begin(self, step: int, recipe: dict, **about) -> None:
+        """The run starts, or goes on, at `step`; trackers are told of `about` and of the recipe."""
+        self._first, self._began = step, time.time()
+        scalars = {name: value for name, value in recipe.items() if isinstance(value, int | float | str)}
+        self.accelerator.init_trackers("midivalle", scalars | about)
+
+    def write(self, step: int, hours: float, seconds: float, figures: dict[str, float]) -> None:
+        """Append a row to the log, send it to the trackers, and print it with the run's speed and the time left.
+
+        Args:
+            step (`int`), hours (`float`), seconds (`float`): of the run so far; hours of audio, seconds of wall time.
+            figures (`dict`): what was measured, by name.
+        """
+        row = {"hours": hours, "wall_s": round(seconds, 1)} | figures
+        row = {"step": step} | {name: float(f"{value:.6g}") for name, value in row.items()}
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             with open(self.folder / LOG, "a") as file:
-                file.write(json.dumps({"step": step} | row) + "\n")
-            print({"step": step} | row, shown, flush=True)
+                file.write(json.dumps(row) + "\n")
+            left = (time.time() - self._began) / max(step - self._first, 1) * (self.steps - step)
+            speed = f"{hours * 3600 / max(seconds, 1e-3):.1f}x real time, {timedelta(seconds=round(left))} left"
+            print(f"{step}/{self.steps} {row} {speed}", flush=True)
         self.accelerator.log({name.replace("validation_", "validation/"): value for name, value in row.items()}, step)
+
+    def draw(self) -> None:
+        """The curves so far, if there are any; by the first process."""
+        if self.accelerator.is_main_process and _figures(self.folder)[1]:
+            draw_curves(self.folder)
 
     def show(self, step: int, sounds: dict[str, torch.Tensor]) -> None:
         """Send `sounds`, `(L,)` in [-1, 1] at 32 kHz, and the curves so far to the trackers; by the first process."""
-        from matplotlib.image import imread
-
-        curves = (imread(draw_curves(self.folder))[..., :3] * 255).astype("uint8")
+        if not self.accelerator.trackers:
+            return
+        curves = (pyplot.imread(draw_curves(self.folder))[..., :3] * 255).astype("uint8")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 for name, wave in sounds.items():
@@ -63,12 +92,10 @@ class RunLog:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step))
         os.replace(temporary, path)
 
-    def close(self, draw: bool = True) -> None:
-        """End the trackers and draw what curves there are, which takes seconds that a stopped run may not have."""
+    def close(self) -> None:
+        """End the trackers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        if draw and self.accelerator.is_main_process and _figures(self.folder)[1]:
-            draw_curves(self.folder)
 
 
 def installed_trackers(names: list[str]) -> list[str]:
@@ -92,7 +119,7 @@ def read_log(path: Path) -> list[dict]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and {"step", "hours"} <= set(row):
             rows.append(row)
         elif row is not None or number < len(lines):
             raise ValueError(f"{path}, line {number}: not a row of a training log")
@@ -102,36 +129,35 @@ def read_log(path: Path) -> list[dict]:
 def _figures(folder: Path) -> tuple[list[dict], list[str]]:
     """Rows of a folder's log, and the names of what they measure."""
     rows = read_log(folder / LOG) if (folder / LOG).is_file() else []
-    return rows, sorted({name for row in rows for name in row} - {"step", "hours", "wall_s"})
+    return rows, sorted({name for row in rows for name in row} - set(AXES))
 
 
 def draw_curves(folder: Path) -> Path:
-    """Every figure of `folder`'s log over the step, one panel a kind; returns the picture's path.
+    """Every figure of `folder`'s log over hours of audio; returns the picture's path. Figures whose names differ by
+    their codebook (`code_0`, `code_1`) or by being of the validation share a panel.
 
     Raises:
         ValueError: no log, or nothing in it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows, names = _figures(folder)
     if not names:
         raise ValueError(f"{folder}: holds no {LOG} with figures")
-    kinds = sorted({name.removeprefix("validation_").rstrip("0123456789").rstrip("_") for name in names})
-    figure, axes = pyplot.subplots(len(kinds), figsize=(9, 2.4 * len(kinds)), sharex=True, squeeze=False)
-    for axis, kind in zip(axes[:, 0], kinds):
-        for name in names:
-            if name.removeprefix("validation_").rstrip("0123456789").rstrip("_") == kind:
-                points = [(row["step"], row[name]) for row in rows if name in row]
-                axis.plot(*zip(*points), label=name, marker="." if name.startswith("validation") else "")
-        axis.set_ylabel(kind)
+    panels = {}
+    for name in names:
+        panels.setdefault(re.sub(r"_\d+$", "", name.removeprefix("validation_")), []).append(name)
+    columns = min(len(panels), 3)
+    shape = -(-len(panels) // columns), columns
+    figure, axes = pyplot.subplots(*shape, figsize=(5 * columns, 3 * shape[0]), layout="constrained", squeeze=False)
+    for axis, (panel, lines) in zip(axes.flat, panels.items()):
+        for name in lines:
+            points = [(row["hours"], row[name]) for row in rows if name in row]
+            axis.plot(*zip(*points), label=name, marker="." if len(points) < 30 else "")
+        axis.set(title=panel, xlabel="hours of audio")
         axis.legend(fontsize="small")
-    axes[-1, 0].set_xlabel("step")
-    figure.tight_layout()
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
     temporary = folder / f".{CURVES}"
-    figure.savefig(temporary, dpi=100, format="png")
+    figure.savefig(temporary, dpi=80, format="png")
     pyplot.close(figure)
     os.replace(temporary, folder / CURVES)
     return folder / CURVES
