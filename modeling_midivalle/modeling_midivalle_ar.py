@@ -303,7 +303,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         if eos:
             targets = shift_labels.masked_fill(shift_labels == -100, self.config.eos_token_id)
             return F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
-        return masked_cross_entropy(logits, shift_labels, self.config.label_smoothing, num_items_in_batch)
+        return masked_cross_entropy(logits, shift_labels, num_items_in_batch)
 
     def prepare_inputs_for_generation(
         self,

@@ -100,7 +100,7 @@ def check_prompt_lengths(prompt_lengths: torch.LongTensor, frames: torch.LongTen
 
 
 def masked_cross_entropy(
-    logits: torch.Tensor, targets: torch.LongTensor, label_smoothing: float = 0.0, num_items: torch.Tensor | None = None
+    logits: torch.Tensor, targets: torch.LongTensor, num_items: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
     Cross-entropy over targets other than -100, in fp32: the mean, or the sum over `num_items` when that is given
@@ -111,7 +111,6 @@ def masked_cross_entropy(
         targets.flatten().to(logits.device),
         ignore_index=-100,
         reduction="sum",
-        label_smoothing=label_smoothing,
     )
     return loss / (targets.ne(-100).sum().clamp(min=1).to(loss.device) if num_items is None else num_items)
 

@@ -34,12 +34,12 @@ from scripts.measuring.metrics import colour_difference, timbre_distance
 from scripts.measuring.note_onsets.scores import note_scores
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
-from scripts.rendering.manifest import write_json
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import run_errors
 from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
 from scripts.training.schedules import warmup_cosine
+from scripts.unfinished import write_json
 from tokenization.midi_midivalle import Performance
 from tokenization.tokenization_midivalle import SEQUENCE_SECONDS
 

@@ -25,8 +25,9 @@ from transformers.utils import logging
 from modeling_midivalle import MidiValleForConditionalGeneration
 from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
-from scripts.models.model_folder import LISTENER, load_listener, model_type, reason, unfinished_folder
+from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
+from scripts.unfinished import unfinished_folder
 from tokenization import MidiValleTokenizer
 
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB

@@ -27,7 +27,6 @@ from transformers.utils import logging
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecConfig, PianoEncodecModel
 from processing import MidiValleProcessor
-from scripts.models.model_folder import unfinished_folder
 from scripts.models.trained_parts import load_part
 from scripts.published.check import Check, compare
 from scripts.published.codec import read_codec_export
@@ -38,6 +37,7 @@ from scripts.published.weights import (
     read_published,
     to_our_state_dict,
 )
+from scripts.unfinished import unfinished_folder
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"

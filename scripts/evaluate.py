@@ -62,9 +62,9 @@ from scripts.measuring.transcription import Transcriber
 from scripts.models.model_folder import load_listener, load_model, load_processor, model_folder
 from scripts.models.trained_parts import load_part
 from scripts.rendering.arguments import check_sampling, sampling_options
-from scripts.rendering.manifest import write_json
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import FolderLock
+from scripts.unfinished import write_json, write_text
 from tokenization import Performance
 
 COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velocity_correlation", "log_mel_db")
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         results = evaluate(args)
-        (Path(args.output_dir) / "table.md").write_text(table(results["summary"]) + "\n")
+        write_text(Path(args.output_dir) / "table.md", table(results["summary"]) + "\n")
     except (ValueError, OSError, soundfile.LibsndfileError) as error:  # the last: a full disk
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

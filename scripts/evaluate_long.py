@@ -37,9 +37,10 @@ from scripts.models.model_folder import (
     model_folder,
     read_prompts,
 )
-from scripts.rendering.manifest import file_sha256, write_json
+from scripts.rendering.manifest import file_sha256
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import FolderLock
+from scripts.unfinished import write_json
 from tokenization import Performance, load_performance
 
 RATE = 32_000

@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from scripts.audio.composing import Piece, Voice, perform
-from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
+from scripts.audio.pianos import SAMPLING_RATE, SourceError, load_piano, performance_level
 from scripts.audio.rooms import Room
 from tokenization.midi_midivalle import load_performance
 
@@ -172,11 +172,11 @@ def write_prompts(pianos: dict[str, Path], output: Path) -> list[dict]:
     Returns:
         The entries of prompts.json, the default prompt first.
     Raises:
-        RenderError: a piano is missing or unreadable; nothing is written then.
+        SourceError: a piano is missing or unreadable; nothing is written then.
     """
     missing = sorted(set(LICENCES) - set(pianos))
     if missing:
-        raise RenderError(f"no piano named {', '.join(missing)}: give each by --piano PATH/NAME or PATH/NAME.tar")
+        raise SourceError(f"no piano named {', '.join(missing)}: give each by --piano PATH/NAME or PATH/NAME.tar")
     entries, files = [], {}
     for seed, prompt in enumerate(PROMPTS):
         score = perform(PROMPT_MUSIC[prompt.music], seed)
@@ -215,9 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         else:
             pianos = {path.name.removesuffix(".tar"): path for path in arguments.piano}
             if len(pianos) < len(arguments.piano):
-                raise RenderError("--piano: two have the same name; give each piano once, as a folder or as a tar")
+                raise SourceError("--piano: two have the same name; give each piano once, as a folder or as a tar")
             names = [entry["name"] for entry in write_prompts(pianos, arguments.output)]
-    except RenderError as error:
+    except SourceError as error:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:  # a file where the folder should be, a folder that is closed, a disk that is full

@@ -27,6 +27,8 @@ from tqdm import tqdm
 from modeling_midivalle.modeling_midivalle_frame_notes import struck_keys
 from modeling_midivalle.sampling_midivalle import pad_codes, window_seed
 from processing import Prompt
+from processing.audio_midivalle import to_int16
+from processing.processing_midivalle import FRAME_RATE
 from scripts.audio.pianos import SAMPLING_RATE, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, codes_path, onsets_path
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
@@ -70,8 +72,7 @@ class Drawn(Dataset):
             raise MidiError(f"of {TRIES} excerpts that were drawn, none has a note and a MIDI file that can be used")
         first, size = round(LEAD_S * SAMPLING_RATE), round(seconds * SAMPLING_RATE)
         piece = self.processor.load(Performance(target.notes, target.source, {}), start=0.0, end=seconds)
-        wave = np.round(np.clip(target.wave[first : first + size], -1, 1) * 32767).astype(np.int16)
-        return piece, Prompt(prompt.wave, prompt.notes), wave
+        return piece, Prompt(prompt.wave, prompt.notes), to_int16(target.wave[first : first + size])
 
 
 @torch.no_grad()
@@ -122,7 +123,7 @@ def make_pool(args: argparse.Namespace) -> None:
     settings = {"items": args.items, "seconds": seconds, "mean_vectors": args.mean_vectors, "codec_sha256": sha256}
     settings |= {"batch_size": size, "model_sha256": weights_sha256(folder)}  # in bf16 the batch decides the last bits
     books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
-    files = pool_arrays(output, sha256, args.items, round(seconds * 50), books, axes)
+    files = pool_arrays(output, sha256, args.items, round(seconds * FRAME_RATE), books, axes)
     with PoolFiles(files, settings | recordings.settings) as pool:
         if pool.done < args.items:
             _generate_items(pool, model, Drawn(recordings, data, processor), size, args.workers)

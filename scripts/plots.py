@@ -5,7 +5,6 @@ python -m scripts.plots demo.wav demo.mid demo.png
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  after the choice of a backend without a screen
 from matplotlib.collections import PatchCollection  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
+
+from scripts.unfinished import unfinished_file
 
 SAMPLING_RATE = 32_000
 LOWEST_HZ, HIGHEST_HZ, ROWS = 27.5, 14_080.0, 432  # nine octaves, four rows a semitone
@@ -97,15 +98,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     figure = plot_render(wave, notes, f"{Path(args.midi).name}, rendered")
     output = Path(args.output)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        figure.savefig(part, dpi=100, format=output.suffix[1:].lower())
-        os.replace(part, output)
+        with unfinished_file(output) as partial:
+            figure.savefig(partial, dpi=100, format=output.suffix[1:].lower())
     except (ValueError, OSError) as error:  # another ending than of a picture; a folder that is not there
         print(f"plots: {args.output}: cannot be written ({getattr(error, 'strerror', None) or error})", file=sys.stderr)
         return 2
     finally:
-        part.unlink(missing_ok=True)
         pyplot.close(figure)
     return 0
 

@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.audio.pianos import SAMPLING_RATE, RenderError
+from scripts.audio.pianos import SAMPLING_RATE, SourceError
 from scripts.audio.rendered_audio import HOP, onset_roll
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.dataset.folder import check_folder, finish, flac, midi_bytes, write_shard
@@ -132,13 +132,16 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
             write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped, settings)
             done.put((len(rows), len(skipped)))
     except (ValueError, OSError, RuntimeError) as error:
-        done.put(RenderError(" ".join(str(error).split())))  # not all errors can be sent as they are
+        done.put(SourceError(" ".join(str(error).split())))  # not all errors can be sent as they are
 
 
 def _process(*given) -> None:
     """`_work`, ended by SIGTERM as by an error: a shard that is half written is cleared away."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    _work(*given)
+    try:
+        _work(*given)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyhow, and not in a traceback of its last breath
 
 
 def _next_result(done, workers: list):
@@ -148,7 +151,7 @@ def _next_result(done, workers: list):
             return done.get(timeout=5)
         except queue.Empty:
             if any(worker.exitcode for worker in workers):
-                return RenderError("a process died (see above; out of memory?); start again, finished shards are kept")
+                return SourceError("a process died (see above; out of memory?); start again, finished shards are kept")
 
 
 def _recordings(args: argparse.Namespace, data: DataArguments):
@@ -245,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds, args.sustain)
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
-            raise RenderError("--device cuda: no GPU is available")
+            raise SourceError("--device cuda: no GPU is available")
         args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)
         settings, excluded = _settings(args, recordings), recordings.excluded  # before any process is started

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano
+from scripts.audio.pianos import SAMPLING_RATE, SourceError, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.codec.pool_files import PoolFiles
@@ -73,7 +73,7 @@ def _render(pool: PoolFiles, args: argparse.Namespace) -> None:
                 pool.add(rendered.pop(0).result(), numbers.stop)
                 bar.update(len(numbers))
         except BrokenProcessPool as error:
-            raise RenderError("a process died (out of memory?); start again, what is finished is kept") from error
+            raise SourceError("a process died (out of memory?); start again, what is finished is kept") from error
         except BaseException:  # else who is interrupted waits for all that is still to be rendered
             for worker in multiprocessing.active_children():
                 worker.terminate()

@@ -112,8 +112,8 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     stream = TrainingStream(files, tokenizer, recipe.batch_size, **layout)
     prompt_s = float(np.clip(VALIDATION_PROMPT_S, *recipe.prompt_seconds))
     layout = {"prompt_seconds": (prompt_s, prompt_s), "no_prompt_share": float(recipe.no_prompt_share == 1)}
+    layout |= {"batch_frames": recipe.batch_frames, "drop_last": False}
     held_out = TrainingStream(held, tokenizer, recipe.batch_size, **layout)
-    held_out.batch_size = min(held_out.batch_size, sum(held_out.shards.rows))
     validation = list(islice(held_out, recipe.validation_batches))
     data = info | {"shards": len(files), "rows": stream.shards.digest, "validation_rows": held_out.shards.digest}
     codebooks = load_codebooks(args.codec)

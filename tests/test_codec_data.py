@@ -18,7 +18,7 @@ import soundfile
 import torch
 
 from scripts import render_pool
-from scripts.audio.pianos import RenderError
+from scripts.audio.pianos import SourceError
 from scripts.audio.recorded_audio import RecordedExcerpts
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, draws_of, onset_roll, onsets_path
 from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, coloured, fixed_batch
@@ -423,26 +423,26 @@ def test_shards(recording, tmp_path_factory):
     ):
         shard = shard.with_name(f"{next(iter(change))}.parquet")
         pq.write_table(pa.Table.from_pylist([columns[0] | change]), shard)
-        with pytest.raises(RenderError, match=f"{shard.name}, row 0, target_audio: .*{said}"):
+        with pytest.raises(SourceError, match=f"{shard.name}, row 0, target_audio: .*{said}"):
             RecordedExcerpts([shard], 1.5)[0]
 
 
 def test_recordings_are_refused_in_one_sentence(tmp_path):
     (tmp_path / "._hidden.wav").write_bytes(b"as some systems put beside each file")
-    with pytest.raises(RenderError, match=r"no \.wav, \.flac or \.parquet"):
+    with pytest.raises(SourceError, match=r"no \.wav, \.flac or \.parquet"):
         RecordedExcerpts([tmp_path], 1.0)
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
-    with pytest.raises(RenderError, match=r"bad\.wav: cannot be read"):
+    with pytest.raises(SourceError, match=r"bad\.wav: cannot be read"):
         RecordedExcerpts([tmp_path], 1.0)
     soundfile.write(tmp_path / "bad.wav", np.zeros(0), 32_000)
-    with pytest.raises(RenderError, match=r"bad\.wav: holds no samples; take it out"):
+    with pytest.raises(SourceError, match=r"bad\.wav: holds no samples; take it out"):
         RecordedExcerpts([tmp_path], 1.0)
     for value, said in (
         ("x.wav", "column audio is string, not audio"),
         ({"bytes": None, "path": "x"}, "no audio; save"),
     ):
         pq.write_table(pa.Table.from_pylist([{"audio": value}]), tmp_path / "a.parquet")
-        with pytest.raises(RenderError, match=said):
+        with pytest.raises(SourceError, match=said):
             RecordedExcerpts([tmp_path / "a.parquet"], 1.0)[0]
-    with pytest.raises(RenderError, match="neither a folder nor one of"):
+    with pytest.raises(SourceError, match="neither a folder nor one of"):
         RecordedExcerpts([tmp_path / "x.mp3"], 1.0)

@@ -106,12 +106,24 @@ FAULTS = {
         lambda w: w.update({"nar_stage_embeddings.1.word_embeddings.weight": torch.ones(1, 9)}),
         r"nar_stage_embeddings.1.* \(1, 9\), expected \(1, 8\)",
     ),
-    "not finite": (lambda w: w["ar_text_embedding.bias"].fill_(torch.nan), "ar_text_embedding.bias is not finite"),
+    "not finite": (
+        lambda w: w["ar_text_embedding.bias"].fill_(torch.nan),
+        "ar_text_embedding.bias is not of finite numbers",
+    ),
     "half": (
         lambda w: w.update({"ar_text_embedding.bias": torch.ones(8).half()}),
         "ar_text_embedding.bias is torch.float16",
     ),
-    "no tensor": (lambda w: w.update(lr=0.1), "'lr' is not a tensor"),
+    "no tensor": (lambda w: w.update(lr=0.1), "'lr' is not the name of a tensor"),
+    "no name": (lambda w: w.update({3: torch.ones(2)}), "3 is not the name of a tensor"),
+    "sparse": (
+        lambda w: w.update({"ar_text_embedding.bias": torch.ones(8).to_sparse()}),
+        "ar_text_embedding.bias is not of finite numbers",
+    ),
+    "a flat table": (
+        lambda w: w.update({"ar_predict_layer.weight": w["ar_predict_layer.weight"].flatten()}),
+        r"ar_predict_layer.weight is \(\d+,\), no matrix",
+    ),
     "code": (lambda w: w.update(lr=Harmful()), "reading them would run code"),
     "an AudioCraft export": (lambda w: w.update({"xp.cfg": "", "best_state": {}}), "give it as --codec"),
 }
@@ -236,6 +248,13 @@ def test_equals_the_encodec_package(run, tmp_path, monkeypatch):
         (lambda e: e.update({"xp.cfg": e["xp.cfg"].replace("ELU", "GELU")}), "activation is GELU"),
         (lambda e: e.update({"xp.cfg": e["xp.cfg"].replace("encodec.causal", "encodec.none")}), "is not there"),
         (lambda e: e.update({"xp.cfg": "{"}), "not YAML"),
+        (lambda e: e.update({"xp.cfg": "seanet: 3"}), "not an EnCodec"),
+        (
+            lambda e: e.update({"xp.cfg": e["xp.cfg"].replace("final_activation: null", "final_activation: Tanh")}),
+            "final_activation is Tanh",
+        ),
+        (lambda e: e["best_state"].update(epoch=3), "'epoch' is not the name of a tensor"),
+        (lambda e: e["best_state"]["decoder.model.1.lstm.bias_hh_l0"].fill_(torch.nan), "is not of finite numbers"),
     ],
 )
 def test_codecs_that_cannot_be_used(run, tmp_path, change, message):

@@ -35,7 +35,7 @@ def test_maestro(tmp_path):
     base, (pair,), excluded = read_pairs(tmp_path, "b")
     assert (base, pair.audio, pair.midi, pair.seconds, excluded) == (tmp_path, "b.wav", "b.midi", 100.5, [])
     assert pair.licence == "CC BY-NC-SA 4.0" and pair.recording_id == "b.wav"
-    with pytest.raises(MidiError, match="no usable row of split 'test'"):
+    with pytest.raises(MidiError, match="no usable row of split 'test'; it has a, b$"):
         read_pairs(tmp_path, "test")
 
 
@@ -54,6 +54,15 @@ def test_atepp(tmp_path):
     splits = {s: {int(p.midi[2:7]) // 2 for p in read_pairs(table, s)[1]} for s in ("train", "validation", "test")}
     assert sum(len(found) for found in splits.values()) == len(set.union(*splits.values())) == 50
     assert len(splits["train"]) > 35
+    earlier = write_table(
+        tmp_path / "ATEPP-1.csv",
+        ATEPP.replace("quality", "notes"),
+        *[
+            {"composition_id": "1", "midi_path": "a.mid", "track_duration": "60", "notes": word}
+            for word in ("", "low quality")
+        ],
+    )
+    assert len(read_pairs(earlier)[1]) == len(read_pairs(earlier)[2]) == 1
 
 
 def test_pijama(tmp_path, write_midi):
@@ -70,6 +79,11 @@ def test_pijama(tmp_path, write_midi):
         for window in (prompt, target):
             assert 3 <= window.start and window.start + window.seconds <= 6.5
         assert prompt.start + 1 <= target.start + 1e-9 or target.start + target.seconds <= prompt.start + 1e-9
+    write_table(tmp_path / "pijama.csv", PIJAMA, row, row | {"split": "val"}, row | {"duration_sec": "inf"})
+    with pytest.raises(MidiError, match="a length in it is no number .a.wav lasts inf s"):
+        read_pairs(tmp_path, "train")
+    write_table(tmp_path / "pijama.csv", PIJAMA, row, row | {"split": "val"})
+    assert [len(read_pairs(tmp_path, split)[1]) for split in ("train", "validation", "val")] == [1, 1, 1]
 
 
 def test_nothing_that_is_learned_validates(tmp_path):

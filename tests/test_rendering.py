@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from scripts.audio import pianos
-from scripts.audio.pianos import RenderError, SampledPiano, SoundFontPiano, load_piano, performance_level, velocity_gain
+from scripts.audio.pianos import SampledPiano, SoundFontPiano, SourceError, load_piano, performance_level, velocity_gain
 from scripts.audio.rendered_audio import RenderedExcerpts, list_midi, render
 from scripts.audio.rooms import LARGEST, ROOMS, SMALLEST, TARGET_RMS_DBFS, Room
 from tokenization import NOTE_DTYPE, MidiError
@@ -144,24 +144,24 @@ def test_folder_and_tar_are_the_same_piano(write_piano, tmp_path):
 
 
 def test_unusable_pianos(write_piano, tmp_path, monkeypatch):
-    with pytest.raises(RenderError, match="neither a piano folder nor a tar file"):
+    with pytest.raises(SourceError, match="neither a piano folder nor a tar file"):
         SampledPiano(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RenderError, match="holds no index.csv"):
+    with pytest.raises(SourceError, match="holds no index.csv"):
         SampledPiano(tmp_path / "empty")
     folder = write_piano(tmp_path / "p")
     (folder / "index.csv").write_text((folder / "index.csv").read_text().splitlines()[0])
-    with pytest.raises(RenderError, match="lists no sample"):
+    with pytest.raises(SourceError, match="lists no sample"):
         SampledPiano(folder)
-    with pytest.raises(RenderError, match="no such SoundFont"):
+    with pytest.raises(SourceError, match="no such SoundFont"):
         load_piano(str(tmp_path / "none.sf2"))
     (tmp_path / "font.sf2").write_bytes(b"RIFF")
     monkeypatch.setattr(pianos.shutil, "which", lambda name: None)
     (tmp_path / "FONT.SF2").write_bytes(b"RIFF")
     for font in ("font.sf2:3", "FONT.SF2"):
-        with pytest.raises(RenderError, match="need the fluidsynth program"):
+        with pytest.raises(SourceError, match="need the fluidsynth program"):
             load_piano(str(tmp_path / font))
-    with pytest.raises(RenderError, match="font.sf2:x: the program behind the colon must be 0 to 127"):
+    with pytest.raises(SourceError, match="font.sf2:x: the program behind the colon must be 0 to 127"):
         load_piano(str(tmp_path / "font.sf2:x"))
 
 
@@ -180,7 +180,7 @@ def test_damaged_pianos(file, old, new, message, write_piano, tmp_path):
     """Whatever is wrong with a piano is one sentence that names it."""
     path = write_piano(tmp_path / "p", seconds=0.1) / file
     path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(RenderError, match=f"^{tmp_path}/p: {message}"):
+    with pytest.raises(SourceError, match=f"^{tmp_path}/p: {message}"):
         SampledPiano(tmp_path / "p")(notes((0.0, 0.1, 60, 80)), 0.1)
 
 
@@ -188,7 +188,7 @@ def test_damaged_pianos(file, old, new, message, write_piano, tmp_path):
 def test_sounds_that_are_none(sound, write_piano, tmp_path):
     piano = write_piano(tmp_path / "p", seconds=0.1)
     soundfile.write(piano / "060_127.wav", sound, RATE, "FLOAT")
-    with pytest.raises(RenderError, match="/p: 060_127.wav must be mono, not empty, and of finite"):
+    with pytest.raises(SourceError, match="/p: 060_127.wav must be mono, not empty, and of finite"):
         SampledPiano(piano)(notes((0.0, 0.1, 60, 80)), 0.1)
 
 
@@ -199,7 +199,7 @@ def test_a_piano_that_is_cut_short_and_one_of_a_spreadsheet(write_piano, tmp_pat
         tar.add(folder, "p")
     assert SampledPiano(tmp_path / "p.tar").rows
     (tmp_path / "p.tar").write_bytes((tmp_path / "p.tar").read_bytes()[:40_000])
-    with pytest.raises(RenderError, match="p.tar: cannot be read .*; copy or download it again"):
+    with pytest.raises(SourceError, match="p.tar: cannot be read .*; copy or download it again"):
         SampledPiano(tmp_path / "p.tar")
 
 
@@ -247,7 +247,7 @@ def test_a_soundfont_that_cannot_be_read_is_not_replaced_by_the_default_one(font
     soundfile.write(tmp_path / "default.wav", np.ones(9), 32_000)
     words = f"while [ $1 != -F ]; do shift; done; cp {tmp_path}/default.wav $2; echo Failed to load the SoundFont >&2"
     (tmp_path / "bin" / "fluidsynth").write_text(f"#!/bin/sh\n{words}\n")
-    with pytest.raises(RenderError, match="Font.sf2: fluidsynth failed: Failed to load the SoundFont"):
+    with pytest.raises(SourceError, match="Font.sf2: fluidsynth failed: Failed to load the SoundFont"):
         SoundFontPiano(font)(notes((0.0, 1.0, 60, 64)), 1.0)
 
 
@@ -350,10 +350,10 @@ def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):
         list_midi(tmp_path, "validation")
     (tmp_path / "manifest.csv").write_text(header + rows, encoding="utf-8-sig")  # as spreadsheets save it
     assert list_midi(tmp_path, "test") == found
-    with pytest.raises(RenderError, match="own.tar.xz: own/2.mid cannot be read from it"):
+    with pytest.raises(SourceError, match="own.tar.xz: own/2.mid cannot be read from it"):
         dataclasses.replace(found[0], path="own/2.mid").load(tmp_path)
     (tmp_path / "other.tar.xz").write_bytes(b"")
-    with pytest.raises(RenderError, match="other.tar.xz: own/1.mid cannot be read from it"):
+    with pytest.raises(SourceError, match="other.tar.xz: own/1.mid cannot be read from it"):
         dataclasses.replace(found[0], archive="other.tar.xz").load(tmp_path)
     for text in ("path;split\na;test\n", header + "own/1.mid,test,long,b,CC0\n", header + "own/1.mid,test,nan,b,CC0\n"):
         (tmp_path / "manifest.csv").write_text(text)

@@ -308,6 +308,10 @@ def test_rows_of_a_batch_are_of_one_length(open_stream, uneven):
     shapes = [batch["audio_codes"].shape[2] for batch, _ in found]
     assert set(shapes) == {50, 75, 100} and shapes != sorted(shapes)
     assert same(found, take(open_stream(uneven, batch_size=3, no_prompt_share=1.0), total))
+    whole = open_stream(
+        uneven, batch_size=50, block_shards=5, drop_last=False
+    )  # as validation has it: more than of any length
+    assert sorted(rows_of(take(whole, 3))) == sorted(lengths) and whole.epoch == 0
 
 
 def test_batches_of_a_number_of_frames(open_stream, uneven):

@@ -92,7 +92,6 @@ class MidiValleDecoderConfig(PreTrainedConfig):
         prompt_summary_size (`int`, defaults to 0): width of the map that sums the prompt's frames up into one vector,
             which all frames are given: what its piano and room sound like. 0 for none, as published.
         objective (`str`): `"target_mean"` (mean cross-entropy of the target frames) or `"published_sum"`.
-        label_smoothing (`float`): for `"target_mean"`.
         code_choice (`str`): a code that is not sampled is the likeliest (`"argmax"`, as published) or the nearest to
             the mean code vector under the logits (`"expected"`).
         quantization (`str`, *optional*): `"int8"` for blocks of [`Int8Linear`] layers; see `quantize_`.
@@ -123,7 +122,6 @@ class MidiValleDecoderConfig(PreTrainedConfig):
     frame_note_decays: list[float] | tuple[float, ...] = (0.5,)
     prompt_summary_size: int = 0
     objective: Literal["target_mean", "published_sum"] = "target_mean"
-    label_smoothing: float = 0.0
     code_choice: Literal["expected", "argmax"] = "argmax"
     quantization: Literal["int8"] | None = None
     initializer_range: float = 0.02

@@ -233,7 +233,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
             total = attended.sum()
             loss = F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
             return loss * (total / (total - prompt_lengths.sum())).to(loss.device)
-        return masked_cross_entropy(logits, targets, self.config.label_smoothing, num_items_in_batch)
+        return masked_cross_entropy(logits, targets, num_items_in_batch)
 
     def draw_stages(self, batch_size: int, generator: torch.Generator | None = None) -> torch.LongTensor:
         """

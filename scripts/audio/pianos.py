@@ -29,7 +29,7 @@ INTEGERS, LEVELS = ("key", "lokey", "hikey", "lovel", "hivel"), ("onset_db", "pe
 DAMAGE = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError)  # what unpacking raises
 
 
-class RenderError(ValueError):
+class SourceError(ValueError):
     """A sound source that cannot be read or run."""
 
 
@@ -58,7 +58,7 @@ class SampledPiano:
         path: folder or `.tar` with `index.csv` (columns file, key, lokey, hikey, lovel, hivel, onset_db, peak_db,
             seconds) and its mono 32 kHz sound files.
     Raises:
-        RenderError: the path holds no readable index, or not all that it lists; when it plays, a damaged sound file.
+        SourceError: the path holds no readable index, or not all that it lists; when it plays, a damaged sound file.
     """
 
     def __init__(self, path: str | Path):
@@ -117,9 +117,9 @@ class SampledPiano:
         try:
             wave, rate = soundfile.read(io.BytesIO(self._files[name]), dtype="float32")
         except soundfile.LibsndfileError as error:
-            raise RenderError(f"{self.path}: {name} cannot be read ({error.error_string}); copy it again") from error
+            raise SourceError(f"{self.path}: {name} cannot be read ({error.error_string}); copy it again") from error
         if wave.ndim > 1 or not len(wave) or not np.isfinite(wave).all():
-            raise RenderError(f"{self.path}: {name} must be mono, not empty, and of finite samples")
+            raise SourceError(f"{self.path}: {name} must be mono, not empty, and of finite samples")
         return wave, rate
 
 
@@ -130,9 +130,9 @@ class SoundFontPiano:
         self.path, self.program = Path(path), program
         self.name = self.path.stem.lower() + (f"_{program}" if program else "")
         if not self.path.is_file():
-            raise RenderError(f"{path}: no such SoundFont")
+            raise SourceError(f"{path}: no such SoundFont")
         if shutil.which("fluidsynth") is None:
-            raise RenderError("SoundFonts need the fluidsynth program: install it (Debian: apt-get install fluidsynth)")
+            raise SourceError("SoundFonts need the fluidsynth program: install it (Debian: apt-get install fluidsynth)")
 
     def __call__(self, notes: np.ndarray, seconds: float) -> np.ndarray:
         """As `SampledPiano`. Notes that began before 0 are rendered from their onset, then cut."""
@@ -152,7 +152,7 @@ class SoundFontPiano:
         wave = self._synthesise(notes, 0.0)
         rms = float(np.sqrt(np.square(wave, dtype=np.float64).sum() / (0.5 * len(keys) * SAMPLING_RATE)))
         if not rms:
-            raise RenderError(f"{self.path}: program {self.program} is silent")
+            raise SourceError(f"{self.path}: program {self.program} is silent")
         return performance_level(notes) / rms
 
     def _synthesise(self, notes: np.ndarray, lead: float) -> np.ndarray:
@@ -174,7 +174,7 @@ class SoundFontPiano:
             done = subprocess.run(command, capture_output=True, text=True)
             unread = "Failed to load" in done.stderr or "not a SoundFont" in done.stderr  # its default one plays then
             if done.returncode or unread or not wav.is_file():
-                raise RenderError(f"{self.path}: fluidsynth failed: {' '.join(done.stderr.split())[:200]}")
+                raise SourceError(f"{self.path}: fluidsynth failed: {' '.join(done.stderr.split())[:200]}")
             return soundfile.read(wav, dtype="float32", always_2d=True)[0].mean(1)
 
 
@@ -184,7 +184,7 @@ def load_piano(path: str) -> SampledPiano | SoundFontPiano:
     base, _, program = path.partition(":")
     if Path(base).suffix.lower() in (".sf2", ".sf3"):
         if program and not (program.isdecimal() and int(program) <= 127):
-            raise RenderError(f"{path}: the program behind the colon must be 0 to 127")
+            raise SourceError(f"{path}: the program behind the colon must be 0 to 127")
         return SoundFontPiano(base, int(program or 0))
     return SampledPiano(path)
 
@@ -198,11 +198,11 @@ def _read_piano_files(path: Path) -> dict[str, bytes]:
             with tarfile.open(path) as tar:
                 files = {Path(m.name).name: tar.extractfile(m).read() for m in tar if m.isfile()}
         else:
-            raise RenderError(f"{path}: neither a piano folder nor a tar file")
+            raise SourceError(f"{path}: neither a piano folder nor a tar file")
     except DAMAGE as error:
-        raise RenderError(f"{path}: cannot be read ({error}); copy or download it again") from error
+        raise SourceError(f"{path}: cannot be read ({error}); copy or download it again") from error
     if "index.csv" not in files:
-        raise RenderError(f"{path}: holds no index.csv, so it is not a sampled piano")
+        raise SourceError(f"{path}: holds no index.csv, so it is not a sampled piano")
     return files
 
 
@@ -213,11 +213,11 @@ def _read_index(path: str | Path, files: dict[str, bytes]) -> list[dict]:
         rows = [_typed(row) for row in csv.DictReader(io.StringIO(text))]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         columns = ", ".join(("file", *INTEGERS, *LEVELS))
-        raise RenderError(f"{path}: index.csv: expected a table with the columns {columns} ({error})") from error
+        raise SourceError(f"{path}: index.csv: expected a table with the columns {columns} ({error})") from error
     if not rows:
-        raise RenderError(f"{path}: index.csv lists no sample")
+        raise SourceError(f"{path}: index.csv lists no sample")
     if missing := sorted({row["file"] for row in rows} - files.keys()):
-        raise RenderError(f"{path}: holds no {missing[0]}, which index.csv lists; copy or download it again")
+        raise SourceError(f"{path}: holds no {missing[0]}, which index.csv lists; copy or download it again")
     return rows
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Excerpts of real recordings, with or without notes: folders of audio files, or parquet shards that hold audio.
 
-A file of audio has its notes in a `.mid` or `.midi` of the same name beside it. A column `audio` or `NAME_audio` of a
+A file of audio has its notes in a MIDI file of the same name beside it. A column `audio` or `NAME_audio` of a
 shard (what `datasets.Audio` stores, a struct with `bytes`) has them in `NAME_onset`, `NAME_duration`, `NAME_pitch` and
 `NAME_velocity` (`scripts.prepare_dataset --keep-audio`), or in `midi` or `NAME_midi`, the bytes of a MIDI file.
 """
@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 import soundfile
 from torch.utils.data import Dataset
 
-from processing.audio_midivalle import check_wave, read_audio, to_mono_32k
-from scripts.audio.pianos import SAMPLING_RATE, RenderError
+from processing.audio_midivalle import check_wave, read_audio, to_int16, to_mono_32k
+from scripts.audio.pianos import SAMPLING_RATE, SourceError
 from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll, sounding_excerpt
 from scripts.audio.visible_files import visible_files
 from tokenization.midi_midivalle import NOTE_DTYPE, load_performance
+from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
-AUDIO_FILES, MIDI_FILES = (".wav", ".flac"), (".mid", ".midi")
+AUDIO_FILES = (".wav", ".flac")
 FIELDS = ("onset", "duration", "pitch", "velocity")
 
 
@@ -39,14 +40,14 @@ class RecordedExcerpts(Dataset):
     Attributes:
         digest (`str`): tells these files from others, by their places in `paths`, their sizes and what MIDI holds.
     Raises:
-        RenderError: nothing is there, or a file is neither, or holds nothing.
+        SourceError: nothing is there, or a file is neither, or holds nothing.
     """
 
     def __init__(self, paths, seconds: float, seed: int = 0):
         self.seconds, self.seed = seconds, seed
         self.recordings = [r for path in paths for file in _files(Path(path)) for r in _recordings(file)]
         if not self.recordings:
-            raise RenderError(f"{', '.join(map(str, paths))}: no .wav, .flac or .parquet file with audio is there")
+            raise SourceError(f"{', '.join(map(str, paths))}: no .wav, .flac or .parquet file with audio is there")
         self.digest = _digest(paths)
         weights = np.array([max(recording.seconds / seconds, 1.0) for recording in self.recordings])
         self.weights = weights / weights.sum()
@@ -58,8 +59,7 @@ class RecordedExcerpts(Dataset):
         samples = round(self.seconds * SAMPLING_RATE)
         wave = np.pad(wave[:samples], (0, max(samples - len(wave), 0)))
         has_notes, notes = notes is not None, np.empty(0, NOTE_DTYPE) if notes is None else notes
-        wave = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
-        return {"wave": wave, "onsets": onset_roll(notes, samples // HOP), "has_notes": np.array(has_notes)}
+        return {"wave": to_int16(wave), "onsets": onset_roll(notes, samples // HOP), "has_notes": np.array(has_notes)}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class AudioFile:
                 file.seek(round(start * rate))
                 wave = file.read(round(seconds * rate), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
-            raise RenderError(f"{self.path}: cannot be read as audio ({error})") from error
+            raise SourceError(f"{self.path}: cannot be read as audio ({error})") from error
         check_wave(wave, rate, str(self.path))
         notes = _midi_beside(str(self.path))
         return to_mono_32k(wave, rate), None if notes is None else sounding_excerpt(notes, start, seconds)
@@ -101,7 +101,7 @@ class ShardRow:
         row = _row_group(str(self.path), self.group, tuple(columns)).slice(self.row, 1).to_pylist()[0]
         place = f"{self.path.name}, row {self.row}, {self.name}"
         if not (row[self.name] or {}).get("bytes"):
-            raise RenderError(f"{place}: holds no audio; save the dataset with its files' bytes in it")
+            raise SourceError(f"{place}: holds no audio; save the dataset with its files' bytes in it")
         wave = to_mono_32k(*read_audio(row[self.name]["bytes"], place))
         start = float(rng.uniform(0, max(len(wave) / SAMPLING_RATE - seconds, 0.0)))
         notes = _row_notes(row, prefix, place)
@@ -114,7 +114,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return visible_files(path, kinds)
     if not path.is_file() or path.suffix.lower() not in kinds:
-        raise RenderError(f"{path}: neither a folder nor one of {', '.join(kinds)}")
+        raise SourceError(f"{path}: neither a folder nor one of {', '.join(kinds)}")
     return [path]
 
 
@@ -133,16 +133,16 @@ def _recordings(path: Path) -> list[AudioFile | ShardRow]:
     try:
         if path.suffix.lower() in AUDIO_FILES:
             if not (seconds := soundfile.info(path).duration):
-                raise RenderError(f"{path}: holds no samples; take it out")
+                raise SourceError(f"{path}: holds no samples; take it out")
             return [AudioFile(path, seconds)]
         shard = pq.ParquetFile(path)
     except (soundfile.SoundFileError, RuntimeError, pa.ArrowInvalid, OSError) as error:
-        raise RenderError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise SourceError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     names = [field.name for field in shard.schema_arrow if field.name.split("_")[-1] == "audio"]
     for name in names:
         kind = shard.schema_arrow.field(name).type
         if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
-            raise RenderError(f"{path}: its column {name} is {kind}, not audio as `datasets` stores it (with bytes)")
+            raise SourceError(f"{path}: its column {name} is {kind}, not audio as `datasets` stores it (with bytes)")
     places = [(g, r) for g in range(shard.num_row_groups) for r in range(shard.metadata.row_group(g).num_rows)]
     return [ShardRow(path, group, row, name) for group, row in places for name in names]
 
@@ -157,11 +157,11 @@ def _row_notes(row: dict, prefix: str, place: str) -> np.ndarray | None:
         for field in FIELDS:
             notes[field] = np.asarray(row[f"{prefix}{field}"], NOTE_DTYPE[field]).reshape(len(notes))
     except (TypeError, ValueError, OverflowError) as error:
-        raise RenderError(f"{place}: {prefix}{field} cannot be read as notes ({error})") from error
+        raise SourceError(f"{place}: {prefix}{field} cannot be read as notes ({error})") from error
     known = (notes["pitch"] >= LOWEST_PITCH) & (notes["pitch"] < LOWEST_PITCH + PITCHES)
     known &= (notes["velocity"] >= 0) & (notes["velocity"] < 128) & np.isfinite(notes["onset"] + notes["duration"])
     if not known.all():
-        raise RenderError(f"{place}: a note's times are not finite, its key is on no piano, or its velocity above 127")
+        raise SourceError(f"{place}: a note's times are not finite, its key is on no piano, or its velocity above 127")
     return notes
 
 
@@ -172,7 +172,7 @@ def _midi_beside(audio: str) -> np.ndarray | None:
 
 
 def _midi_of(audio: Path) -> Path | None:
-    found = sorted(p for p in audio.parent.iterdir() if p.stem == audio.stem and p.suffix.lower() in MIDI_FILES)
+    found = sorted(p for p in audio.parent.iterdir() if p.stem == audio.stem and p.suffix.lower() in MIDI_ENDINGS)
     return found[0] if found else None
 
 
@@ -182,4 +182,4 @@ def _row_group(path: str, group: int, columns: tuple[str, ...]) -> pa.Table:
         shard = pq.ParquetFile(path)
         return shard.read_row_group(group, [name for name in columns if name in shard.schema_arrow.names])
     except (pa.ArrowInvalid, OSError) as error:
-        raise RenderError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise SourceError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error

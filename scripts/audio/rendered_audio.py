@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from scripts.audio.pianos import SAMPLING_RATE, RenderError, load_piano, performance_level
+from processing.audio_midivalle import to_int16
+from scripts.audio.pianos import SAMPLING_RATE, SourceError, load_piano, performance_level
 from scripts.audio.rooms import Room, without_clipping
 from scripts.audio.visible_files import visible_files
 from tokenization.midi_midivalle import MidiError, Performance, load_performance
+from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
 HOP = 640
 CODES = ("heard", "played", "generated")  # kinds of codes of a pool, see `codes_path`
@@ -44,7 +46,7 @@ class MidiFile:
 
         Raises:
             MidiError: the file cannot be used.
-            RenderError: the archive is damaged or not there, or the file is not in it.
+            SourceError: the archive is damaged or not there, or the file is not in it.
         """
         if self.archive is None:
             return load_performance(Path(root) / self.path, sustain)
@@ -52,7 +54,7 @@ class MidiFile:
         try:
             data = _archive_members(str(archive))[self.path]
         except (OSError, EOFError, KeyError, lzma.LZMAError, tarfile.TarError) as error:
-            raise RenderError(f"{archive}: {self.path} cannot be read from it ({error})") from error
+            raise SourceError(f"{archive}: {self.path} cannot be read from it ({error})") from error
         return load_performance(data, sustain, self.path)
 
 
@@ -71,7 +73,7 @@ def list_midi(root: str | Path, split: str, hold_out: bool = True) -> list[MidiF
 
     Args:
         root: folder with `manifest.csv` (columns path, split, duration_s, composition_id, licence, source) beside the
-            files or beside one `SOURCE.tar.xz` an archive; without a manifest every `.mid`/`.midi` below is taken.
+            files or beside one `SOURCE.tar.xz` an archive; without a manifest every MIDI file below is taken.
         hold_out: without a manifest `of_split` decides; else all files are of any split, where nothing is learned.
     Raises:
         MidiError: nothing of that split is there.
@@ -79,7 +81,7 @@ def list_midi(root: str | Path, split: str, hold_out: bool = True) -> list[MidiF
     root = Path(root)
     manifest = root / "manifest.csv"
     if not manifest.is_file():
-        paths = visible_files(root, (".mid", ".midi"))
+        paths = visible_files(root, MIDI_ENDINGS)
         found = [MidiFile(str(p.relative_to(root)), None, split, 0.0, p.stem, "unknown") for p in paths]
         chosen = of_split([file.path for file in found], split) if hold_out else None
         if found and chosen == set():
@@ -142,8 +144,7 @@ class RenderedExcerpts(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         wave, notes, _ = self.excerpt(draws_of(self.split, self.seed, index))
-        wave = np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
-        return {"wave": wave, "onsets": onset_roll(notes, len(wave) // HOP)}
+        return {"wave": to_int16(wave), "onsets": onset_roll(notes, len(wave) // HOP)}
 
     def excerpt(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict]:
         """One rendered excerpt: wave (samples,) float32, notes relative to its start, and what it is."""

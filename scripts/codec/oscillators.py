@@ -87,7 +87,7 @@ def start_oscillators(codec, features: SpectralFeatures, latent: torch.Tensor) -
         cell[2 * k + 1, 2 * k], cell[2 * k + 1, 2 * k + 1] = s, c
     bias[: 2 * PITCHES : 2] = resting_bias(codec.config.frame_rate)
     centre, radius = _measure(lstm, front, n, width)
-    _gate_by_bands(lstm, features, codec, scale, centre, radius, width, n)
+    _gate_by_bands(lstm, features, scale, centre, radius, width, n)
 
 
 def resting_bias(frame_rate: int) -> torch.Tensor:
@@ -260,7 +260,7 @@ def _measure(lstm, layer: int, n: int, width: int) -> tuple[torch.Tensor, torch.
     return centre, radius
 
 
-def _gate_by_bands(lstm, features, codec, scale, centre, radius, width: int, n: int) -> None:
+def _gate_by_bands(lstm, features, scale, centre, radius, width: int, n: int) -> None:
     """Last layer: centred oscillation through an output gate that opens with the latent's band at its pitch."""
     units, last = torch.arange(n), lstm.num_layers - 1
     weight, bias = (lstm.get_parameter(f"{name}_l{last}") for name in ("weight_ih", "bias_ih"))

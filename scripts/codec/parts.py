@@ -1,7 +1,6 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The parts of the codec: how each begins, what is fitted at once, and what is written of it."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +35,7 @@ from scripts.models.model_folder import LISTENER, load_listener
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import RunError
 from scripts.training.recipe_file import model_of
+from scripts.unfinished import unfinished_file
 
 SHIPPED_DTYPE, WEIGHTS = torch.float16, "model.safetensors"
 
@@ -157,9 +157,8 @@ def encode_pools(folder: str, pools: list[str]) -> None:
                     latent = write_keys(latent, torch.from_numpy(onsets[start : start + 8].astype(np.float32) / 127))
                 found.append(codec.quantizer.encode(latent).transpose(0, 1).numpy().astype(np.int16))
         for target, found in zip(targets, codes, strict=True):
-            temporary = target.with_name(f".{target.name}")
-            np.save(temporary, np.concatenate(found))
-            os.replace(temporary, target)
+            with unfinished_file(target) as partial, open(partial, "wb") as file:  # np.save would add an ending
+                np.save(file, np.concatenate(found))
 
 
 def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, int]:
@@ -196,12 +195,10 @@ def _make_folder(output: Path) -> None:
 
 def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """A file of safetensors, complete or not at all; `RunError` if it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+        with unfinished_file(path) as partial:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot be written ({error})") from error
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.audio.rendered_audio import all_codes
-from scripts.rendering.manifest import write_json
 from scripts.training.processes import FolderLock, RunError, changed_settings
+from scripts.unfinished import write_json
 
 
 class PoolFiles:

@@ -1,9 +1,9 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """One training run of one part of the codec: it goes on from its newest checkpoint as if it had never stopped.
 
-Nothing in a step is drawn from a global generator: batches are functions of the seed and their number (`codec_data`),
-revived codes come from a generator that is saved. On a CPU, a run that was stopped and one that was not are equal bit
-by bit, with one process or several.
+Nothing in a step is drawn from a global generator: batches are functions of the seed and their number
+(`scripts.codec.data`), revived codes come from a generator that is saved. On a CPU, a run that was stopped and one that
+was not are equal bit by bit, with one process or several.
 """
 
 import time

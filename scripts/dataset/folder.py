@@ -3,7 +3,6 @@
 
 import io
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,7 @@ from yaml import YAMLError
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.dataset.shards import DEFAULT_SUSTAIN, DataError, card_pattern, read_column, read_footer, shard_names
 from scripts.training.processes import changed_settings
+from scripts.unfinished import unfinished_file, write_text
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 TICKS_PER_QUARTER = 480  # of the MIDI bytes, at 120 BPM: 1 ms is about one tick
@@ -59,10 +59,9 @@ CODEC being the folder of the codec below, or of a model that has it.
 | --- | --- |
 {columns}
 
-Prompts last {prompt_seconds} s, targets {target_seconds} s at most; {num_codebooks} codebooks of {codebook_size} codes,
-50 frames a second. The codes are of the codec whose encoder and codebooks have the sha256 `{codec_sha256}`; no other
-codec can decode them. Audio columns hold bytes: `datasets` decodes them with torchcodec, or take them as they are by
-`load_dataset(..., streaming=True).decode(False)`.
+{num_codebooks} codebooks of {codebook_size} codes, 50 frames a second. The codes are of the codec whose encoder and
+codebooks have the sha256 `{codec_sha256}`; no other codec can decode them. Audio columns hold bytes:
+`datasets` decodes them with torchcodec, or take them as they are by `load_dataset(..., streaming=True).decode(False)`.
 
 Licences of the sources are told row by row. What could not be used is listed with the reason in `skipped.jsonl`.
 """
@@ -97,14 +96,10 @@ def write_shard(
     schema = features(keep_audio).arrow_schema
     notes = {"midivalle": json.dumps(about), "skipped": json.dumps(skipped), "settings": json.dumps(settings or {})}
     schema = schema.with_metadata(schema.metadata | {k.encode(): v.encode() for k, v in notes.items()})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as file:
-            if rows:  # `datasets` reads no file with a row group of no rows
-                file.write_table(pa.Table.from_pylist(rows, schema=schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with unfinished_file(path) as partial, pq.ParquetWriter(partial, schema, **options) as file:
+        if rows:  # `datasets` reads no file with a row group of no rows
+            file.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def midi_bytes(notes: np.ndarray) -> bytes:
@@ -203,13 +198,6 @@ def _excluded_before(path: Path) -> list[dict]:
         return [item for item in items if "source" in item]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it, and it is made anew") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _card(folder: Path, infos: list, typed: Features, licences: list[str], about: dict) -> str:

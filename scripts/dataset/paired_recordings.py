@@ -21,9 +21,10 @@ from scripts.audio.rendered_audio import content_sha256, of_split
 from scripts.audio.visible_files import visible_files
 from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
 from tokenization.midi_midivalle import MidiError, load_performance
+from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
 AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
-MIDI_ENDINGS = (".mid", ".midi")
+SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # as tables have it -> as we call it
 HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90)}  # by composition
 MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
 
@@ -35,7 +36,7 @@ class Layout:
     Attributes:
         midi, audio: paths relative to the csv; without `audio` it lies beside the MIDI under its name.
         composition: columns that name what must not be in two splits.
-        quality, rejected: a column, and words in it that exclude a row.
+        quality, rejected: what a column is called, in one version or another, and words in it that exclude a row.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Layout:
     seconds: str = ""
     start: str = ""
     end: str = ""
-    quality: str = ""
+    quality: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
     licence: str = "unknown"
 
@@ -66,7 +67,7 @@ LAYOUTS = (
         "midi_path",
         composition=("composition_id",),
         seconds="track_duration",
-        quality="quality",
+        quality=("quality", "notes"),
         rejected=("low quality", "background noise", "applause", "corrupted"),
         licence="MIDI CC BY 4.0, audio of commercial recordings",
     ),
@@ -132,8 +133,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
                 excluded.append({"source": row[layout.midi], "reason": f"its {layout.split} is blank"})
             elif split is not None and not _is_of(layout, row, split):
                 continue
-            elif any(word in row.get(layout.quality, "") for word in layout.rejected):
-                excluded.append({"source": row[layout.midi], "reason": f"{layout.name} says {row[layout.quality]}"})
+            elif any(word in (said := _quality(layout, row)) for word in layout.rejected):
+                excluded.append({"source": row[layout.midi], "reason": f"{layout.name} says {said}"})
             else:
                 pairs.append(_pair(layout, row, source.parent))
     except KeyError as error:
@@ -141,7 +142,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
     except (AttributeError, TypeError, ValueError) as error:
         raise MidiError(f"{source}: a row is cut short, or a length in it is no number ({error})") from error
     if not pairs:
-        raise MidiError(f"{source}: no usable row of split {split!r}")
+        there = ", ".join(sorted({row.get(layout.split) or "" for row in rows} - {""}))
+        raise MidiError(f"{source}: no usable row of split {split!r}" + (f"; it has {there}" if there else ""))
     if not layout.composition and layout.split not in header:
         pairs = _held_out(source, pairs, split)
     return source.parent, pairs, excluded
@@ -247,12 +249,17 @@ def _layout(header: list[str]) -> Layout | None:
 
 def _is_of(layout: Layout, row: dict, split: str) -> bool:
     if layout.split in row:
-        return row[layout.split].strip().lower() == split
+        found = row[layout.split].strip().lower()
+        return split in (found, SPLITS.get(found))
     if not layout.composition:
         return True
     digest = hashlib.sha256("/".join(row[column] for column in layout.composition).encode()).digest()
     low, high = HELD_OUT.get(split, (0.0, 0.0))
     return low <= int.from_bytes(digest[:6], "big") / 2**48 < high
+
+
+def _quality(layout: Layout, row: dict) -> str:
+    return " ".join(row[column] for column in layout.quality if column in row)
 
 
 def _held_out(source: Path, pairs: list[Pair], split: str | None) -> list[Pair]:
@@ -272,6 +279,8 @@ def _pair(layout: Layout, row: dict, base: Path) -> Pair:
     if not audio or not row[layout.midi] or math.isnan(start + end):
         raise ValueError(f"{row[layout.midi]}, {audio}, from {start} to {end}")
     seconds = float(row[layout.seconds] or 0) if layout.seconds else 0.0
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{audio} lasts {seconds} s")
     recording, licence = row.get("recording_id") or audio, row.get("licence") or layout.licence
     return Pair(audio, row[layout.midi], recording, licence, start, end, seconds)
 

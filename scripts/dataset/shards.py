@@ -20,10 +20,11 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 
-NOTE_FIELDS = ("onset", "duration", "pitch", "velocity")
-NOTE_DTYPE = np.dtype([("onset", "f8"), ("duration", "f8"), ("pitch", "i2"), ("velocity", "i2")])
+from processing.processing_midivalle import FRAME_RATE
+from tokenization import NOTE_DTYPE
+
+NOTE_FIELDS = NOTE_DTYPE.names
 COLUMNS = [f"{part}_{field}" for part in ("prompt", "target") for field in (*NOTE_FIELDS, "codes")]
-FRAME_RATE = 50
 CODEBOOK_SIZE, DEFAULT_SUSTAIN = 2048, "extend"  # of shards that do not say
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 DIGITS = "[0-9]" * 5  # of a shard's number, in a pattern of file names

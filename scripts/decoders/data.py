@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.dataset.shards import FRAME_RATE, DataError, Shards, codes_of, dataset_info, notes_of, row_of, shard_files
+from processing.processing_midivalle import FRAME_RATE
+from scripts.dataset.shards import DataError, Shards, codes_of, dataset_info, notes_of, row_of, shard_files
 from tokenization import MidiValleTokenizer
 
 __all__ = ["DataError", "TrainingStream", "codes_of", "dataset_info", "notes_of", "shard_files"]
@@ -33,8 +34,9 @@ class TrainingStream:
 
     An epoch visits the shards in a drawn order, `block_shards` at a time. The rows of such a block are shuffled, sorted
     into buckets of equal target length (0.5 s) and cut into batches: what is left over of a bucket, less than a batch,
-    is left out of this epoch. The batches of all blocks are numbered; `position` is the number of the next one to give.
-    Of each `world_size` batches from there on rank r takes the r-th, so ranks have equal counts and no batch twice.
+    is left out of this epoch (`drop_last`). The batches of all blocks are numbered; `position` is the number of the
+    next one to give. Of each `world_size` batches from there on rank r takes the r-th, so ranks have equal counts and
+    no batch twice.
 
     A state may be loaded with any other `world_size`: no batch is repeated, and none is lost but those that are left
     over at the end of an epoch, fewer than `world_size`. With another batch size `position` is converted; if the sizes
@@ -54,6 +56,7 @@ class TrainingStream:
         seed, rank, world_size: rank r takes batches r, r + world_size, ...
         batch_frames: instead of `batch_size`, as many rows as have this many frames, targets and longest prompts
             counted; at least one.
+        drop_last: leave out what is left over of a bucket; else it is a batch of fewer rows.
         block_shards: shards that are mixed and held in memory, twice: the next block is read ahead.
     """
 
@@ -69,6 +72,7 @@ class TrainingStream:
         rank: int = 0,
         world_size: int = 1,
         batch_frames: int | None = None,
+        drop_last: bool = True,
         block_shards: int = 16,
     ):
         self.shards = Shards(files)
@@ -77,7 +81,7 @@ class TrainingStream:
         self.prompt_steps = (round(low * STEPS_PER_SECOND), round(high * STEPS_PER_SECOND))
         self.no_prompt_share, self.short_share = no_prompt_share, short_share
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.batch_frames, self.block_shards = batch_frames, block_shards
+        self.batch_frames, self.drop_last, self.block_shards = batch_frames, drop_last, block_shards
         self.epoch, self.position = 0, 0  # position: batches given in this epoch, over all ranks
         self.last_rows = []  # (file, row) of each row of the batch that was given last
 
@@ -157,7 +161,8 @@ class TrainingStream:
             lengths = np.unique(steps)
             for length in lengths:
                 bucket, size = rows[steps[rows] == length], self._rows_of_batch(int(length))
-                batches += [bucket[i : i + size] for i in range(0, len(bucket) - size + 1, size)]
+                end = len(bucket) - size + 1 if self.drop_last else len(bucket)
+                batches += [bucket[i : i + size] for i in range(0, end, size)]
             if len(lengths) > 1:
                 batches = [batches[i] for i in rng.permutation(len(batches))]
             blocks.append((shards, batches))

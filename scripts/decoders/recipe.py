@@ -59,11 +59,13 @@ class TrainRecipe:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}")
         check_trackers(self.report_to)
+        if self.exploding_ratio is not None and self.exploding_ratio <= 1:  # the first loss is the usual one
+            raise ValueError(f"exploding_ratio must be above 1, or null, got {self.exploding_ratio}")
         counts = ("batch_size", "gradient_accumulation_steps", "steps", "save_steps", "save_total_limit", "log_steps")
         counts += ("batch_frames",)
         shares = ("no_prompt_share", "short_share", "own_share", "average_decay", "final_learning_rate_share")
         rest = ("prompt_seconds", "frame_steps", "warmup_steps", "weight_decay", "code_noise", "latent_weight", "seed")
-        rest += ("clip_norm", "exploding_ratio", "max_skipped", "sample_seconds", "validation_batches")
+        rest += ("clip_norm", "max_skipped", "sample_seconds", "validation_batches")
         check_ranges(self, ("learning_rate",), shares, **dict.fromkeys(counts, 1), **dict.fromkeys(rest, 0))
         check_fields("ar", self.ar, MidiValleARConfig)
         check_fields("nar", self.nar, MidiValleNARConfig)

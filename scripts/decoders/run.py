@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import set_seed
 from safetensors.torch import save_file
 
-from scripts.dataset.shards import FRAME_RATE
+from processing.processing_midivalle import FRAME_RATE
 from scripts.decoders.objectives import DecoderLosses
 from scripts.decoders.optimizers import make_optimizer
 from scripts.decoders.recipe import TrainRecipe

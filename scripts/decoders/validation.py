@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.dataset.shards import FRAME_RATE
+from processing.processing_midivalle import FRAME_RATE
 from scripts.models.trained_parts import load_part
 
 

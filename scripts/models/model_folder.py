@@ -2,10 +2,6 @@
 """A model folder or Hub id -> processor, model and bundled prompts; all that does not fit gets one sentence."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,22 +33,6 @@ def model_folder(model: str, option: str = "--model") -> Path:
         raise FolderError(f"{option} {model}: the folder holds no config.json")
     check_configurations(folder)
     return folder
-
-
-@contextmanager
-def unfinished_folder(output: Path) -> Iterator[Path]:
-    """A new hidden folder beside `output`, to be filled and moved; what is left of it is removed, and so are folders
-    above that were made for it and that nothing was moved into."""
-    folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    made = [parent for parent in folder.parents if not parent.exists()]
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
 
 
 def adapter_folder(adapter: str) -> Path:

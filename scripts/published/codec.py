@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
-from scripts.published.weights import CheckpointError, read_pickle
+from scripts.published.weights import CheckpointError, check_tensors, read_pickle
 
 # AudioCraft and the `encodec` package -> transformers
 KEY_MAP = (
@@ -51,10 +51,11 @@ def read_codec_export(path: str | Path) -> tuple[PianoEncodecModel, dict[str, li
     if not isinstance(settings, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path}: its xp.cfg holds no settings or its best_state no weights")
     state = state.get("model", state)
+    check_tensors(path, state)
     try:
         config = read_codec_config(state, settings)
         model = PianoEncodecModel(config).eval()
-    except (ValueError, KeyError, IndexError, StrictDataclassError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: not an EnCodec that MIDI-VALLE can use ({error})") from error
     names = {key: rename(key) for key in state}
     wanted = model.state_dict()
@@ -90,6 +91,8 @@ def read_codec_config(state: dict[str, torch.Tensor], settings: dict) -> PianoEn
     for key, value in SAME_EVERYWHERE.items():
         if seanet.get(key, value) != value:
             raise ValueError(f"seanet.{key} is {seanet[key]}, only {value} is known")
+    if activation := (seanet.get("decoder") or {}).get("final_activation"):
+        raise ValueError(f"seanet.decoder.final_activation is {activation}, only none is known")
     if "encoder.model.0.conv.conv.weight_v" not in state:
         raise ValueError("no weight norm, which is the only norm that is known")
 

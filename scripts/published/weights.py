@@ -64,14 +64,20 @@ def read_published(path: str | Path) -> dict[str, torch.Tensor]:
         found = found["model"]
     if "xp.cfg" in found or "best_state" in found:
         raise CheckpointError(f"{path}: an AudioCraft export; give it as --codec")
-    if other := [key for key, value in found.items() if not isinstance(value, torch.Tensor)]:
-        raise CheckpointError(f"{path}: {other[0]!r} is not a tensor; expected a state_dict of MIDI-VALLE")
+    check_tensors(path, found)
     for key, value in found.items():
         if value.dtype != torch.float32:
             raise CheckpointError(f"{path}: {key} is {value.dtype}, not float32")
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: {key} is not finite")
     return found
+
+
+def check_tensors(path: str | Path, state: dict) -> None:
+    """CheckpointError unless `state` is of names and dense tensors of finite numbers."""
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(f"{path}: {key!r} is not the name of a tensor; expected a state_dict")
+        if value.layout != torch.strided or value.is_quantized or not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {key} is not of finite numbers, all of them stored")
 
 
 def read_configs(published: dict[str, torch.Tensor], num_heads: int) -> tuple[MidiValleARConfig, MidiValleNARConfig]:
@@ -82,8 +88,11 @@ def read_configs(published: dict[str, torch.Tensor], num_heads: int) -> tuple[Mi
     """
 
     def shape(key: str) -> torch.Size:
+        """Of a matrix; all that tell a size are."""
         if key not in published:
             raise CheckpointError(f"not a state_dict of MIDI-VALLE: {key} is missing")
+        if published[key].ndim != 2:
+            raise CheckpointError(f"not a state_dict of MIDI-VALLE: {key} is {tuple(published[key].shape)}, no matrix")
         return published[key].shape
 
     def count(pattern: str) -> int:

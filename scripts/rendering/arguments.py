@@ -8,8 +8,6 @@ from pathlib import Path
 from scripts.models.model_folder import DEFAULT_MODEL
 from scripts.rendering.manifest import MOST_THREADS, SETTINGS
 
-MIDI_ENDINGS = (".mid", ".midi")
-
 
 class RenderError(ValueError):
     """Arguments that cannot be used; one sentence."""

@@ -30,7 +30,6 @@ from scripts.models.model_folder import (
     model_folder,
 )
 from scripts.rendering.arguments import (
-    MIDI_ENDINGS,
     RenderError,
     outputs_of,
     sampling_options,
@@ -48,13 +47,14 @@ from scripts.rendering.manifest import (
     read_manifest,
     software,
     weights_sha256,
-    write_json,
 )
 from scripts.rendering.pcm_stream import PcmStream
 from scripts.rendering.pieces import Job, encode_prompt, frames_of, keys_of, recording_of, render_jobs, window_sizes
 from scripts.rendering.resources import batch_rows, choose_threads
 from scripts.rendering.scheduling import layouts, schedule, steps_again
+from scripts.unfinished import write_json
 from tokenization import Performance, load_performance
+from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
 TRANSCRIBED_S = 120.0  # of a long prompt without MIDI
 RUN_IN_S = 1.0  # with --parallel a window begins so much earlier; that part is dropped where it overlaps the one before
@@ -131,7 +131,7 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
     for path in map(Path, args.paths):
         found = visible_files(path, MIDI_ENDINGS) if path.is_dir() else [path]
         if not found:
-            raise RenderError(f"{path}: holds no {' or '.join(MIDI_ENDINGS)} file")
+            raise RenderError(f"{path}: holds no {', '.join(MIDI_ENDINGS)} file")
         tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]
     writers = {}
     for task in tasks:

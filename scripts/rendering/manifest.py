@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -63,18 +62,6 @@ def journal_key(recipe: dict) -> str:
 def manifest_path(output: Path) -> Path:
     """`piece.json` of `piece.wav`."""
     return output.with_suffix(".json")
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write a file of JSON, complete or not at all; `ManifestError` if it cannot be written."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        raise ManifestError(f"{path.name}: cannot be written to {path.parent} ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_manifest(path: str | Path) -> dict:

@@ -15,11 +15,11 @@ from modeling_midivalle.generation_midivalle import GeneratedFrames
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.recording_midivalle import RecordingChain
 from modeling_midivalle.sampling_midivalle import last_frames, pad_codes, window_seed
+from processing.processing_midivalle import FRAME_RATE
 from scripts.rendering.decoding import Decoding
 from scripts.rendering.journal import Journal
 from scripts.rendering.scheduling import Size, schedule
 
-FRAME_RATE = 50
 ATTEMPT_STEP = 1_000_000  # attempt a at window w draws with the seed of window w + 1,000,000 a
 RETRY = {
     "do_sample": True,

@@ -9,6 +9,7 @@ import torch
 from modeling_midivalle import CodecStream
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
+from processing.processing_midivalle import FRAME_RATE
 from scripts.measuring.note_onsets.scores import match_onsets
 from scripts.rendering.pieces import Job
 
@@ -50,7 +51,7 @@ class Verifier:
         heard = {w: job.made[w] for w in range(earliest, window)} | {window: frames}
         codes = torch.cat([part.codes for part in heard.values()], -1)
         new = frames.codes.shape[-1]
-        size = min(codes.shape[-1], new + round(CONTEXT_S * 50))  # the frames before are the context
+        size = min(codes.shape[-1], new + round(CONTEXT_S * FRAME_RATE))  # the frames before are the context
         keys = vectors = None
         if job.keys:
             parts = zip(*(job.played(w, part.codes) for w, part in heard.items()), strict=True)
@@ -60,7 +61,7 @@ class Verifier:
         stream = CodecStream(self.codec, dynamics=job.keys.dynamics() if job.keys else None)
         wave = stream.push(codes[..., -size:], True, keys, vectors)[0, 0].cpu().numpy()
         notes = self.transcriber(wave, rate)
-        notes["onset"] += start - (size - new) / 50
+        notes["onset"] += start - (size - new) / FRAME_RATE
         first = start - EDGE_S if window else -np.inf
         last = end - EDGE_S if window + 1 < len(job.windows) else np.inf
         return {"start": start, "end": end} | compare(job.performance.notes, notes, first, last)

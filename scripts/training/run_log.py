@@ -7,7 +7,6 @@ python -m scripts.training.run_log RUN      # draws RUN/learning_curves.png of R
 import argparse
 import importlib.util
 import json
-import os
 import re
 import sys
 import time
@@ -21,6 +20,8 @@ from scripts.audio.pianos import SAMPLING_RATE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  after the choice of a backend without a screen
+
+from scripts.unfinished import unfinished_file, write_text
 
 LOG, CURVES = "log.jsonl", "learning_curves.png"
 AXES = ("step", "hours", "wall_s")  # what a row counts, and does not measure
@@ -88,9 +89,7 @@ class RunLog:
         path = self.folder / LOG
         if not self.accelerator.is_main_process or not path.is_file():
             return
-        temporary = path.with_name(f".{LOG}.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step))
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step))
 
     def close(self) -> None:
         """End the trackers."""
@@ -156,10 +155,9 @@ def draw_curves(folder: Path) -> Path:
         axis.legend(fontsize="small")
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
-    temporary = folder / f".{CURVES}"
-    figure.savefig(temporary, dpi=80, format="png")
+    with unfinished_file(folder / CURVES) as partial:
+        figure.savefig(partial, dpi=80, format="png")
     pyplot.close(figure)
-    os.replace(temporary, folder / CURVES)
     return folder / CURVES
 
 

@@ -1,0 +1,54 @@
+# Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
+"""Files and folders that are there whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+class WriteError(ValueError):
+    """A file that cannot be written; one sentence."""
+
+
+@contextmanager
+def unfinished_file(path: Path) -> Iterator[Path]:
+    """A hidden path beside `path`, to be written; then it replaces `path`, or after an error is removed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """A new hidden folder beside `output`, to be filled and moved; what is left of it is removed, and so are folders
+    above that were made for it and that nothing was moved into."""
+    folder = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file; `WriteError` if it cannot be written."""
+    try:
+        with unfinished_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    """A file of JSON; `WriteError` if it cannot be written."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
