@@ -89,6 +89,10 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.audio_embeddings[0] = value
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refused: each codebook has its own table and head, of the codec's size."""
+        raise ValueError("MIDI-VALLE's vocabularies are fixed by its codec's codebooks: none can be resized")
+
     @merge_with_config_defaults
     @capture_outputs
     def forward(

@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Piano-Encodec: transformers' EnCodec with codes as (B, K, T), the axes of this project."""
 
+import functools
 import math
 
 import torch
@@ -14,6 +15,17 @@ STRUCK = (1.8, 1.8)  # a key struck at velocity v is STRUCK[0] + STRUCK[1] * v /
 SAID_THRESHOLD = 1.0  # of what codes make of it
 SOFTEST = 0.05  # velocity over 127 of what is heard, or said, to be softer
 STEADY_FRAMES = 5  # on each side, of `steady_vectors`
+
+
+def in_full_precision(method):
+    """`method`, of a codec or of what has one as `codec`, computes as its weights are, whatever autocast says."""
+
+    @functools.wraps(method)
+    def compute(self, *args, **kwargs):
+        with torch.autocast(getattr(self, "codec", self).device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return compute
 
 
 class PianoEncodecUpsampling(EncodecConvTranspose1d):
@@ -37,13 +49,18 @@ class PianoEncodecUpsampling(EncodecConvTranspose1d):
 
 class PianoEncodecModel(EncodecModel):
     """
-    EnCodec for piano, 32 kHz mono. Same parameters and arithmetic as [`EncodecModel`], so folders load both ways; two
+    EnCodec for piano, 32 kHz mono. Same parameters and arithmetic as [`EncodecModel`], so folders load both ways;
     methods with plain axes are added.
+
+    It stays in float32 when it, or a model that it is part of, is cast to less, and under autocast too: in bfloat16
+    most codes are others (on CPUs with AMX its first strided convolutions are plainly wrong), and the last layer
+    hisses.
     """
 
     config: PianoEncodecConfig
     _auto_class = "AutoModel"
     _supports_sdpa = True  # it has no attention: whichever a whole model is to have
+    _keep_in_fp32_modules_strict = ["encoder", "decoder", "quantizer"]
 
     def __init__(self, config: PianoEncodecConfig):
         super().__init__(config)
@@ -51,7 +68,16 @@ class PianoEncodecModel(EncodecModel):
             if isinstance(layer, EncodecConvTranspose1d):
                 layer.__class__ = PianoEncodecUpsampling  # the same parameters by the same names
 
+    def _apply(self, fn, recurse=True):
+        def unless_narrower(tensor):
+            result = fn(tensor)
+            is_narrow = result.is_floating_point() and result.dtype.itemsize < 4
+            return tensor.to(result.device) if is_narrow else result
+
+        return super()._apply(unless_narrower, recurse)
+
     @torch.no_grad()
+    @in_full_precision
     def encode_codes(
         self,
         input_values: torch.Tensor,
@@ -101,6 +127,7 @@ class PianoEncodecModel(EncodecModel):
         return codes
 
     @torch.no_grad()
+    @in_full_precision
     def decode_codes(
         self,
         audio_codes: torch.LongTensor,

@@ -72,6 +72,8 @@ def read_audio(audio: str | os.PathLike | bytes, name: str | None = None) -> tup
 
 def check_wave(wave: np.ndarray, sampling_rate: float, name: str = "audio") -> np.ndarray:
     """Return `wave` if it has samples, all finite, at a usable rate (Hz); else raise `AudioError`."""
+    if not isinstance(sampling_rate, (int, float, np.integer, np.floating)):
+        raise AudioError(f"{name}: its sampling rate {sampling_rate!r} is no number; give it in Hz")
     if not MIN_RATE <= sampling_rate <= MAX_RATE:
         raise AudioError(f"{name}: a sampling rate of {sampling_rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
     if not wave.size:

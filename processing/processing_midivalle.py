@@ -6,6 +6,7 @@ The target's time zero is the end of the prompt's *audio*, on the frame grid. Pr
 """
 
 import dataclasses
+import io
 import math
 import os
 from typing import TypedDict
@@ -154,7 +155,7 @@ class MidiValleProcessor(ProcessorMixin):
         Args:
             midi (path, `bytes`, `symusic.Score` or a loaded performance; or a list): What is to be rendered.
             prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
-            prompt_audio (path, `bytes` or array, *optional*):
+            prompt_audio (path, `bytes`, binary file or array, *optional*):
                 Recording of the prompt: WAV or FLAC of any rate, or an array or CPU tensor `(samples,)`,
                 `(samples, channels)` or `(channels, samples)`, or what `datasets` gives of an `Audio` column. At least
                 1 s; a multiple of 0.5 s up to `max_prompt_seconds` is used (see `prepare_prompt`).
@@ -241,13 +242,14 @@ class MidiValleProcessor(ProcessorMixin):
         if start is None and end is None:
             return midi
         start, end = start or 0.0, math.inf if end is None else end
-        if not 0 <= start < end:
-            raise ProcessorError(f"start {start} and end {end} s: give 0 <= start < end")
+        if not (_is_number(start) and _is_number(end) and 0 <= start < end):
+            raise ProcessorError(f"start {start} and end {end} s: give numbers, 0 <= start < end")
         notes, ends = midi.notes, np.minimum(midi.notes["onset"] + midi.notes["duration"], end)
-        notes = notes[(notes["onset"] < end) & (ends > start)].copy()
-        if ends.max() - start < 1 / SAMPLING_RATE:
+        inside = (notes["onset"] < end) & (ends > start)
+        notes = notes[inside].copy()
+        if ends[inside].max(initial=start) - start < 1 / SAMPLING_RATE:
             span = f"from {start} s on" if end == math.inf else f"between {start} and {end} s"
-            raise ProcessorError(f"{midi.name}: no note sounds {span}; it ends at {midi.end:.3f} s")
+            raise ProcessorError(f"{midi.name}: no note sounds {span}; its notes end at {midi.end:.3f} s")
         notes["duration"] = np.minimum(notes["duration"], end - notes["onset"])
         notes["onset"] -= start
         return dataclasses.replace(midi, notes=notes)
@@ -328,9 +330,10 @@ class MidiValleProcessor(ProcessorMixin):
         self, performance, start: float, end: float, prompt: Prompt | None = None, return_tensors: str = "pt"
     ) -> BatchFeature:
         """Inputs of one of the `windows` of a performance, after a prompt of `prepare_prompt`; as in `__call__`, but
-        without `window_counts` and `mean_velocities`, which are of pieces. With lists of equal length, of one window of
-        each piece."""
-        columns = [value if isinstance(value, list) else [value] for value in (performance, start, end, prompt)]
+        without `window_counts` and `mean_velocities`, which are of pieces. With a list of performances, of one window
+        of each, by lists of the other arguments or one value for all."""
+        performances = [self.load(p) for p in (performance if isinstance(performance, list) else [performance])]
+        columns = [performances, *(_per_item(value, len(performances)) for value in (start, end, prompt))]
         data = self._windows(list(zip(*columns, strict=True))) | self._prompts(columns[3])
         return BatchFeature(data, return_tensors)
 
@@ -382,8 +385,10 @@ class MidiValleProcessor(ProcessorMixin):
     def encode_window(self, performance, start: float, end: float, prompt: Prompt | None = None):
         """MIDI rows `(N, 6)` of prompt, context, new frames and a little of what follows; and the tokenizer's report
         (`held_left_out`, `clipped_durations`)."""
+        if not (_is_number(start) and _is_number(end) and 0 <= start < end):
+            raise ProcessorError(f"{performance.name}: window {start} to {end} s: give numbers, 0 <= start < end")
         first = start - self.context_of(start)
-        if not (start < end and end - first <= self.max_window_seconds + 1e-6):
+        if end - first > self.max_window_seconds + 1e-6:
             raise ProcessorError(
                 f"{performance.name}: {end - first:.3f} s of context and new music; one window holds up to "
                 f"{self.max_window_seconds} s: plan the `windows` of a performance"
@@ -413,6 +418,8 @@ class MidiValleProcessor(ProcessorMixin):
 
     def _read_wave(self, audio, sampling_rate: float | None, name: str) -> tuple[np.ndarray, float]:
         """A file, bytes, array or tensor -> float wave `(samples,)` or `(samples, channels)` and its rate."""
+        if isinstance(audio, io.IOBase):  # an open file; it has a `detach` too
+            audio = audio.read()
         if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
             return _read_file(audio, name)
         if isinstance(audio, dict) and {"array", "sampling_rate"} <= set(audio):  # as `datasets` gave it before 4.0
@@ -459,6 +466,10 @@ def _per_item(value, count: int) -> list:
     if len(value) != count:
         raise ProcessorError(f"{count} MIDI inputs beside a list of {len(value)}; give as many, or one value for all")
     return list(value)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating))
 
 
 def _read_file(source, name: str) -> tuple[np.ndarray, float]:

@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The codec: codes of each row for itself, the same codes from every loader, and the training of its quantiser."""
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +46,25 @@ def test_shapes(codec, samples):
     assert audio.shape == (2, 1, 640 * frames) and audio.dtype == torch.float32
     assert codec.decode_codes(codes[:, :2]).shape == audio.shape  # fewer codebooks: coarser
     assert codec.decode_codes(codes[:, :, :0]).shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "to", "autocast", "loaded"])
+def test_less_than_float32_changes_nothing(codec, cast, tmp_path):
+    """In bfloat16 most codes would be others; more precision may be had."""
+    wave, found = noise(1, 1, 6400), copy.deepcopy(codec)
+    if cast == "loaded":
+        codec.save_pretrained(tmp_path)
+        found = PianoEncodecModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    elif cast == "to":
+        found = found.to("cpu", torch.float16)
+    elif cast != "autocast":
+        getattr(found, cast)()
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast == "autocast"):
+        codes = found.encode_codes(wave)
+        audio, streamed = found.decode_codes(codes), CodecStream(found).push(codes, is_last=True)
+    assert torch.equal(codes, codec.encode_codes(wave)) and torch.equal(audio, codec.decode_codes(codes))
+    assert torch.equal(streamed, CodecStream(codec).push(codes, is_last=True)) and found.dtype == torch.float32
+    assert found.double().dtype == torch.float64
 
 
 @pytest.mark.parametrize("axes", [2, 3])

@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from transformers.utils.generic import can_return_loss
 
 from modeling_midivalle import MidiValleNARConfig, MidiValleNARModel, modeling_midivalle_nar
 
@@ -242,9 +243,18 @@ def test_the_whole_model_takes_return_dict_and_refuses_what_does_not_fit(make_mo
     output = model(**inputs)
     found = model(**inputs, return_dict=False)
     assert isinstance(found, tuple) and all(map(torch.equal, found, output.to_tuple()))
+    assert can_return_loss(type(model)) and output.loss == (output.ar_loss + output.nar_loss) / 2 > 0  # for `Trainer`
     for change, message in (
         ({"audio_codes": codes + 2048}, r"audio_codes \[0, 0, 0\]: \d+ is not in \[0, 2048\)"),
         ({"prompt_lengths": torch.tensor([12, 33])}, r"prompt_lengths \[1\]: 33 is not in \[0, 33\)"),
+        ({"prompt_lengths": torch.tensor([12])}, r"prompt_lengths must be \(2,\), got \(1,\)"),
+        ({"prompt_lengths": 12}, "prompt_lengths must be a tensor of integers"),
+        ({"audio_codes": codes[:, :3]}, r"audio_codes must be \(2, 4, 40\), got \(2, 3, 40\)"),
+        ({"attention_mask": midi_mask[:, 1:]}, "attention_mask must be"),
+        ({"audio_attention_mask": mask[:, 1:]}, r"audio_attention_mask must be \(2, 40\), got \(2, 39\)"),
     ):
         with pytest.raises(ValueError, match=message):
             model(**(inputs | change))
+    for part in (model, model.nar):
+        with pytest.raises(ValueError, match="none can be resized"):
+            part.resize_token_embeddings(2060)

@@ -438,6 +438,25 @@ def test_notes_left_out_are_reported(processor, caplog):
     assert "1 notes that sound at 11.0 s are left out" in caplog.text
 
 
+def test_windows_of_several_pieces(processor):
+    """A prompt is one for all, or one of each; a window that is none is refused."""
+    pieces = [performance((0, 2, 60)), performance((0, 2, 70), (1, 1, 50))]
+    prompt = processor.prepare_prompt(midi((0, 1, 60)), noise(2.0), RATE)
+    both = processor.window_inputs(pieces, 0.0, [2.0, 1.0], prompt)
+    each = processor.window_inputs(pieces, [0.0, 0.0], [2.0, 1.0], [prompt, prompt])
+    assert both.keys() == each.keys() and all(torch.equal(both[key], each[key]) for key in both)
+    assert both["target_frames"].tolist() == [100, 50]
+    for start, end in ((1.0, 0.5), (-1.0, 1.0), ("0", 1.0)):
+        with pytest.raises(ProcessorError, match=f"window {start} to {end} s: give numbers, 0 <= start < end"):
+            processor.window_inputs(pieces, start, end)
+
+
+def test_a_prompt_as_an_open_file(processor, tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(2.0), RATE, "FLOAT")
+    with open(tmp_path / "a.wav", "rb") as file:
+        np.testing.assert_array_equal(processor.read_prompt(file), processor.read_prompt(tmp_path / "a.wav"))
+
+
 @pytest.mark.parametrize("change", [torch.Tensor.bfloat16, torch.Tensor.requires_grad_])
 def test_a_prompt_as_a_tensor(processor, change):
     """Of any type of floats, and of a model in training."""
@@ -488,10 +507,19 @@ def float_wav(wave):
         ({"midi": midi()}, MidiError, "no notes"),
         ({"midi": performance()}, ProcessorError, "piece.mid: holds no notes"),
         ({"end": 45.0}, ProcessorError, "end 45 s is more than 10 s after the last note of"),
-        ({"start": 3.0}, ProcessorError, "no note sounds from 3.0 s on; it ends at"),
-        ({"start": -1.0}, ProcessorError, "give 0 <= start < end"),
-        ({"start": math.nan}, ProcessorError, "give 0 <= start < end"),
-        ({"start": 0.5, "end": 0.25}, ProcessorError, "give 0 <= start < end"),
+        ({"start": 3.0}, ProcessorError, "no note sounds from 3.0 s on; its notes end at 1.000 s"),
+        (
+            {"midi": midi((0, 1, 60), (9, 1, 62)), "start": 3, "end": 8},
+            ProcessorError,
+            "no note sounds between 3 and 8",
+        ),
+        ({"midi": midi((1, 1, 60)), "end": 0.5}, ProcessorError, "no note sounds between 0.0 and 0.5 s"),
+        ({"start": -1.0}, ProcessorError, "give numbers, 0 <= start < end"),
+        ({"start": math.nan}, ProcessorError, "give numbers, 0 <= start < end"),
+        ({"start": 0.5, "end": 0.25}, ProcessorError, "give numbers, 0 <= start < end"),
+        ({"end": "0.5"}, ProcessorError, "give numbers, 0 <= start < end"),
+        ({"sampling_rate": "32000"}, AudioError, "sampling rate '32000' is no number"),
+        ({"prompt_audio": io.BytesIO(b"text")}, AudioError, "prompt audio: is not WAV or FLAC"),
         ({"start": 0.5, "end": 0.50001}, ProcessorError, "no note sounds between 0.5 and 0.50001 s"),  # not a sample
         ({"start": 0.99999}, ProcessorError, "no note sounds from 0.99999 s on"),
         ({"sustain": "half"}, MidiError, "sustain is 'half'"),

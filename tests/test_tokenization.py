@@ -339,6 +339,8 @@ def test_flat_vocabulary_for_transformers(tokenizer):
     assert tokenizer.convert_ids_to_tokens(list(vocabulary.values())) == list(vocabulary)
     special = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.mask_token_id]
     assert special == [0, 1, 2, 3]
+    for token, index in vocabulary.items():
+        assert tokenizer.encode(token) == [index] and tokenizer.decode([index]) == token
     text = "Pitch_60 Velocity_63 Duration_0.1.96 IOI_-3 Position_0 Bar_15"
     flat = tokenizer.encode(text)
     offsets = np.cumsum([0, *tokenizer.vocab_sizes[:-1]])

@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_midivalle import COLOURS, MidiValleConfig
 from .generation_midivalle import MidiValleGenerationMixin
 from .modeling_midivalle_ar import MidiValleARModel
-from .modeling_midivalle_layers import check_codes, check_prompt_lengths
+from .modeling_midivalle_layers import check_codes, check_integers, check_prompt_lengths
 from .modeling_midivalle_nar import MidiValleNARModel
 from .modeling_piano_encodec import PianoEncodecModel
 from .quantization_midivalle import refuse_adapters
@@ -83,7 +83,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the decoders; the codec stays in float32."""
+        """Of the decoders; the codec keeps at least float32."""
         return self.ar.dtype
 
     def get_input_embeddings(self) -> torch.nn.Embedding:
@@ -91,6 +91,10 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
 
     def set_input_embeddings(self, value: torch.nn.Embedding):
         self.ar.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refused: both vocabularies are fixed, that of MIDI rows and that of the codec's codes."""
+        raise ValueError("MIDI-VALLE's vocabularies are fixed by its MIDI fields and its codec: none can be resized")
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """The MIDI tables are governed by `share_midi_embeddings`; the heads, by each decoder's own configuration."""
@@ -135,6 +139,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         attention_mask: torch.Tensor | None = None,
         audio_attention_mask: torch.Tensor | None = None,
         stage: int | torch.LongTensor | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> MidiValleOutput:
         r"""
@@ -147,9 +152,23 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
             attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 0 on padded MIDI rows.
             audio_attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 0 on padded frames.
             stage (`int` or `torch.LongTensor` of shape `(B,)`, *optional*): NAR stages; drawn if not given.
+            return_loss (`bool`): of no effect, there is always a loss: by this name `Trainer` knows it.
         Raises:
-            ValueError: rows, codes or stages out of range; a prompt behind which no frame of its row is left.
+            ValueError: codes, masks or lengths of other shapes; rows, codes or stages out of range; a prompt behind
+                which no frame of its row is left.
         """
+        for name, value in (("audio_codes", audio_codes), ("prompt_lengths", prompt_lengths)):
+            check_integers(name, value)
+        B, T = len(input_ids), audio_codes.shape[-1]
+        wanted = {
+            "audio_codes": (audio_codes, (B, self.config.ar_config.num_codebooks, T)),
+            "prompt_lengths": (prompt_lengths, (B,)),
+            "attention_mask": (attention_mask, input_ids.shape[:2]),
+            "audio_attention_mask": (audio_attention_mask, (B, T)),
+        }
+        for name, (value, shape) in wanted.items():
+            if value is not None and value.shape != shape:
+                raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(value.shape)}")
         if audio_attention_mask is None:
             audio_attention_mask = torch.ones_like(audio_codes[:, 0])
         attended = audio_attention_mask.bool()

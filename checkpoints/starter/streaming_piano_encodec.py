@@ -10,6 +10,7 @@ from transformers.models.encodec.modeling_encodec import EncodecLSTM
 from .configuration_piano_encodec import PianoEncodecConfig
 from .dynamics_midivalle import TREBLE_TAPS, KeyDynamics, TrebleSplit
 from .modeling_midivalle_frame_notes import PlayedKeys
+from .modeling_piano_encodec import in_full_precision
 from .recording_midivalle import RecordingChain, RecordingStream
 
 REST_S, REST_DB_PER_S = (
@@ -96,6 +97,7 @@ class CodecStream:
         return self.before.context + self.behind.context
 
     @torch.no_grad()
+    @in_full_precision
     def push(
         self,
         audio_codes: torch.LongTensor,

@@ -77,7 +77,7 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         self.sustain, self.mark_held = sustain, mark_held
         self.midi_tokenizer = _midi_tokenizer(midi_tokenizer_file)
         self._flat_tokens = [
-            token if field == 0 or not token.endswith("_None") else f"{FIELDS[field]}_{token}"
+            token if field == 0 or not token.endswith("_None") else f"{FIELDS[field]}_{token.removesuffix('_None')}"
             for field, vocabulary in enumerate(self.midi_tokenizer.vocab)
             for token in vocabulary
         ]
