@@ -212,21 +212,14 @@ class MidiValleGenerationMixin(GenerationMixin):
             target_frames = self._check_target(input_ids, attention_mask, known, target_frames)
         seeds, keep = draw_seeds(seed, len(counts)), int(context_frames.max())
         begins = [sum(counts[:b]) for b in range(len(counts))]  # each piece's first window
-        recordings = [None for _ in counts]
-        if input_values is not None and (self.config.as_recorded if as_recorded is None else as_recorded):
-            rows = input_ids[begins], attention_mask[begins], torch.zeros_like(prompt_lengths)
-            played = self.played_keys(*rows, prompt_codes.shape[-1])
-            for b, P in enumerate(prompt_lengths.tolist()):
-                recorded, codes = input_values[b, 0, : self.config.hop_length * P], prompt_codes[b : b + 1, :, :P]
-                keys = None if played is None else played.cut(b, 0, P)
-                recordings[b] = self.measure_prompt(recorded, codes, keys)
-        silent = self.begins_silent(input_ids[begins], attention_mask[begins], prompt_lengths)
-        dynamics = self.key_dynamics(mean_velocities, len(counts))
-        streams = [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent, dynamics)]
+        if not (self.config.as_recorded if as_recorded is None else as_recorded):
+            input_values = None
+        first = input_ids[begins], attention_mask[begins]
+        streams = self._codec_streams(*first, input_values, prompt_codes, prompt_lengths, mean_velocities)
         history = [prompt_codes[:1, :, :0] for _ in counts]
         for w in range(max(counts)):
             pieces = [b for b, count in enumerate(counts) if w < count]
-            rows = [sum(counts[:b]) + w for b in pieces]
+            rows = [begins[b] + w for b in pieces]
             mask = attention_mask[rows]
             used = mask.any(0)  # padding for the sake of other windows would only change the rounding
             frames = self.generate_frames(
@@ -248,6 +241,23 @@ class MidiValleGenerationMixin(GenerationMixin):
                 history[b] = known_codes[..., max(known_codes.shape[-1] - keep, 0) :]
                 keys = None if played is None else played.cut(i, 0, new.shape[-1])
                 yield b, new, streams[b].push(new, w == counts[b] - 1, keys, vectors)
+
+    def _codec_streams(
+        self, input_ids, attention_mask, recorded, prompt_codes, prompt_lengths, mean_velocities
+    ) -> list[CodecStream]:
+        """A stream for each piece, of its first window and its prompt; `recorded` `(B, 1, L)` are prompts whose colour
+        and noise it is to have, or None."""
+        recordings = [None] * len(input_ids)
+        if recorded is not None:
+            played = self.played_keys(
+                input_ids, attention_mask, torch.zeros_like(prompt_lengths), prompt_codes.shape[-1]
+            )
+            for b, P in enumerate(prompt_lengths.tolist()):
+                keys = None if played is None else played.cut(b, 0, P)
+                recordings[b] = self.measure_prompt(recorded[b, 0], prompt_codes[b : b + 1, :, :P], keys)
+        silent = self.begins_silent(input_ids, attention_mask, prompt_lengths)
+        dynamics = self.key_dynamics(mean_velocities, len(input_ids))
+        return [CodecStream(self.codec, *of_piece) for of_piece in zip(recordings, silent, dynamics, strict=True)]
 
     def played_keys(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, first: torch.LongTensor, frames: int

@@ -186,7 +186,7 @@ def slice_notes(notes: np.ndarray, start: float, end: float) -> tuple[np.ndarray
     tick, edge = to_ticks(notes["onset"]), to_ticks(start)
     open_end = not len(notes) or end >= float((notes["onset"] + notes["duration"]).max())
     struck = (tick >= edge) & (open_end or tick < to_ticks(end))
-    held = (tick < edge) & (tick + np.maximum(to_ticks(notes["duration"]), 1) > edge)
+    held = (tick < edge) & (tick + to_ticks(notes["duration"]) > edge)
     return notes[struck], notes[held]
 
 

@@ -32,7 +32,7 @@ def plan_windows(notes: np.ndarray, total: float, longest: float, first: float =
     """
     onsets, ends = notes["onset"], np.sort(notes["onset"] + notes["duration"])
     if abs(total - (grid := round(total / GRID_S) * GRID_S)) < ROUNDING_S:
-        total = grid  # else a window without a frame could be left over
+        total = grid  # a rounding error is not worth a cut
     cuts = np.arange(math.ceil((ends[-1] - ROUNDING_S) / GRID_S)) * GRID_S  # all before the last end
     held = np.searchsorted(onsets, cuts) - np.searchsorted(ends, cuts, side="right")
     near = np.searchsorted(onsets, cuts + NEAR_S) - np.searchsorted(onsets, cuts - NEAR_S)
