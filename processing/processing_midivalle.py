@@ -299,10 +299,10 @@ class MidiValleProcessor(ProcessorMixin):
         wave = to_mono_32k(*self._read_wave(prompt_audio, sampling_rate, name))
         if len(wave) < MIN_PROMPT_S * SAMPLING_RATE - SLACK:
             raise ProcessorError(
-                f"{name}: lasts {len(wave) / SAMPLING_RATE:.2f} s; a prompt needs at least {MIN_PROMPT_S} s"
+                f"{name}: lasts {len(wave) / SAMPLING_RATE:.3f} s; a prompt needs at least {MIN_PROMPT_S} s"
             )
         if np.abs(wave).max() < SILENCE:
-            raise ProcessorError(f"{name}: is silence; give a prompt in which the piano sounds")
+            raise ProcessorError(f"{name}: is silence, or its channels cancel; give a prompt in which the piano sounds")
         return wave
 
     def _prompt_seconds(self, wave: np.ndarray) -> float:

@@ -302,7 +302,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-frames", type=int, default=150, help="default: %(default)s")
     args = parser.parse_args(argv)
     counts = {name: getattr(args, name) for name in ("frames", "batch", "repeat", "midi_rows", "prompt_frames")}
-    if wrong := [name for name, count in (counts | {"threads": args.threads or 1}).items() if count < 1]:
+    if wrong := [
+        name for name, count in (counts | {"threads": 1 if args.threads is None else args.threads}).items() if count < 1
+    ]:
         raise BenchmarkError(f"--{wrong[0].replace('_', '-')} must be at least 1")
     if (args.threads or 1) > MOST_THREADS:
         raise BenchmarkError(f"--threads {args.threads} must be at most {MOST_THREADS}")

@@ -21,7 +21,8 @@ def unfinished_file(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing could be written, say; that is the error to be told
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

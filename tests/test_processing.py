@@ -485,7 +485,7 @@ def float_wav(wave):
         ({"prompt_audio": noise(2) * 32768}, ProcessorError, "full scale is 1.0: divide 16-bit samples by 32768"),
         ({"prompt_audio": float_wav(noise(2) * 32768)}, ProcessorError, "prompt audio reaches .* full scale is 1.0"),
         ({"prompt_audio": (noise(2) * 32768).astype(np.int64)}, ProcessorError, "type int64; give int16 or int32"),
-        ({"prompt_audio": noise(0.2)}, ProcessorError, "lasts 0.20 s; a prompt needs at least 1.0 s"),
+        ({"prompt_audio": noise(0.2)}, ProcessorError, "lasts 0.200 s; a prompt needs at least 1.0 s"),
         ({"prompt_midi": None}, ProcessorError, "needs its audio and its MIDI: only the audio is given, add the MIDI"),
         ({"prompt_audio": None}, ProcessorError, "only the MIDI is given, add the audio"),
         ({"prompt_midi": midi((2.5, 1, 60))}, ProcessorError, "no note begins in the 2.0 s"),

@@ -209,7 +209,7 @@ BAD = {
     "missing file": (("missing.mid",), "missing.mid: no such file"),
     "a folder": ((".",), "not a regular file"),
     "silent prompt": (("good.mid", *PROMPT_MIDI, "silence.wav"), "silence.wav: .* silence"),
-    "short prompt": (("good.mid", *PROMPT_MIDI, "short.wav"), "short.wav: lasts 0.20 s"),
+    "short prompt": (("good.mid", *PROMPT_MIDI, "short.wav"), "short.wav: lasts 0.200 s"),
     "prompt without audio": (("good.mid", "--prompt-midi", "good.mid"), "add --prompt-audio"),
     "prompt MIDI elsewhere": (("good.mid", "--prompt-audio", "noise.wav", "--prompt-midi", "late.mid"), "no note"),
     "Ogg prompt": (("good.mid", *PROMPT_MIDI, "p.ogg"), "convert it to WAV or FLAC"),
@@ -217,6 +217,10 @@ BAD = {
     "two prompts": (("good.mid", "--prompt", "a", *PROMPT_MIDI, "noise.wav"), "not both"),
     "unknown prompt": (("good.mid", "--prompt", "harp"), "not one of steinway_studio, upright_hall"),
     "start behind the end": (("good.mid", "--start", "9"), "good.mid: no note sounds from 9.0 s on"),
+    "span before the first note": (("late.mid", "--end", "3"), "no note sounds between 0.0 and 3.0 s"),
+    "notes that never end": (("unended.mid",), "unended.mid: holds no notes but 1 that never end; export it again"),
+    "format of a file": (("good.mid", "--format", "flac"), "--format is for --output-dir"),
+    "threshold": (("good.mid", "--verify-threshold", "7"), "--verify-threshold be 0 to 1"),
     "end before start": (("good.mid", "--start", "0.4", "--end", "0.2"), "0 <= start < end"),
     "ring-out": (("good.mid", "--ring-out", "-1"), "ring-out of -1.0 s"),
     "temperature": (("good.mid", "--temperature", "-1"), "--temperature"),
@@ -233,6 +237,8 @@ def inputs(tmp_path):
     save_midi(tmp_path / "silent.mid")
     save_midi(tmp_path / "good.mid", (0.0, 0.3, 60))
     save_midi(tmp_path / "late.mid", (5.0, 0.3, 60))
+    unended = bytes.fromhex("4d546864 00000006 0000 0001 01e0 4d54726b 00000008 00903c40 00ff2f00")
+    (tmp_path / "unended.mid").write_bytes(unended)
     write_audio(tmp_path / "silence.wav", np.zeros(3 * RATE))
     write_audio(tmp_path / "short.wav", noise(0.2))
     write_audio(tmp_path / "noise.wav", noise(2))
@@ -256,6 +262,7 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
         (("good.mid", "out.mp3"), r"out.mp3: the output must end in .wav or .flac"),
         (("good.mid", "no/out.wav"), "the folder no does not exist"),
         (("good.mid", "noise.wav"), "noise.wav: exists already; add --force"),
+        (("good.mid", "nowhere.wav"), "nowhere.wav: exists already; add --force"),
         (("good.mid", ""), "'' names no file: give OUTPUT.wav"),
         (("good.mid", "folder.wav", "--force"), "folder.json: is a folder; give the output another name"),
         (("good.mid",), "give INPUT.mid and OUTPUT.wav"),
@@ -265,6 +272,7 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
 )
 def test_bad_outputs(arguments, message, run, inputs):
     (inputs / "folder.json").mkdir()
+    (inputs / "nowhere.wav").symlink_to("absent.wav")
     before = {path.name: path.is_file() and path.read_bytes() for path in inputs.iterdir()}
     code, out, err = run(*arguments)
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
@@ -625,7 +633,8 @@ def test_a_disk_that_is_full_leaves_no_journal(run, monkeypatch):
 
     monkeypatch.setattr(files, "Journal", full)
     code, _, err = run("piece.mid", "piece.wav", "--ring-out", "0.2")
-    assert code == 2 and "No space left on device" in err and os.listdir() == ["piece.mid"]
+    assert code == 2 and ".piece.wav.windows: cannot be written (No space left on device); make room" in err
+    assert os.listdir() == ["piece.mid"]
 
 
 def test_a_name_that_is_too_long_is_one_sentence(run):
@@ -983,7 +992,7 @@ def test_threads(run, monkeypatch):
     [
         (("--output-dir", "out"), "give MIDI files or folders"),
         (("music", "--output-dir", "music/a.mid"), "music/a.mid: is a file; give a folder"),
-        (("out", "--output-dir", "out"), "out: holds no .mid or .midi file"),
+        (("out", "--output-dir", "out"), "out: holds no .mid, .midi, .kar, .smf file"),
         (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
         (("a.mid", "a.report.mid", "--output-dir", "out", "--verify"), "would both become a.report.json"),
         (("music", "--output-dir", "out", "--stream", "-"), "--stream is for one file"),
@@ -1167,10 +1176,12 @@ def test_plots(inputs, monkeypatch, capsys):
     assert Path("plot.png").read_bytes()[:4] == b"\x89PNG"
     assert plots.main(["noise.wav", "text.mid", "other.png"]) == 2 and not Path("other.png").exists()
     assert plots.main(["noise.wav", "good.mid", "none/plot.png"]) == 2
+    assert plots.main(["noise.wav", "good.mid", "noise.wav/plot.png"]) == 2
     assert plots.main(["noise.wav", "good.mid", "plot.wrong"]) == 2
     assert plots.main(["noise.wav", "good.mid", "plot"]) == 2 and sorted(Path().glob("plot*")) == [Path("plot.png")]
     assert [line.partition(" (")[0] for line in capsys.readouterr().err.splitlines()][1:] == [
         "plots: none/plot.png: cannot be written",
+        "plots: noise.wav/plot.png: cannot be written",
         "plots: plot.wrong: cannot be written",
         "plots: plot: has no ending that tells the kind of picture; add .png",
     ]

@@ -107,8 +107,7 @@ def load_performance(
         score = _in_ticks(midi, name)
         pedals, note_ons, last_tick = _score_pedals(score), score.note_num(), score.end()
     seconds = _tempo_map(score, name)
-    notes, report = _collect(score, seconds, name)
-    report["unended_notes"] = note_ons - score.note_num()
+    notes, report = _collect(score, seconds, name, note_ons)
     if sustain == "extend":
         sustain, sostenuto = (pedals[pedals[:, 1] == number] for number in (SUSTAIN, SOSTENUTO))
         presses = _presses(seconds(sostenuto[:, 0]), sostenuto[:, 2])
@@ -335,7 +334,7 @@ def _tempo_map(score: Score, name: str):
     return seconds
 
 
-def _collect(score: Score, seconds, name: str) -> tuple[np.ndarray, dict[str, int]]:
+def _collect(score: Score, seconds, name: str, note_ons: int) -> tuple[np.ndarray, dict[str, int]]:
     """Merge the tracks; return the piano notes (unsorted, key-up durations) and the report."""
     report = dict.fromkeys(("notes", "extended_notes", *LEFT_OUT), 0)
     columns = []
@@ -345,8 +344,10 @@ def _collect(score: Score, seconds, name: str) -> tuple[np.ndarray, dict[str, in
             continue
         fields = track.notes.numpy()
         columns.append(np.stack([fields[key].astype(np.int64) for key in ("time", "duration", "pitch", "velocity")]))
+    report["unended_notes"] = note_ons - score.note_num()
     if score.note_num() == 0:
-        raise MidiError(f"{name}: holds no notes")
+        unended = f" but {note_ons} that never end; export it again" if note_ons else ""
+        raise MidiError(f"{name}: holds no notes{unended}")
     time, duration, pitch, velocity = np.concatenate(columns, 1) if columns else np.empty((4, 0), np.int64)
     piano = (pitch >= PITCH_MIN) & (pitch <= PITCH_MAX)
     report["notes"], report["outside_notes"] = int(piano.sum()), int((~piano).sum())
@@ -361,5 +362,5 @@ def _collect(score: Score, seconds, name: str) -> tuple[np.ndarray, dict[str, in
     notes["onset"], end = seconds(time[piano]), seconds((time + duration)[piano])
     notes["duration"], notes["pitch"], notes["velocity"] = end - notes["onset"], pitch[piano], velocity[piano]
     if not math.isfinite(end.max()) or end.max() > MAX_SECONDS:
-        raise MidiError(f"{name}: {end.max():.0f} s are too long (limit {MAX_SECONDS} s); split the file")
+        raise MidiError(f"{name}: {end.max():.1f} s are too long (limit {MAX_SECONDS} s); split the file")
     return notes, report

@@ -1,15 +1,20 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Which files of a folder are meant, where it is given instead of them."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 
 def visible_files(folder: Path, endings: Collection[str]) -> list[Path]:
     """Sorted files of `folder` and below whose names end in one of `endings`, small letters or capitals; without hidden
-    ones, which some systems put beside each file."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
-    )
+    ones, which some systems put beside each file. OSError if a folder below cannot be read."""
+
+    def refuse(error: OSError):
+        raise error
+
+    found = []
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        paths = (Path(parent) / name for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in endings and path.is_file()]
+    return sorted(found)

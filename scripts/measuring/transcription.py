@@ -5,6 +5,7 @@ import importlib
 import importlib.machinery
 import sys
 import types
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,7 +41,9 @@ class Transcriber:
         import soxr
 
         audio = soxr.resample(wave, sampling_rate, self.model.fs).astype(np.float32)
-        events = self.model.transcribe(torch.from_numpy(audio)[:, None].to(self.device))
+        with warnings.catch_warnings():  # it asks for checkpoints of gradients that nobody wants
+            warnings.filterwarnings("ignore", ".*(use_reentrant|requires_grad=True)")
+            events = self.model.transcribe(torch.from_numpy(audio)[:, None].to(self.device))
         rows = [(e.start, max(e.end - e.start, 0.001), e.pitch, e.velocity) for e in events if e.pitch > 0]
         notes = np.array(rows, dtype=NOTE_DTYPE)
         notes.sort(order=["onset", "pitch", "duration"])

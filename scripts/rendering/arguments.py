@@ -2,6 +2,7 @@
 """The command line of `scripts.render`: its options, and what can be refused before anything is imported or read."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--force", action="store_true", help="replace outputs that exist")
     files = parser.add_argument_group("files")
     files.add_argument("--output-dir", metavar="DIR", help="render all PATHs (MIDI files, or folders of them) to here")
-    files.add_argument("--format", choices=("wav", "flac"), default="wav", help="there (%(default)s): 32 kHz, 16 bit")
+    files.add_argument("--format", choices=("wav", "flac"), help="there (wav): 32 kHz, 16 bit")
     files.add_argument(
         "--batch-size", type=int, metavar="N", help="windows side by side (1, with --parallel 4; GPU: by free memory)"
     )
@@ -109,7 +110,7 @@ def check_arguments(args: argparse.Namespace):
     if args.adapter and args.quantize:
         raise RenderError("--adapter plays on weights that are not quantized: leave out --quantize")
     check_sampling(args)
-    if args.verify is not None and (args.verify < 0 or not 0 <= args.verify_threshold <= 1):
+    if (args.verify or 0) < 0 or not 0 <= args.verify_threshold <= 1:
         raise RenderError("--verify must not be negative, and --verify-threshold be 0 to 1")
 
 
@@ -158,6 +159,8 @@ def check_paths(args: argparse.Namespace):
         raise RenderError("--from-manifest takes OUTPUT.wav and no other file options")
     if args.output_dir and args.stream:
         raise RenderError("--stream is for one file: leave out --output-dir")
+    if args.format and not args.output_dir:
+        raise RenderError("--format is for --output-dir; otherwise OUTPUT's own ending tells")
     if args.raw and not args.stream:
         raise RenderError("--raw is for --stream -")
     if args.stream and args.verify is not None:
@@ -177,7 +180,7 @@ def check_paths(args: argparse.Namespace):
         if not Path(output).name:
             raise RenderError(f"'{output}' names no file: give OUTPUT.wav")
         for path in outputs_of(args, Path(output)):
-            if path.exists() and not args.force:
+            if os.path.lexists(path) and not args.force:  # a link that leads nowhere too
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")
 
 

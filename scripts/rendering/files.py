@@ -132,7 +132,7 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
         found = visible_files(path, MIDI_ENDINGS) if path.is_dir() else [path]
         if not found:
             raise RenderError(f"{path}: holds no {', '.join(MIDI_ENDINGS)} file")
-        tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format}") for file in found]
+        tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format or 'wav'}") for file in found]
     writers = {}
     for task in tasks:
         for path in outputs_of(args, task.output):  # a.mid has a.report.json, and so would a.report.mid

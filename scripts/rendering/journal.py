@@ -58,10 +58,12 @@ class Journal:
         try:
             with open(self.path, "ab" if self.windows else "wb") as file:
                 file.write(data if self.windows else self.head + data)
-        except OSError:  # a full disk: what is kept stays, but nothing is left of a file that holds nothing
+        except OSError as error:  # a full disk: what is kept stays, but nothing is left of a file that holds nothing
             if not self.windows:
                 self.remove()
-            raise
+            raise ValueError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, and start again to go on"
+            ) from error
         self.windows.append((attempt, codes, vectors))
 
     def remove(self) -> None:

@@ -23,11 +23,13 @@ def read_recipe(path: str | Path, cls: type, **overrides):
     """The dataclass `cls` with what a file sets; `overrides` that are not None win.
 
     Raises:
-        ValueError: not YAML, unknown names, or values that `cls` refuses; one sentence that begins with the path.
-        OSError: it cannot be read.
+        ValueError: it cannot be read, is not YAML, has unknown names, or values that `cls` refuses; one sentence that
+            begins with the path.
     """
     try:
         values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     values = {} if values is None else values
