@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from processing.audio_midivalle import FULL_SCALE, AudioError, AudioWriter, read_audio, to_mono_32k, write_audio
+from processing.audio_midivalle import (
+    FULL_SCALE,
+    AudioError,
+    AudioWriter,
+    read_audio,
+    to_int16,
+    to_mono_32k,
+    write_audio,
+)
 
 
 def tone(seconds=0.5, rate=32_000, channels=1, hz=440.0, level=0.5):
@@ -55,6 +63,11 @@ def test_resampling_keeps_pitch_level_and_length(rate):
     assert found.shape == (32_000,) and found.dtype == np.float32
     assert np.abs(found - tone(1.0)[:, 0])[1000:-1000].max() < 2e-3
     assert to_mono_32k(np.stack([np.ones(9), np.zeros(9)], 1), 32_000).tolist() == [0.5] * 9
+
+
+def test_16_bit_samples_are_rounded_and_clipped():
+    samples = to_int16(np.array([1.5, 1.0, 0.25, 0.0, -0.25, -1.0, -1.5]))
+    assert samples.dtype == np.int16 and samples.tolist() == [32767, 32767, 8192, 0, -8192, -32767, -32767]
 
 
 @pytest.mark.parametrize(("ending", "subtype"), [(".wav", "PCM_16"), (".flac", "PCM_24"), (".WAV", "PCM_24")])
@@ -114,6 +127,7 @@ def patched(data, position, value, kind="<I"):
     return data[:position] + struct.pack(kind, value) + data[position + struct.calcsize(kind) :]
 
 
+PLAIN = encoded(tone())  # 36 bytes of RIFF and fmt, then the samples
 FLAC = encoded(tone(2.0) * np.random.default_rng(0).uniform(0, 1, (64_000, 1)), container="FLAC")
 BAD = {
     "empty": (b"", "empty"),
@@ -131,6 +145,7 @@ BAD = {
     "1 Hz": (patched(encoded(tone()), 24, 1), "1 Hz is outside"),
     "9 channels": (encoded(tone(channels=9)), "9 channels"),
     **{f"cut {kind}": (encoded(tone(), container=kind)[:-1000], "cut short") for kind in ("WAV", "WAVEX", "RF64")},
+    "cut behind an odd chunk": (PLAIN[:36] + b"LIST\5\0\0\0notes\0" + PLAIN[36:-1000], "cut short"),
     "cut RIFX": (encoded(tone(), endian="BIG")[:-2], "cut short"),
     "cut FLAC": (FLAC[: len(FLAC) // 2], "damaged FLAC|cut short"),
     "huge FLAC": (patched(FLAC, 22, 0xFFFFFFFF), "too many|damaged"),

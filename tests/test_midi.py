@@ -9,6 +9,7 @@ import pytest
 from symusic import Score
 
 from tokenization import NOTE_DTYPE, MidiError, load_performance, midi_midivalle, slice_notes
+from tokenization.midi_midivalle import extend_by_pedal
 
 
 def note_on(pitch, velocity=64, channel=0):
@@ -192,13 +193,24 @@ def test_strikes_within_1_ms_are_one_strike():
 
 
 def test_a_pedal_on_a_drum_channel_is_not_the_pianos():
-    drums = [(0, pedal(127, 9)), (960, pedal(0, 9))]
-    assert load_performance(midi([(0, note_on(60)), (96, note_off(60))], drums)).notes["duration"][0] == 0.1
+    """Of bytes and of a score, which keeps the pedals of tracks with notes only."""
+    drums = [(0, pedal(127, 9)), (0, note_on(36, channel=9)), (9, note_off(36, 9)), (960, pedal(0, 9))]
+    data = midi([(0, note_on(60)), (96, note_off(60))], drums)
+    for given in (data, Score.from_midi(data)):
+        assert load_performance(given).notes["duration"].tolist() == [0.1]
 
 
 def test_1_ms_remains():
     zero = midi([(10, note_on(60)), (10, note_off(60))])
-    assert load_performance(zero).notes["duration"].tolist() == pytest.approx([1e-3])
+    performance = load_performance(zero)
+    assert performance.notes["duration"].tolist() == pytest.approx([1e-3])
+    assert performance.report["extended_notes"] == 0  # not by the pedal
+
+
+def test_a_pedal_that_never_comes_up_shortens_nothing():
+    """Also where the last event that is told lies before the end of a note."""
+    notes = np.array([(0.0, 1.0, 60, 64), (0.0, 2.0, 62, 64)], NOTE_DTYPE)
+    assert extend_by_pedal(notes, np.array([0.5]), np.array([127]), last_event=0.5).tolist() == [2.0, 2.0]
 
 
 def test_nothing_is_left_out_in_silence():

@@ -19,6 +19,7 @@ from symusic import ControlChange, Note, Score, Tempo, Track
 from transformers import AutoProcessor, EncodecFeatureExtractor
 
 from processing import AudioError, MidiValleProcessor, ProcessorError, plan_windows, write_audio
+from processing.prompts_midivalle import choose_excerpt
 from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, Performance
 from tokenization.midi_midivalle import to_ticks
 
@@ -281,9 +282,10 @@ def test_what_does_not_belong_together_is_told(processor, caplog):
 
 def test_the_best_part_of_a_long_recording_is_used(processor):
     """The middle, with many notes over a wide register; not the beginning, which is clipped, nor the thin end."""
-    dense, wave = played(24.0, density=12)
+    dense, wave = played(24.0, seed=6, density=12)
     onset = dense.notes["onset"]
     kept = dataclasses.replace(dense, notes=dense.notes[(onset < 16) | (dense.notes["pitch"] == 60)])
+    assert choose_excerpt(wave, kept.notes, 8.0) < 7
     wave[: 7 * RATE : 50] = 1.0
     prompt = processor.prepare_prompt(kept, wave, RATE)
     assert 7 <= prompt.start <= 9 and prompt.seconds == 8 and prompt.start % 0.5 == 0
@@ -292,6 +294,26 @@ def test_the_best_part_of_a_long_recording_is_used(processor):
     assert np.array_equal(prompt.wave, wave[first : first + 8 * RATE])
     inside = kept.notes[kept.notes["onset"] + kept.notes["duration"] > prompt.start]
     assert np.allclose(prompt.notes["onset"], inside["onset"] - prompt.start)
+
+
+@pytest.mark.parametrize(
+    ("held_s", "cut_s", "clipped", "start"), [(0.1, 0.1, 0, 0.5), (0.3, 0.1, 0, 0), (0.1, 0.3, 0, 0), (0.1, 0.1, 50, 0)]
+)
+def test_what_a_part_with_more_notes_may_not_have(held_s, cut_s, clipped, start):
+    """Of the two parts of 1 s the later one has three notes instead of two; it is left for a note that already sounds,
+    one that is cut, or for clipping."""
+    notes = performance((0.3, held_s, 60), (0.6, 0.1, 60), (1.2, 0.1, 60), (1.3, cut_s, 60)).notes
+    wave = np.zeros(48_000, np.float32)
+    wave[40_000 : 40_000 + clipped] = 1.0
+    assert choose_excerpt(wave, notes, 1.0) == start
+
+
+@pytest.mark.parametrize(("count", "offset"), [(3, 0), (4, 0.1)])
+def test_few_notes_tell_no_offset(processor, count, offset):
+    piece, wave = played(6.0, seed=1, density=count / 6)
+    prompt = processor.prepare_prompt(moved(piece, -0.1), wave, RATE)
+    assert len(piece.notes) == count and prompt.offset == pytest.approx(offset, abs=0.012)
+    assert bool(prompt.remark) == bool(offset)
 
 
 def test_prompts_up_to_15_seconds(processor):
@@ -398,11 +420,26 @@ def test_windows_cover_the_piece(seed, ring_out):
     assert total < 60 or all(length >= 0.65 * 16 for length in lengths[4:])
 
 
-def test_cuts_fall_where_the_music_is_thin():
-    """Chords of ten notes in every second but at 17.5 s, where nothing sounds: there is the cut."""
-    notes = [(second + 0.1, 0.95, 40 + k) for second in range(34) if second != 17 for k in range(10)]
-    notes = performance(*notes).notes
-    assert plan_windows(notes, 36.0, 20.0, first=20.0) == [(0.0, 17.5), (17.5, 36.0)]
+def chords(*ends):
+    """Ten notes in every second from 0.125 s on, each for longer than to the next but those of `ends` (s, duration)."""
+    durations = dict.fromkeys(range(34), 1.0) | dict(ends)
+    return [(s + 0.125, length, 40 + k) for s, length in durations.items() if length for k in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("notes", "cut"),
+    [
+        (chords((17, 0)), 17.5),  # nothing sounds there
+        (chords((19, 0.75)), 20.0),  # the longest first window that there may be
+        (chords((18, 0.375)), 18.5),  # where ten notes have just ended
+        (chords((15, 0.5), (18, 0.5)), 16.0),  # of two such places the first
+        (chords((15, 0.5), (18, 0.5)) + [(16.03, 0.01, 90)], 19.0),  # but not beside a strike
+        (chords((15, 0.5), (18, 0.5)) + [(15.97, 0.01, 90)], 19.0),
+    ],
+)
+def test_cuts_fall_where_the_music_is_thin(notes, cut):
+    """Chords of ten notes sound all the time but at one or two places: there is the cut."""
+    assert plan_windows(performance(*notes).notes, 36.0, 20.0, first=20.0) == [(0.0, cut), (cut, 36.0)]
 
 
 @pytest.mark.parametrize("seconds", [1, 3, 16])

@@ -29,7 +29,6 @@ from transformers import EncodecFeatureExtractor
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from processing import AudioError, MidiValleProcessor, read_audio, write_audio
-from processing.audio_midivalle import to_int16
 from scripts import plots, render
 from scripts.measuring.transcription import TranscriptionError
 from scripts.models import model_folder
@@ -436,7 +435,7 @@ def samples_of(path):
 def test_a_stream_writes_pcm(raw):
     """16 bit, with or without a WAV header; louder samples are clipped; all is there when it is closed."""
     source, sink = os.pipe()
-    wave = np.linspace(-1.1, 1.1, 5000, dtype=np.float32)
+    wave = np.tile(np.array([-1.5, -1.0, -0.5, 0.25, 1.5], np.float32), 1000)
     stream = PcmStream(sink, RATE, 5000, raw, lambda: None)
     stream.write(wave[:3000])
     stream.write(wave[3000:])
@@ -448,7 +447,7 @@ def test_a_stream_writes_pcm(raw):
         with wave_module.open(io.BytesIO(data)) as file:
             assert file.getparams()[:4] == (1, 2, RATE, 5000)
             data = file.readframes(5000)
-    assert np.array_equal(np.frombuffer(data, "<i2"), to_int16(wave)) and stream.first_at > 0
+    assert np.frombuffer(data, "<i2").tolist() == [-32767, -32767, -16384, 8192, 32767] * 1000 and stream.first_at > 0
 
 
 def test_a_stream_notices_that_nobody_reads():
@@ -1112,7 +1111,7 @@ def test_notes_that_are_wrong_are_listed():
     assert found["missing"] == [[2.0, 64]] and found["extra"] == [[2.5, 70]] and found["shifted"] == [[1.0, 62, 0.1]]
     early = reference.copy()
     early["onset"] -= 0.04  # what is heard a little early beyond an edge is still of this side
-    for span in ((-np.inf, 1.02), (1.02, np.inf)):
+    for span in ((-np.inf, 0.98), (0.98, np.inf)):
         assert compare(reference, early, *span)["f1"] == 1.0
     assert compare(reference[:0], estimate[:0], 0, 1)["f1"] is None
 
