@@ -93,6 +93,20 @@ def test_spectral_distance():
     assert log_mel_distance(tone, other) > 5
 
 
+def band_centre(number):
+    """Of one of the 80 bands, Hz: equal steps in mel, 2595 log10(1 + f / 700), from 27.5 Hz to 16 kHz."""
+    lowest, highest = (2595 * math.log10(1 + f / 700) for f in (27.5, 16_000))
+    return 700 * (10 ** ((lowest + (highest - lowest) * (number + 1) / 81) / 2595) - 1)
+
+
+@pytest.mark.parametrize(("level_db", "expected"), [(-60, 10 / 80), (-50, 20 / 80), (-80, 0)])
+def test_spectral_distance_by_hand(level_db, expected):
+    """A second tone counts by what it is above 70 dB below the first, in one band of 80."""
+    time = np.arange(128_000) / 32_000
+    tone, other = (np.sin(2 * np.pi * band_centre(number) * time) for number in (60, 75))
+    assert log_mel_distance(tone, tone + 10 ** (level_db / 20) * other) == pytest.approx(expected, abs=0.01)
+
+
 def test_multi_resolution_mel():
     """Ten times louder is 1 in log10 in all seven windows where both are above the floor; noise counts."""
     noise = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
@@ -116,6 +130,12 @@ def test_si_snr_knows_no_gain():
     assert si_snr(target, noise) < -20
 
 
+def test_si_snr_by_hand():
+    """A tenth of what is at right angles to the target is 20 dB below it, and constant parts do not count."""
+    phase = 2 * np.pi * np.arange(32_000) / 320
+    assert si_snr(np.sin(phase) + 2, np.sin(phase) + 0.1 * np.cos(phase) - 3) == pytest.approx(20)
+
+
 def test_colour_difference():
     """By parts of the spectrum, of which the lowest end at some 330, 700 Hz; without the level."""
     target = np.random.default_rng(0).standard_normal(64_000)
@@ -131,6 +151,14 @@ def test_timbre_distance():
     target = tone(69)
     assert timbre_distance(target, 5 * target) == pytest.approx(0, abs=0.05)
     assert timbre_distance(target, tone(93)) > 5 > timbre_distance(target, tone(70))
+
+
+def test_timbre_distance_hears_the_louder_half():
+    """Whatever the softer one is."""
+    loud, soft = [tone(69), tone(70)], [0.01 * tone(pitch, 1.5) for pitch in (50, 93)]
+    waves = [[np.concatenate([first, second]) for second in soft] for first in loud]
+    assert timbre_distance(waves[0][0], waves[0][1]) < 0.1
+    assert timbre_distance(waves[0][0], waves[1][0]) == pytest.approx(timbre_distance(*loud), rel=0.2)
 
 
 def test_spectrogram_nrmse():

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from scripts.decoders.optimizers import ScaledAdam, make_optimizer
-from scripts.training.schedules import eden, phase
+from scripts.training.schedules import eden, phase, warmup_cosine
 
 LR, B1, B2 = 0.05, 0.9, 0.95
 
@@ -54,18 +54,32 @@ def test_every_fourth_step_changes_the_size():
 
 
 def test_sizes_beyond_the_limits():
-    """Too large a tensor shrinks whatever its gradient; nearly nothing moves as if it had the least size."""
+    """Too large a tensor shrinks whatever its gradient; nearly nothing moves as if it had the least size, and is not
+    shrunk further."""
     shrunk, g = walk([30.0, 30.0], [-1.0, -1.0], 4), -1.0
     delta = sum(B1**k for k in range(1, 4)) * LR * (1 - B1) * 30 - (1 - B1) * shrunk[2] * 0.4 * LR
     delta = delta - g * LR * (1 - B1) * shrunk[2]  # rms of two equal entries is the entry
     assert_close(shrunk[3] - shrunk[2], delta, atol=1e-7, rtol=0)
     nothing = walk([0.0, 0.0], [1.0, 1.0], 1)
     assert_close(nothing[0], torch.full((2,), -LR * (1 - B1) * 1e-5, dtype=torch.float64), atol=1e-12, rtol=0)
+    steps = [LR * (1 - B1) * 1e-5 * sum(B1**k for k in range(n)) for n in range(1, 5)]
+    tiny = walk([1e-6, 1e-6], [1.0, 1.0], 4)
+    assert_close(tiny[-1], torch.full((2,), 1e-6 - sum(steps), dtype=torch.float64), atol=1e-13, rtol=0)
 
 
 def test_a_lone_number_steps_at_a_tenth_and_stays_within_ten():
     assert_close(walk([2.0], [7.0], 1)[0], torch.tensor([2 - 0.1 * LR * (1 - B1)], dtype=torch.float64))
     assert float(walk([9.9999], [-1.0], 20)[-1]) == 10.0
+
+
+def test_the_correction_of_a_young_mean_ends_below_one_percent():
+    """Until then a constant gradient is its own root mean square; from then on it is up to half a percent more."""
+    place, delta = 2.0, 0.0
+    for n, seen in enumerate(walk([2.0], [7.0], 200), start=1):
+        size = 1.0 if 1 - B2**n < 0.99 else (1 - B2**n) ** -0.5
+        delta = B1 * delta - 0.1 * LR * (1 - B1) * size
+        place += delta
+        assert float(seen) == pytest.approx(place, abs=1e-7)
 
 
 def test_gradients_are_held_to_twice_the_median_norm_after_a_thousand_steps():
@@ -133,6 +147,13 @@ def test_refusals():
         make_optimizer("scaled_adam", torch.nn.Linear(2, 2), 0.1, (0.9, 1.0), 0.0)
     with pytest.raises(ValueError, match="no weight decay"):
         make_optimizer("scaled_adam", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.1)
+
+
+def test_warm_up_and_cosine():
+    """Linear to the whole rate, half of the way down in the middle, and at the last share from `steps` on."""
+    shares = [warmup_cosine(step, 4, 104, 0.1) for step in (0, 1, 3, 4, 54, 104, 500)]
+    assert shares == pytest.approx([0.25, 0.5, 1, 1, 0.55, 0.1, 0.1])
+    assert warmup_cosine(0, 0, 10, 0.1) == 1 and warmup_cosine(5, 5, 5, 0.1) == 1  # no warm-up, and nothing else
 
 
 def test_each_phase_has_its_own_warm_up_and_fall():

@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from scipy.signal import butter, sosfiltfilt
 
 from scripts.audio import pianos
 from scripts.audio.pianos import SampledPiano, SoundFontPiano, SourceError, load_piano, performance_level, velocity_gain
@@ -301,6 +302,18 @@ def test_rooms_ring_as_long_as_they_say():
     assert all(-45 < decay < -20 for decay in half)  # -30 dB after half of rt60, faster where the treble dies first
     silence = long(np.zeros(RATE, np.float32), 1.0, np.random.default_rng(0))
     assert level_db(silence) == pytest.approx(ROOMS["concert_hall"].noise_dbfs, abs=0.1)
+
+
+def test_the_treble_of_a_room_dies_first():
+    """Time to fall by 60 dB, from the 20 dB below the first 5: around 1 kHz rt60, above 6 kHz `high_decay` of that."""
+    room, spec = Room("studio", 0, jitter=0.0), ROOMS["studio"]
+    found = []
+    for band in ((700, 1400), (7000, 12_000)):
+        wave = sosfiltfilt(butter(4, band, "bandpass", fs=RATE, output="sos"), room.response[800:].astype(np.float64))
+        left = np.cumsum(wave[::-1] ** 2)[::-1]
+        found.append(3 * np.diff([(left > left[0] * 10 ** (db / 10)).sum() for db in (-5, -25)])[0] / RATE)
+    assert found[0] == pytest.approx(spec.rt60, rel=0.1)
+    assert found[1] == pytest.approx(spec.high_decay * spec.rt60, rel=0.1)
 
 
 def test_performance_level_grows_with_notes_and_velocity():

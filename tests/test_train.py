@@ -642,6 +642,31 @@ def test_learning_curves_by_command(tmp_path, capsys):
     assert (tmp_path / "learning_curves.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_what_shares_a_panel(tmp_path, monkeypatch):
+    """Codebooks, and training and validation, of one figure; each line has its rows, over hours of audio."""
+    rows = [
+        {"step": 1, "hours": 0.5, "wall_s": 9, "code_0": 4.0, "code_1": 5.0, "f1": 0.1},
+        {"step": 2, "hours": 1.0, "wall_s": 18, "validation_code_0": 3.0, "f1_truth": 0.9},
+        {"step": 3, "hours": 1.5, "wall_s": 27, "code_0": 2.0},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    drawn = []
+    monkeypatch.setattr(run_log.pyplot, "close", drawn.append)
+    run_log.draw_curves(tmp_path)
+    panels = {
+        axis.get_title(): {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+        for axis in drawn[0].axes
+        if axis.axison
+    }
+    monkeypatch.undo()
+    run_log.pyplot.close(drawn[0])
+    assert panels == {
+        "code": {"code_0": [[0.5, 4], [1.5, 2]], "code_1": [[0.5, 5]], "validation_code_0": [[1, 3]]},
+        "f1": {"f1": [[0.5, 0.1]]},
+        "f1_truth": {"f1_truth": [[1, 0.9]]},
+    }
+
+
 @pytest.mark.parametrize("name", ["paper", "starter_ar", "starter_nar", "finetune_published"])
 def test_recipes_can_be_read_and_have_an_optimiser(name):
     recipe = train.TrainRecipe.from_yaml(f"{Path(__file__).parents[1]}/recipes/{name}.yaml")
