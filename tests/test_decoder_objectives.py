@@ -44,14 +44,15 @@ def make(part, **changes):
 
 
 def test_a_started_head_finds_the_nearest_code(codebooks):
-    """A hidden state that holds a latent, axis by axis, gets its highest logit from the code nearest to it."""
+    """A hidden state that holds a latent, axis by axis, gets its highest logit from the code nearest to it; specials
+    are none, not even beside near silence."""
     model = make("ar", tie_word_embeddings=False)
     start_from_codebooks(model, codebooks)
-    latent = torch.randn(64, 16) * 4
+    latent = torch.randn(64, 16) * torch.tensor([4.0, 0.1]).repeat(32)[:, None]
     hidden = torch.zeros(64, 32)
     hidden[:, :16] = latent / codebooks[0].std(0)
     hidden[:, 16] = 1
-    assert torch.equal(model.lm_head(hidden)[:, :2048].argmax(-1), nearest(latent, codebooks[0]))
+    assert torch.equal(model.lm_head(hidden).argmax(-1), nearest(latent, codebooks[0]))
     states = model.model.norm(torch.randn(5, 32))
     assert torch.allclose(states[:, 16], torch.ones(5))  # whatever comes in, the bias counts once
 
@@ -138,6 +139,23 @@ def test_the_published_loss_sees_the_truth_and_sums_it(batch):
     torch.testing.assert_close(found["code"], expected)
 
 
+def test_noise_is_in_the_target_only(codebooks, batch):
+    """The prompt that a NAR reads is the true one."""
+    model, seen = make("nar").eval(), []
+    model.register_forward_pre_hook(lambda _m, _a, k: seen.append(k["audio_codes"]), with_kwargs=True)
+    nar_loss(model, batch, torch.tensor([1, 3]), codebooks, 1.0, torch.Generator().manual_seed(0))
+    same = seen[0] == batch["audio_codes"]
+    assert same[..., :25].all() and not same[..., 25:].all()
+
+
+def test_rows_are_disturbed_by_as_much_as_each_draws(codebooks, batch):
+    """Of eight equal rows some keep nearly all codes, and some hardly any."""
+    codes = batch["audio_codes"][:1].repeat(8, 1, 1)
+    given, _ = disturb(codes, codebooks, 2.0, torch.Generator().manual_seed(0))
+    kept = (given == codes)[:, 0].float().mean(1)
+    assert kept.min() < 0.3 and kept.max() > 0.7
+
+
 def test_repairs_are_better_than_the_old_codes(codebooks, batch):
     """Behind a disturbed codebook, the label leads nearer to the true latent than the code it replaces."""
     codes = batch["audio_codes"]
@@ -173,8 +191,32 @@ def test_frames_learn_alone(codebooks, batch):
     assert float(frame_loss(model, batch, codebooks)["frame"]) < 1e-9
 
 
+def test_frames_alone_are_what_the_whole_model_makes_of_them(codebooks, batch, make_rows):
+    """While attention is silent, and with the BOS frame as hidden as the others: each frame with its own notes, and
+    with the same summary of the prompt."""
+    model = make("ar", tie_word_embeddings=False, prompt_summary_size=8).eval()
+    start_from_codebooks(model, codebooks)
+    with torch.no_grad():
+        for parameter in model.model.embeddings.prompt_summary.parameters():
+            parameter.normal_()  # so that it tells much
+    ids = torch.stack([make_rows(seed, seconds=1.0) for seed in range(2)])
+    batch = batch | {"midi_ids": ids, "midi_attention_mask": torch.ones_like(ids[..., 0])}
+    codes, lengths, pad = batch["audio_codes"], batch["prompt_lengths"], model.config.pad_token_id
+    inputs = model.build_inputs(codes[:, 0], torch.ones_like(codes[:, 0]), lengths)
+    inputs["input_ids"][:, 25:] = pad
+    shared = {k: batch[k] for k in ("midi_ids", "midi_attention_mask", "prompt_lengths")}
+    output = model.model(inputs["input_ids"], attention_mask=inputs["attention_mask"], **shared)
+    states = output.last_hidden_state[:, -51:]  # behind those of the MIDI rows
+    places = torch.arange(25, 50)
+    assert torch.equal(model.model.predicted_frames(places.expand(2, -1), lengths)[0], places)
+    read, wanted = states[:, places, :16] * codebooks[0].std(0), sum_of(codes, codebooks)[:, places]
+    expected = (read - wanted).square().sum(-1).mean() / codebooks[0].var(0).sum()
+    torch.testing.assert_close(frame_loss(model, batch, codebooks)["frame"], expected, rtol=1e-5, atol=0)
+
+
 def test_frames_of_a_nar_learn_alone(codebooks, batch):
-    """Gradients reach everything but attention and heads; 0 where the state reads as what the lower codebooks leave."""
+    """Gradients reach everything but attention and heads; 0 where the state reads as what the lower codebooks leave,
+    be they right or disturbed."""
     model = make("nar", tie_word_embeddings=False)
     start_from_codebooks(model, codebooks)
     stages = torch.tensor([1, 3])
@@ -183,12 +225,15 @@ def test_frames_of_a_nar_learn_alone(codebooks, batch):
     assert grads["layers.0.self_attn.in_proj.weight"] is None and grads["heads.0.weight"] is None
     assert all(grads[f"layers.{i}.linear1.weight"].any() for i in range(2))
     codes, read = batch["audio_codes"][..., 25:], torch.zeros(2, 25, 32)
-    for row, stage in enumerate(stages.tolist()):
-        part = slice(row, row + 1)
-        left = sum_of(codes[part], codebooks) - sum_of(codes[part, :stage], codebooks)
-        read[row, :, :16] = left[0] / codebooks[stage].std(0)
     model.norm.forward = lambda states, condition: read
-    assert float(nar_frame_loss(model, batch, stages, codebooks, 0.0, None)["frame"]) < 1e-9
+    for noise in (0.0, 1.0):
+        given = disturb(codes, codebooks, noise, torch.Generator().manual_seed(0))[0] if noise else codes
+        for row, stage in enumerate(stages.tolist()):
+            part = slice(row, row + 1)
+            left = sum_of(codes[part], codebooks) - sum_of(given[part, :stage], codebooks)
+            read[row, :, :16] = left[0] / codebooks[stage].std(0)
+        generator = torch.Generator().manual_seed(0)
+        assert float(nar_frame_loss(model, batch, stages, codebooks, noise, generator)["frame"]) < 1e-9
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
