@@ -1,10 +1,12 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """`python -m scripts.evaluate` with a stand-in for the transcriber: what is compared, and what is written."""
 
+import copy
 import json
 import os
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +14,12 @@ import soundfile
 import torch
 from transformers import EncodecFeatureExtractor
 
-from modeling_midivalle import PianoListenerConfig, PianoListenerModel
+from modeling_midivalle import (
+    MidiValleConfig,
+    MidiValleForConditionalGeneration,
+    PianoListenerConfig,
+    PianoListenerModel,
+)
 from processing import MidiValleProcessor
 from scripts import evaluate
 from scripts.measuring.transcription import TranscriptionError
@@ -81,6 +88,36 @@ def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcr
             wave, rate = soundfile.read(output / f"{index:02d}_{system}.flac")
             assert (rate, len(wave)) == (32_000, 32_000)
         assert (output / f"{index:02d}.png").stat().st_size > 10_000
+
+
+def test_a_codec_is_told_as_when_the_model_generates(monkeypatch):
+    """Strikes come late by `onset_delay_seconds`; but what makes generated tones fall after 3 s is not for codes of
+    recordings."""
+    codec = {"num_filters": 2, "hidden_size": 100, "num_lstm_layers": 1, "num_key_axes": 88, "num_oscillators": 16}
+    config = MidiValleConfig.from_preset("tiny", codec)
+    config.keys_from_midi, config.velocity_gain_db, config.sustain_gain_db = True, 20.0, 5.0
+    model, seen = MidiValleForConditionalGeneration(config).eval(), []
+
+    class Stream(evaluate.CodecStream):
+        def push(self, codes, is_last, keys, vectors):
+            seen.append((keys.struck[0], copy.deepcopy(self.dynamics)(keys).pitches[0]))
+            return super().push(codes, is_last, keys, vectors)
+
+    monkeypatch.setattr(evaluate, "CodecStream", Stream)
+    notes = np.array([(0.01, 6.0, 36, 80)], NOTE_DTYPE)
+    around = np.random.default_rng(0).standard_normal(8 * 32_000, np.float32)
+    target = types.SimpleNamespace(notes=notes)
+    excerpt = types.SimpleNamespace(around=around, lead=32_000, wave=around[32_000 : 7 * 32_000], target=target)
+    for delay, frame in ((0.0, 50), (0.02, 51)):  # the excerpt begins with frame 50
+        processor = MidiValleProcessor(
+            EncodecFeatureExtractor(1, 32_000), MidiValleTokenizer(), onset_delay_seconds=delay
+        )
+        assert evaluate.reconstruct_told(model, processor, excerpt).shape == excerpt.wave.shape
+        struck, gains = seen[-1]
+        assert struck.nonzero().tolist() == [[frame, 36 - 21]]
+        key = 2 * (36 - 28)  # its fundamental's channel: louder after a while, and as loud at 5.5 s as at 3 s
+        assert gains[frame + 150, key] > 1.5 * gains[frame, key]
+        torch.testing.assert_close(gains[frame + 275, key], gains[frame + 150, key], rtol=1e-3, atol=0)
 
 
 def test_damaged_models_are_named(make_model, tiny_pack, transcriber, tmp_path, capsys):

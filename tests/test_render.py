@@ -6,6 +6,7 @@ import gc
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -1101,6 +1102,30 @@ def test_what_is_judged_is_what_is_rendered(run, monkeypatch):
     assert code == 0, err
     rendered = soundfile.read("piece.wav")[0]
     np.testing.assert_allclose(heard[0][: len(rendered)], rendered, atol=2 / 32768)
+
+
+def test_windows_are_judged_in_their_surroundings(folder, run, monkeypatch):
+    """Where nothing is heard in the last quarter of a second of what does not end there, every note is judged once, in
+    its place: with the window behind it."""
+    save_midi("piece.mid", *[(0.25 + 0.3 * i, 0.1, 60 + i) for i in range(15)])
+    piece = load_performance("piece.mid")
+    windows = model_folder.load_processor(folder).windows(piece, 0)
+    edges = [end for _, end in windows[:-1]]
+    onset, coming = piece.notes["onset"], iter(windows)
+    assert len(edges) == 2 and all(((onset >= edge - 0.25) & (onset < edge)).any() for edge in edges)
+
+    def hear(wave, rate):
+        start, end = next(coming)
+        seconds, notes = len(wave) / rate, piece.notes.copy()
+        notes["onset"] -= start + math.ceil((end - start) * 50) / 50 - seconds
+        return notes[(notes["onset"] >= 0) & (notes["onset"] < seconds - 0.25 * (end in edges))]
+
+    monkeypatch.setattr(files, "Transcriber", lambda *_: hear)
+    code, _, err = run("piece.mid", "piece.wav", "--ring-out", 0, "--verify", 1)
+    assert code == 0, err
+    report = json.loads(Path("piece.report.json").read_text())
+    assert report["summary"] == {"missing": 0, "extra": 0, "shifted": 0, "notes": 15, "right": 15, "f1": 1.0}
+    assert [window["attempts"] for window in report["windows"]] == [[1.0]] * 3
 
 
 def test_notes_that_are_wrong_are_listed():
