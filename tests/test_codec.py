@@ -12,10 +12,11 @@ from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import EncodecModel
+from transformers.models.encodec.modeling_encodec import EncodecConvTranspose1d
 
 from modeling_midivalle import CodecStream, PianoEncodecConfig, PianoEncodecModel
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
-from modeling_midivalle.modeling_piano_encodec import STRUCK
+from modeling_midivalle.modeling_piano_encodec import STRUCK, PianoEncodecUpsampling
 from processing.audio_midivalle import read_audio, to_mono_32k
 from scripts.codec.parts import export_rounded
 from scripts.codec.quantizer import ema_update, kmeans_start, nearest, quantize_train
@@ -198,6 +199,7 @@ def telling():
         layer.codebook.embed[:, 12:] = 0
     codec.quantizer.layers[0].codebook.embed[7, 12 + 30] = 2.7
     codec.quantizer.layers[1].codebook.embed[8, 12 + 31] = 1.8 + 1.8 * 0.2
+    codec.quantizer.layers[2].codebook.embed[[5, 6], 12 + 32] = torch.tensor([1.1, 5.0])  # no velocities
     return codec
 
 
@@ -208,6 +210,8 @@ def test_codes_say_which_keys_are_struck(telling, codec):
     assert struck.shape == (2, 20, 88)
     assert [tuple(place) for place in struck.nonzero().tolist()] == [(0, 5, 30), (0, 12, 31), (1, 0, 30)]
     torch.testing.assert_close(struck[struck > 0], torch.tensor([0.5, 0.2, 0.5]))
+    codes[1, 2, 3], codes[1, 2, 9] = 5, 6
+    torch.testing.assert_close(telling.struck_of(codes)[1, [3, 9], 32], torch.tensor([0.05, 1.0]))
     codes[0, 0, 6] = 7
     assert torch.equal(telling.struck_of(codes)[0, :10], struck[0, :10])  # one that is said twice is struck once
     with pytest.raises(ValueError, match="num_key_axes is 0"):
@@ -386,6 +390,19 @@ def test_decoding_in_chunks_equals_decoding_at_once(overrides):
             given = sum(chunk.shape[-1] for chunk in chunks)
             assert given == 640 * (81 if i == len(sizes) - 1 else max(sum(sizes[: i + 1]) - stream.delay, 0))
         torch.testing.assert_close(torch.cat(chunks, -1), whole, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_causal_conv": True}, {"use_causal_conv": True, "trim_right_ratio": 0.5}])
+@pytest.mark.parametrize("kernel, stride", [(4, 2), (5, 2), (10, 5)])
+def test_upsampling_without_gradients_gives_the_same(fields, kernel, stride):
+    """As transformers' own layer, whichever side is trimmed."""
+    torch.manual_seed(0)
+    plain = EncodecConvTranspose1d(PianoEncodecConfig(**fields), 3, 2, kernel, stride)
+    ours = PianoEncodecUpsampling(PianoEncodecConfig(**fields), 3, 2, kernel, stride)
+    ours.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        inputs = noise(2, 3, 7)
+        torch.testing.assert_close(ours(inputs), plain(inputs), atol=1e-6, rtol=1e-5)
 
 
 def test_a_stream_keeps_no_more_than_its_context():

@@ -148,6 +148,24 @@ def test_broken_logits_are_refused(make_ar, window):
         decode(ar, window, "lean")
 
 
+@pytest.mark.parametrize("uniform_steps", [False, True])
+def test_broken_logits_from_which_the_end_is_chosen_are_refused(make_ar, window, uniform_steps):
+    ids, mask, midi, lengths = window
+    ar, calls = make_ar(), []
+
+    def hook(_module, _inputs, logits):
+        calls.append(None)
+        logits[..., 2048] = 1e4 if len(calls) == 4 else -1e4
+        logits[..., 7] = -torch.inf if len(calls) == 4 else 0
+        return logits
+
+    ar.lm_head.register_forward_hook(hook)
+    given = (ids[:1], mask[:1], (midi[0][:1], midi[1][:1]), lengths[:1])
+    decoder = FrameDecoder(ar, *given, FRAMES, uniform_steps=uniform_steps)
+    with pytest.raises(ValueError, match="NaN or infinite logits"):
+        decoder.decode(greedy, torch.zeros(1, FRAMES), 2050, eos_token_id=2048)
+
+
 def test_only_plain_fp32_maps_of_several_rows_are_laid_out():
     linear, hooked = (torch.nn.Linear(24, 40, bias=bias) for bias in (False, True))
     inputs = torch.randn(3, 1, 24)

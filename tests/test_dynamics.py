@@ -76,6 +76,32 @@ def test_a_soft_strike_takes_nothing_from_what_sounds():
     assert gains[2, shared] > gains[1, shared]  # its own, not a share of C4's
 
 
+def test_a_strike_is_made_softer_only_where_nothing_else_sounds():
+    """The less, the more of a pitch sounds already, however many keys share it; it never becomes louder."""
+    chords = [(frame, C4 + above, 0.5) for frame in (0, 1) for above in (-12, 0)]
+    for before, shared in ([(1, C4, 0.5)], -0.69), (chords, -0.12):
+        gains = decibels(KeyDynamics(20.0, 0.5, 84, 50)(rolls(3, *before, (2, C5, 0.1))))
+        assert gains[2, 72 - 28] == pytest.approx(shared, abs=0.01)
+        assert gains[2, 72 + 31 - 28] == pytest.approx(0.35 * -3, abs=0.01) and gains.max() < 1e-4
+
+
+def test_the_tuned_values():
+    """What the constants do, in numbers: the other tests hold with any others."""
+
+    def heard(velocity, **more):
+        """dB of C5, struck with C4, and of the treble, by frame."""
+        factors = KeyDynamics(20.0, 0.5, 84, 50, **more)(rolls(200, (0, C4, velocity), (0, C5, velocity)))
+        return 20 * factors.pitches[0, :, 2 * (72 - 28)].log10() + 0.8, 20 * factors.treble[0].log10()
+
+    assert heard(0.5)[0].abs().max() < 1e-4  # all that is struck at the mean velocity is made 0.8 dB softer
+    fading = {0.5: heard(0.9)[0], 0.3: heard(0.5, octave_db=6.0)[0], 0.12: heard(0.5, attack_db=6.0)[0]}
+    for seconds, gains in (fading | {1.0: heard(0.9, treble_db=9.0)[1]}).items():
+        assert gains[round(seconds * 50)] / gains[0] == pytest.approx(math.exp(-1), rel=1e-3)
+    lasting = heard(0.5, sustain_db=5.0)[0]  # from 0.4 s on, up to 8 dB
+    assert lasting[:21].abs().max() < 1e-4 and lasting[21] == pytest.approx(0.1, abs=1e-4)
+    assert lasting.max() == pytest.approx(8.0, abs=1e-4)
+
+
 def test_a_hard_strike_is_bright_and_a_soft_one_dull():
     """By the hardest of the keys of a frame, from it on, ever less; within limits."""
     dynamics = KeyDynamics(20.0, 0.5, 84, 50, 25.0)
@@ -95,10 +121,11 @@ def test_a_hard_strike_is_bright_and_a_soft_one_dull():
 
 @pytest.mark.parametrize("lower, upper", [(1, 1), (1, 2), (2, 1)])
 def test_the_upper_key_of_an_octave_is_made_louder(lower, upper):
-    """At its odd partials, from the frame on in which both are struck; they may be a frame apart, in any order."""
-    plain = decibels(KeyDynamics(20.0, 0.5, 84, 50)(rolls(6, (lower, C4, 0.6), (upper, C5, 0.6))))
-    gains = decibels(KeyDynamics(20.0, 0.5, 84, 50, 0.0, 6.0)(rolls(6, (lower, C4, 0.6), (upper, C5, 0.6))))
+    """At its odd partials, from the frame on in which both are struck, whatever is struck then; they may be a frame
+    apart, in any order."""
     wanted, both = torch.zeros(6, 84), max(lower, upper)
+    keys = rolls(6, (lower, C4, 0.6), (upper, C5, 0.6), (both + 1, C4 + 5, 0.6))
+    plain, gains = (decibels(KeyDynamics(20.0, 0.5, 84, 50, 0.0, octave)(keys)) for octave in (0.0, 6.0))
     for above, share in {0: 1.0, 19: 0.6, 28: 0.4, 34: 0.3}.items():
         wanted[both:, 72 + above - 28] = share * 6 * torch.exp(-torch.arange(6 - both) / 50 / OCTAVE_FADING_S)
     torch.testing.assert_close(gains - plain, wanted, atol=1e-4, rtol=1e-4)

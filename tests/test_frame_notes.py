@@ -79,6 +79,14 @@ def test_a_row_that_continues_another_makes_it_longer():
     assert read_notes(rows, torch.tensor([[1, 0, 1, 1, 1, 1]])).end[0, 3] == end  # what is left continues itself
 
 
+@pytest.mark.parametrize("seconds", [13, 30, 32])
+def test_a_note_may_be_as_long_as_a_sequence(seconds):
+    rows = [[50, 40, 3 + 1152, 388 if time == 0 else 4, 4, 4 + time // 2] for time in range(0, seconds, 6)]
+    rows[-1][2] = 3 + 192 * ((seconds - 1) % 6 + 1)
+    notes = read_notes(torch.tensor([rows]), torch.ones(1, len(rows)))
+    assert notes.end[notes.valid].tolist() == [seconds * 4800]
+
+
 def test_held_note_sounds_but_is_not_struck():
     rows = torch.tensor([[39 + 4, 67, 3 + 96, 388 - 96, 4, 4]])  # at frame 0 it is 0.5 s old
     got = features(rows, 0, 3)[:, :, 39]
@@ -86,13 +94,15 @@ def test_held_note_sounds_but_is_not_struck():
 
 
 def test_struck_keys():
-    """Note by note: by frame and key the velocity; held, padded and special rows, and other frames, strike nothing."""
+    """By frame and key the velocity, of two strikes the harder; held, padded and special rows, and other frames, strike
+    nothing."""
     rows = torch.tensor(
         [
             [1, 1, 1, 1, 1, 1],
             [4 + 39, 4 + 31, 100, 388 - 50, 4, 4],  # held: struck before
             [4 + 39, 4 + 31, 100, 388, 4 + 10, 4],  # at 10 / 192 s, in frame 2
             [4 + 51, 4 + 63, 100, 388, 4 + 10, 4],
+            [4 + 39, 4 + 20, 100, 388, 4 + 11, 4],  # again, in the same frame
             [4 + 0, 4 + 10, 100, 388, 4 + 383, 5],  # at 767 / 192 s, in frame 199
             [4 + 87, 4 + 20, 100, 388, 4, 6],  # in frame 200
             [2, 2, 2, 2, 2, 2],

@@ -12,7 +12,7 @@ from modeling_midivalle import CodecStream
 from modeling_midivalle.dynamics_midivalle import KeyDynamics
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.recording_midivalle import RecordingStream, measure_recording
-from modeling_midivalle.sampling_midivalle import Sampler, draw_uniform, join_codes, window_seed
+from modeling_midivalle.sampling_midivalle import Sampler, draw_seeds, draw_uniform, join_codes, window_seed
 
 VARIANTS = pytest.mark.parametrize("preset", ["tiny", "summary", "published"])
 
@@ -42,6 +42,23 @@ def row(song, b):
 
 
 GREEDY = Sampler(False)
+
+
+def struck_in(rows, given, frames):
+    """What MIDI rows `(N, 6)` strike in `frames` from frame `given` on, `(1, frames, 88)`, by a loop."""
+    struck = torch.zeros(1, frames, 88)
+    for pitch, velocity, _, ioi, position, bar in rows.tolist():
+        frame = ((bar - 4) * 384 + position - 4) * 50 // 192 - given
+        if pitch >= 4 and ioi >= 388 and 0 <= frame < frames:
+            struck[0, frame, pitch - 4] = max(struck[0, frame, pitch - 4], (2 * (velocity - 4) + 1) / 127)
+    return struck
+
+
+def decode_struck(codec, codes, struck):
+    """Audio of codes and struck keys: silent until the first is, but for a rise within the frame before."""
+    audio, first = codec.decode_codes(codes, struck), int(struck[0].any(-1).nonzero()[0])
+    audio[..., : first * 640] *= (torch.arange(first * 640) / 640 - first + 1).clamp_min(0)
+    return audio
 
 
 def nearest_to_expected(model, logits, stage):
@@ -253,6 +270,30 @@ def test_a_prompt_is_compared_with_what_the_model_makes_of_its_notes(make_model,
 
 
 @torch.no_grad()
+def test_a_prompt_is_made_as_a_recording_of_its_loudness(make_model):
+    """The mean velocity is its own, and its tones, which do fall, are not made to fall."""
+    model = make_model("keys")
+    model.config.codec_config.num_oscillators, model.config.velocity_gain_db = 16, 30.0
+    model.config.sustain_gain_db = 5.0
+    generator = torch.Generator().manual_seed(0)
+    codes, recorded = (
+        torch.randint(0, 2048, (1, 4, 250), generator=generator),
+        torch.randn(160_000, generator=generator),
+    )
+    struck, key = torch.zeros(1, 250, 88), 33 - 21  # within the 16 pitches
+    struck[0, 5, key] = 0.95
+    keys = PlayedKeys(struck, struck.cumsum(1) > 0)
+
+    def chain(mean, fall):
+        stream = CodecStream(model.codec, dynamics=KeyDynamics(30.0, mean, 16, 50, sustain_db=5.0, late_db=fall))
+        return measure_recording(recorded, stream.push(codes, True, keys)[0, 0], 32000).taps
+
+    taps = model.measure_prompt(recorded, codes, keys).taps
+    torch.testing.assert_close(taps, chain(0.95, 0.0))
+    assert all((chain(*other) - taps).abs().max() > 1e-4 for other in ((0.5, 0.0), (0.95, 1.8)))
+
+
+@torch.no_grad()
 def test_the_midi_tells_the_codec_which_keys_are_struck(make_model, song):
     """The codes stay, the audio is that of their spectra and of the keys in the MIDI rows, each piece's own."""
     model = make_model("keys")
@@ -262,15 +303,9 @@ def test_the_midi_tells_the_codec_which_keys_are_struck(make_model, song):
     assert torch.equal(told.audio_codes, plain.audio_codes)
     for b, frames in enumerate((21, 30)):
         rows, given = row(song, b), int(song["prompt_lengths"][b])
-        struck = torch.zeros(1, frames, 88)
-        for pitch, velocity, _, ioi, position, bar in rows["input_ids"][0].tolist():
-            frame = ((bar - 4) * 384 + position - 4) * 50 // 192 - given
-            if pitch >= 4 and ioi >= 388 and 0 <= frame < frames:
-                struck[0, frame, pitch - 4] = max(struck[0, frame, pitch - 4], (2 * (velocity - 4) + 1) / 127)
+        struck = struck_in(rows["input_ids"][0], given, frames)
         assert struck.count_nonzero() > 2
-        expected = model.codec.decode_codes(told.audio_codes[b : b + 1, :, :frames], struck)
-        first = int(struck[0].any(-1).nonzero()[0])  # silent until then, rising within the frame before
-        expected[..., : first * 640] *= (torch.arange(first * 640) / 640 - first + 1).clamp_min(0)
+        expected = decode_struck(model.codec, told.audio_codes[b : b + 1, :, :frames], struck)
         torch.testing.assert_close(told.audio_values[b : b + 1, :, : frames * 640], expected, atol=1e-5, rtol=0)
         assert (expected - plain.audio_values[b : b + 1, :, : frames * 640]).abs().max() > 1e-4
 
@@ -321,6 +356,16 @@ def test_a_rest_at_the_beginning_is_silent(make_model, make_rows):
         given = {"target_frames": torch.tensor([20, 40]), "window_counts": torch.tensor([2])}
         levels = model.generate(ids, attention_mask=(ids[..., 0] > 0).long(), **given)[0, 0].view(-1, 640).abs().amax(1)
         assert (levels[: max(silent - 1, 0)] == 0).all() and (levels[max(silent - 1, 0) :] > 0).all()
+
+
+@torch.no_grad()
+def test_a_tone_held_over_the_end_of_the_prompt_is_no_strike(make_model):
+    """The new audio begins silent all the same."""
+    rows = torch.tensor([[[1] * 6, [50, 40, 3 + 192, 388, 4, 4], [55, 40, 3 + 40, 388, 4 + 115, 4], [2] * 6]])
+    prompt = torch.randint(0, 2048, (1, 4, 10), generator=torch.Generator().manual_seed(0))
+    audio = make_model("keys").generate(rows, prompt_codes=prompt, target_frames=40)
+    levels = audio.view(-1, 640).abs().amax(1)
+    assert (levels[:18] == 0).all() and (levels[18:] > 0).all()  # struck in frame 10 + 19
 
 
 def test_left_padded_midi_equals_right_padded(make_model, song):
@@ -622,6 +667,18 @@ def test_pieces_side_by_side_equal_each_alone(make_model, pieces):
 
 
 @torch.no_grad()
+def test_a_window_strikes_the_keys_of_its_new_frames(make_model, pieces):
+    """Not those of its context, nor of the prompt."""
+    model, one = make_model("keys"), piece(pieces, 0)
+    made, struck = model.generate(**one, return_dict_in_generate=True), []
+    for rows, context, frames in zip(one["input_ids"], one["context_frames"], one["target_frames"]):
+        struck.append(struck_in(rows, 9 + int(context), int(frames)))
+        assert struck[-1].any()
+    expected = decode_struck(model.codec, made.audio_codes, torch.cat(struck, 1))
+    torch.testing.assert_close(made.audio_values, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_a_window_goes_on_from_its_context(make_model, pieces):
     """The codes after a context are those that one long window gives, if its first codes are the context."""
     model, rows = make_model(), pieces["input_ids"][:1]
@@ -704,9 +761,18 @@ def test_sampler_follows_the_distribution():
     assert shares(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=2e-3)
     assert shares(top_p=0.71) == pytest.approx([0, 4 / 9, 2 / 9, 3 / 9], abs=2e-3)
     assert shares(top_p=0.69) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=2e-3)
+    assert shares(top_k=2, top_p=0.9) == pytest.approx([0, 4 / 7, 0, 3 / 7], abs=2e-3)
     assert shares(top_k=1) == shares(top_p=1e-6) == [0, 1, 0, 0]
     squared = torch.tensor([0.1, 0.4, 0.2, 0.3]) ** 2
     assert shares(temperature=0.5) == pytest.approx((squared / squared.sum()).tolist(), abs=2e-3)
+
+
+def test_no_more_codes_than_top_p_needs():
+    assert not Sampler(True, top_p=0.5)(torch.zeros(100, 2), torch.arange(100) / 100).any()
+
+
+def test_seeds_are_taken_as_they_are():
+    assert draw_seeds(2**40 + 3, 2) == [2**40 + 3] * 2 and draw_seeds([-1, 2**63 + 1], 2) == [2**63 - 1, 1]
 
 
 def test_uniform_numbers_of_a_row_do_not_depend_on_the_batch():

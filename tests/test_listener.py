@@ -46,6 +46,22 @@ def test_a_row_is_heard_at_its_own_length(listener):
     assert not struck[2].any()
 
 
+def test_a_frame_is_centred(listener):
+    """A click in the middle of frame 9 is as loud some frames before as behind it, in each of the four windows."""
+    audio = torch.zeros(1, 640 * 19)
+    audio[0, 640 * 9 + 320] = 1.0
+    spectrum = listener.spectrum(audio)
+    torch.testing.assert_close(spectrum, spectrum.flip(2), atol=1e-4, rtol=0)
+    assert spectrum.shape[1] == 4 and (spectrum[..., 9, 0] > spectrum[..., 8, 0]).all()
+
+
+def test_nothing_is_heard_above_15_5_khz(listener):
+    noise = torch.randn(1, 6400, generator=torch.Generator().manual_seed(0))
+    heard, silent = listener.spectrum(noise), listener.spectrum(0 * noise)
+    above = 27.5 * 2 ** (torch.arange(heard.shape[-1]) / 24) >= 15_500
+    assert torch.equal(heard[..., above], silent[..., above]) and (heard > silent)[..., ~above].all()
+
+
 def test_layers_and_tuples(listener):
     heard = listener(tones(2, 6_400))
     assert heard.logits.shape == heard.velocity.shape == (2, 10, 88)

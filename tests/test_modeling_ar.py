@@ -240,6 +240,7 @@ def test_loss_is_the_mean_over_target_frames(make_ar, make_batch):
     torch.testing.assert_close(out.loss, torch.stack(terms).mean())
     shifted = torch.nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
     torch.testing.assert_close(ar(**(inputs | {"labels": inputs["input_ids"]}), shift_labels=shifted).loss, out.loss)
+    assert ar(**(inputs | {"labels": torch.full_like(inputs["labels"], -100)})).loss == 0  # nothing to predict
     kept = ar(**inputs, logits_to_keep=3)
     assert kept.logits.shape == out.logits.shape and torch.equal(kept.loss, out.loss)
     torch.testing.assert_close(ar(**inputs, num_items_in_batch=torch.tensor(50)).loss, out.loss * len(terms) / 50)
@@ -250,6 +251,17 @@ def test_every_parameter_gets_a_gradient(make_ar, make_batch, preset):
     ar = make_ar(preset).train()
     ar(**training_inputs(ar, make_batch())).loss.backward()
     assert [n for n, p in ar.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_attention_drops_out_in_training_alone(make_ar, make_batch, attention):
+    rates = dict.fromkeys(("dropout", "embedding_dropout", "midi_embedding_dropout"), 0.0)
+    ar, inputs = make_ar(**rates, attention_dropout=0.5), training_inputs(make_ar(), make_batch())
+    ar.set_attn_implementation(attention)
+    assert torch.equal(ar(**inputs).logits, ar(**inputs).logits)
+    ar.train()
+    assert not torch.equal(ar(**inputs).logits, ar(**inputs).logits)
 
 
 def test_loss_falls_on_one_batch(make_ar, make_batch):

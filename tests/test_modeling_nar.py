@@ -147,7 +147,7 @@ def test_a_new_model_starts_with_plain_norms():
 
 @VARIANTS
 def test_every_parameter_gets_a_gradient(make_nar, make_batch, preset):
-    nar = make_nar(preset).train()
+    nar = make_nar(preset).train().requires_grad_()
     batch = make_batch((40, 33, 30), (12, 7, 5))
     nar(**nar_inputs(batch, torch.tensor([1, 2, 3])), labels=batch[0]).loss.backward()
     without = [n for n, p in nar.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -37,6 +37,17 @@ def test_a_layer_is_near_and_its_kernel_too(monkeypatch, bias, shape):
 
 
 @torch.no_grad()
+def test_a_row_of_zeros_beside_others():
+    torch.manual_seed(0)
+    linear, inputs = nn.Linear(48, 64), torch.randn(3, 48)
+    inputs[1] = 0
+    layer = Int8Linear.from_linear(linear)
+    found = layer(inputs)
+    torch.testing.assert_close(found[1], linear.bias)
+    torch.testing.assert_close(found, linear(inputs), atol=0.05, rtol=0)
+
+
+@torch.no_grad()
 def test_a_layer_follows_its_weights():
     """The packed copy is made anew when weights are loaded, and is not copied or cast along."""
     one, other = (Int8Linear.from_linear(nn.Linear(32, 16)) for _ in range(2))
@@ -45,7 +56,8 @@ def test_a_layer_follows_its_weights():
     assert torch.equal(copy.deepcopy(one)(inputs), before)
     one.load_state_dict(other.state_dict())
     assert torch.equal(one(inputs), other(inputs)) and not torch.equal(one(inputs), before)
-    assert one.to(torch.bfloat16)(inputs.bfloat16()).dtype == torch.bfloat16
+    half = one.half()(inputs.half())
+    assert half.dtype == torch.float16 and torch.equal(copy.deepcopy(one)(inputs.half()), half)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "published"])
