@@ -10,8 +10,8 @@ from scipy.signal import butter, lfilter
 from modeling_midivalle.recording_midivalle import (
     BANDS,
     LIMITS_DB,
-    SHARE,
     TAPS,
+    RecordingChain,
     RecordingStream,
     StreamFilter,
     filter_taps,
@@ -77,7 +77,24 @@ def test_what_differs_is_made_up_for():
     heard = slice(0, -4)  # above, the telephone is softer still than LIMITS_DB
     assert np.abs(before[heard]).max() > 8
     assert np.abs(after[heard]).max() < 0.5 * np.abs(before[heard]).max()
-    assert np.sqrt((after[heard] ** 2).mean()) < (1 - SHARE + 0.1) * np.sqrt((before[heard] ** 2).mean())
+    assert 1 - before[heard] @ after[heard] / (before[heard] @ before[heard]) == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_single_band_is_made_up_for_with_its_neighbours():
+    """Smoothly: no resonance of one band."""
+    lack = 12.0 * (torch.arange(BANDS, dtype=torch.float64) == 20)  # its middle is at 3 kHz
+    recorded = StreamFilter(filter_taps(lack, RATE))(music()[None, None])[0, 0]
+    gains = gains_of(measure_recording(recorded, music(), RATE).taps)
+    gains = gains - gains[10]
+    assert 2 < gains[30] < 4 and gains[25] > 1 and gains[36] > 1 and gains[50:].abs().max() < 0.2
+
+
+def test_the_loud_half_counts():
+    """Of soft frames, with their own colour, nothing is made up for."""
+    is_soft = torch.arange(4 * RATE) % RATE >= 0.55 * RATE
+    wave = torch.where(is_soft, 0.03, 1.0) * hiss(4.0, 3, 0.1)
+    recorded = torch.where(is_soft, through_a_telephone(wave), wave)
+    assert gains_of(measure_recording(recorded, wave, RATE).taps).abs().max() < 1
 
 
 def test_nothing_sounds_before_a_strike():
@@ -121,8 +138,32 @@ def test_hiss_is_played_along():
         ratio = 10 * float((found[first:last].mean() / wanted[first:last].mean()).log10())
         assert abs(ratio) < 1.5
     assert found[200:2000].mean() < found[8000:12_000].mean()
+    assert gains_of(recording.taps)[50:].max() < 0.1  # nor is it made louder
     assert torch.equal(RecordingStream(recording)(silence)[0, 0], noise)
     assert measure_recording(music(), music() + hiss(4.0, 1), RATE).noise_taps is None
+
+
+def test_noise_says_nothing_of_how_music_is_coloured():
+    """The codec makes more hiss than was recorded: that is made softer, and of the music nothing louder."""
+    recorded, made = (dull(music()) + hiss(4.0, seed, level) for seed, level in ((1, 1e-3), (2, 1e-2)))
+    gains = gains_of(measure_recording(recorded, made, RATE).taps)
+    assert gains[2:15].abs().max() < 2 and gains[70:120].max() < -15
+
+
+def test_noise_is_there_from_the_first_sample_on():
+    """As loud as later, however long its filter rings."""
+    ringing = torch.randn(TAPS, generator=torch.Generator().manual_seed(0)) / TAPS**0.5
+    noise = RecordingStream(RecordingChain(torch.eye(TAPS)[0], ringing))(torch.zeros(1, 1, 2 * TAPS))[0, 0]
+    assert noise[:256].std() > 0.8 * noise[TAPS:].std()
+
+
+def test_a_recording_that_falls_silent_has_noise_of_limited_range():
+    """What is softer than 60 dB below its loudest band is taken for as loud as that."""
+    silent = torch.arange(4 * RATE) % RATE > 0.6 * RATE
+    high = torch.from_numpy(lfilter(*butter(6, 8000, "high", fs=RATE), hiss(4.0, 1).numpy())).float()
+    taps = measure_recording(dull(music()).masked_fill(silent, 0) + high, dull(music()), RATE).noise_taps
+    gains = 20 * torch.fft.rfft(taps.double()).abs().log10()
+    assert 55 < gains.max() - gains.min() < 65
 
 
 def test_a_stream_is_as_a_whole():
