@@ -16,8 +16,8 @@ they are being struck, some 1 dB beyond what recordings do, and each of them is 
 
 Tones die too soon, in such a mean, and with codes from recordings too. So where nothing has been struck for a moment,
 the pitches of the keys that are held become louder, until something is struck: as loud as they should be beside a
-strike, they would hide it. After three seconds it is the other way: the mean hardly falls any more, as a tone does that
-is held on, so it is made to; recordings' own codes fall.
+strike, they would hide it. One or two keys alone lack more than the keys of a chord. After three seconds it is the
+other way: the mean hardly falls any more, as a tone does that is held on, so it is made to; recordings' own codes fall.
 
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
 there the audio itself is made louder and softer.
@@ -40,6 +40,7 @@ SOFTEST_DB = -3.0  # softer keys are not made to vanish
 LEVEL_DB = -0.8  # of all pitches: the music as a whole is to stay as loud as it is
 FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S = 0.5, 0.3, 0.12, 1.0  # to 1/e of what a strike does
 SUSTAIN_AFTER_S, SUSTAIN_LIMIT_DB = 0.4, 8.0  # tones are as loud as they should be for so long; later lack up to that
+FEW_KEYS, FEW_LIMIT_DB = 2, 14.0  # or, so few of them, up to that
 LATE_S, LATE_DB_PER_S = 3.0, 1.8  # after so long generated tones hardly fall any more; pianos' fall so fast
 SUSTAIN_FADING_S = 0.3  # to 1/e, once a key is struck, and of those that are not held any more
 MEMORY_S = 30.0  # of the mean velocity
@@ -69,7 +70,8 @@ class KeyDynamics:
             frame.
         octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
         attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
-        sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8.
+        sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8,
+            one or two of them up to 14.
         late_db (`float`, *optional*): dB a second that they are made softer by from the third second of it on; beside
             `sustain_db`.
     """
@@ -149,7 +151,8 @@ class KeyDynamics:
             self.sustain = faded
             return
         shares = self.partials[held].amax(0)
-        limit = SUSTAIN_LIMIT_DB * shares - max(self.rest - self.late, 0) * self.late_fall
+        most = FEW_LIMIT_DB if held.sum() <= FEW_KEYS else SUSTAIN_LIMIT_DB
+        limit = most * shares - max(self.rest - self.late, 0) * self.late_fall
         self.sustain = torch.where(shares > 0, limit.minimum(self.sustain + self.rise * shares), faded)
 
 

@@ -11,6 +11,7 @@ from modeling_midivalle import CodecStream, MidiValleConfig, PianoEncodecConfig,
 from modeling_midivalle.dynamics_midivalle import (
     ATTACK_FADING_S,
     FADING_S,
+    FEW_LIMIT_DB,
     KNOWN,
     LATE_S,
     LEVEL_DB,
@@ -97,9 +98,11 @@ def test_the_tuned_values():
     fading = {0.5: heard(0.9)[0], 0.3: heard(0.5, octave_db=6.0)[0], 0.12: heard(0.5, attack_db=6.0)[0]}
     for seconds, gains in (fading | {1.0: heard(0.9, treble_db=9.0)[1]}).items():
         assert gains[round(seconds * 50)] / gains[0] == pytest.approx(math.exp(-1), rel=1e-3)
-    lasting = heard(0.5, sustain_db=5.0)[0]  # from 0.4 s on, up to 8 dB
+    lasting = heard(0.5, sustain_db=5.0)[0]  # from 0.4 s on, up to 14 dB; of a chord up to 8
     assert lasting[:21].abs().max() < 1e-4 and lasting[21] == pytest.approx(0.1, abs=1e-4)
-    assert lasting.max() == pytest.approx(8.0, abs=1e-4)
+    assert lasting.max() == pytest.approx(14.0, abs=1e-4)
+    chord = KeyDynamics(20.0, 0.5, 84, 50, sustain_db=5.0)(rolls(200, *((0, key, 0.5) for key in (0, C4, C5))))
+    assert 20 * chord.pitches.max().log10() + 0.8 == pytest.approx(8.0, abs=1e-4)
 
 
 def test_a_hard_strike_is_bright_and_a_soft_one_dull():
@@ -149,11 +152,12 @@ def test_every_key_is_made_louder_while_it_is_struck():
     assert not added[:, C4 + 21 - 28 - 1].any()
 
 
-def test_tones_last_while_nothing_is_struck():
-    """From a moment after the last strike on, up to a limit that falls late, at all partials of the keys that are held;
-    at a strike, and of keys that are let go, it goes."""
+@pytest.mark.parametrize("low, most", [((), FEW_LIMIT_DB), ((0,), FEW_LIMIT_DB), ((0, 1), SUSTAIN_LIMIT_DB)])
+def test_tones_last_while_nothing_is_struck(low, most):
+    """From a moment after the last strike on, up to a limit that falls late and is lower for chords, at all partials of
+    the keys that are held; at a strike, and of keys that are let go, it goes."""
     rest, frames = round(SUSTAIN_AFTER_S * 50), 300
-    keys = rolls(frames, (0, C4, 0.5), (0, C4 + 1, 0.5), (250, C5 + 7, 0.5))
+    keys = rolls(frames, (0, C4, 0.5), (0, C4 + 1, 0.5), (250, C5 + 7, 0.5), *((0, key, 0.5) for key in low))
     keys.held[0, 60:, C4 + 1] = False
     plain, gains = (decibels(KeyDynamics(20.0, 0.5, 84, 50, sustain_db=x, late_db=1.8)(keys)) for x in (0.0, 5.0))
     added, (held, let_go, other) = gains - plain, (C4 + 21 - 28, C4 + 1 + 21 - 28, C4 + 2 + 21 - 28)
@@ -162,7 +166,7 @@ def test_tones_last_while_nothing_is_struck():
     close = {"atol": 1e-4, "rtol": 1e-4}
     assert not added[: rest + 1].any() and not added[:, other].any()
     for pitch, share in ((held, 1.0), (held + 12, 0.8)):
-        expected = (share * rising).minimum(share * SUSTAIN_LIMIT_DB - fallen)
+        expected = (share * rising).minimum(share * most - fallen)
         torch.testing.assert_close(added[rest + 1 : 250, pitch], expected, **close)
     fading = torch.exp(-torch.arange(1, 91) / 50 / SUSTAIN_FADING_S)
     torch.testing.assert_close(added[250:260, held], added[249, held] * fading[:10], **close)
