@@ -3,9 +3,9 @@
 
 Codec and decoders tell pianos and rooms apart, but not to the last decibel, they have never heard the user's
 microphone, and four codes a frame have no bits for hiss. But the prompt exists twice, as it was recorded and as the
-codec gives it back, told its notes if it is told those of the music too. What the two differ by in the mean, band by
-band, is made up for by a filter; and the noise of the recording, which is what its upper bands hold when their level
-hardly varies, is played along. Neither changes with time, so they add no seam.
+codec gives it back, told its notes if it is told those of the music too. What the two differ by, band by band, in the
+mean of the louder half of its frames, is made up for by a filter; and the noise of the recording, which is what its
+upper bands hold when their level hardly varies, is played along. Neither changes with time, so they add no seam.
 
 Audio that is generated has a colour besides that the codec's version of the prompt has not, the same whatever is
 played; the filter makes up for it too (`colour_gains_db`).

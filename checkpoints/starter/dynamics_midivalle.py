@@ -90,12 +90,14 @@ class KeyDynamics:
     ):
         self.gain_db, self.treble_db, self.octave_db, self.attack_db = gain_db, treble_db, octave_db, attack_db
         self.num_pitches, self.rise = num_pitches, sustain_db / frame_rate
-        seconds = (FADING_S, OCTAVE_FADING_S, ATTACK_FADING_S, TREBLE_FADING_S, SUSTAIN_FADING_S, MEMORY_S)
-        decays = [math.exp(-1 / (s * frame_rate)) for s in seconds]
-        self.fading, self.octave_fading, self.attack_fading, self.treble_fading, *decays = decays
-        self.sustain_fading, self.memory = decays
-        self.rest, self.short_rest = 0, SUSTAIN_AFTER_S * frame_rate  # frames since a key was struck; of no account
-        self.late, self.late_fall = LATE_S * frame_rate, late_db / frame_rate
+        self.fading, self.octave_fading = (_decay(s * frame_rate) for s in (FADING_S, OCTAVE_FADING_S))
+        self.attack_fading, self.treble_fading = (_decay(s * frame_rate) for s in (ATTACK_FADING_S, TREBLE_FADING_S))
+        self.sustain_fading, self.memory = (_decay(s * frame_rate) for s in (SUSTAIN_FADING_S, MEMORY_S))
+        self.rest, self.late_fall = 0, late_db / frame_rate  # rest: frames since a key was struck
+        self.short_rest, self.late = (
+            SUSTAIN_AFTER_S * frame_rate,
+            LATE_S * frame_rate,
+        )  # too few; so many that it is late
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
         self.gain, self.octaves, self.attack, self.sustain = torch.zeros(4, num_pitches)  # dB
@@ -168,6 +170,11 @@ class TrebleSplit(nn.Module):
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         return torch.cat([audio, F.conv1d(audio, self.taps.to(audio), padding=TREBLE_TAPS // 2)], 1)
+
+
+def _decay(frames: float) -> float:
+    """What is left after one frame of what falls to 1/e in so many."""
+    return math.exp(-1 / frames)
 
 
 def _shares(partials: tuple[tuple[int, float], ...], num_pitches: int) -> torch.Tensor:

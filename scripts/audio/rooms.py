@@ -19,7 +19,7 @@ class RoomPreset:
     """One room and microphone. Times in s, levels in dB, frequencies in Hz, noise in dBFS RMS."""
 
     rt60: float
-    high_decay: float  # decay time above 6 kHz as a share of rt60
+    high_decay: float  # decay time above 6 kHz as a share of rt60; in wet rooms what leaks from below lasts longer
     wet_db: float
     low_shelf_db: float
     high_shelf_db: float
