@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from symusic import Score
+from symusic import Note, Score, Track
 
 from tokenization import NOTE_DTYPE, MidiError, load_performance, midi_midivalle, slice_notes
 from tokenization.midi_midivalle import extend_by_pedal
@@ -329,3 +329,14 @@ def test_mutated_files_are_read_or_refused():
         assert len(notes) and np.isfinite(notes["onset"]).all() and (notes["duration"] > 0).all()
         assert (notes["onset"] >= 0).all() and ((notes["pitch"] >= 21) & (notes["pitch"] <= 108)).all()
     assert 100 < read < 2900
+
+
+@pytest.mark.parametrize(
+    ("note", "what"), [((0, -5, 60, 64), "duration"), ((-9, 5, 60, 64), "time"), ((0, 5, 60, -1), "velocity")]
+)
+def test_a_score_of_negative_numbers_is_refused(note, what):
+    score, track = Score(480), Track()
+    track.notes.append(Note(*note))
+    score.tracks.append(track)
+    with pytest.raises(MidiError, match=f"a note with a negative .*{what}"):
+        load_performance(score)

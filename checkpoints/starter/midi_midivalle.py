@@ -302,6 +302,8 @@ def _in_ticks(score: Score, name: str) -> Score:
         raise MidiError(f"{name}: {type(score).__name__} is not MIDI; give a path, bytes or a symusic Score")
     if not 1 <= score.ticks_per_quarter <= 32767:
         raise MidiError(f"{name}: resolution {score.ticks_per_quarter} is not in 1 to 32767 ticks per quarter")
+    if any(track.notes.numpy()["duration"].min(initial=0) < 0 for track in score.tracks):  # `to` makes them 0
+        raise MidiError(f"{name}: holds a note with a negative duration")
     return score.to("tick")
 
 
@@ -356,8 +358,8 @@ def _collect(score: Score, seconds, name: str, note_ons: int) -> tuple[np.ndarra
             f"{name}: holds no piano notes ({report['drum_notes']} {LEFT_OUT['drum_notes']}, "
             f"{report['outside_notes']} {LEFT_OUT['outside_notes']})"
         )
-    if time.min() < 0 or duration.min() < 0 or velocity.min() < 0:
-        raise MidiError(f"{name}: holds a note with a negative time, duration or velocity")
+    if time.min() < 0 or velocity.min() < 0:
+        raise MidiError(f"{name}: holds a note with a negative time or velocity")
     notes = np.empty(report["notes"], NOTE_DTYPE)
     notes["onset"], end = seconds(time[piano]), seconds((time + duration)[piano])
     notes["duration"], notes["pitch"], notes["velocity"] = end - notes["onset"], pitch[piano], velocity[piano]
