@@ -20,7 +20,8 @@ strike, they would hide it. One or two keys alone lack more than the keys of a c
 other way: the mean hardly falls any more, as a tone does that is held on, so it is made to; recordings' own codes fall.
 
 A key that is struck harder is brighter, too. Above 4 kHz the decoder's audio tells half as much of it as recordings do;
-there the audio itself is made louder and softer.
+there the audio itself is made louder and softer. And softer while nothing is struck: what a mean leaves there hardly
+falls, where strings fall first.
 """
 
 import math
@@ -47,6 +48,7 @@ MEMORY_S = 30.0  # of the mean velocity
 KNOWN = 10.0  # strikes that the mean of the whole piece stands for
 TREBLE_HZ, TREBLE_TAPS = 3500.0, 31  # so few taps rise from 1.5 to 5.5 kHz, as what is missing does
 TREBLE_LIMITS_DB = (-9.0, 12.0)
+DULL_AFTER_S, DULL_DB_PER_S, DULL_LIMIT_DB = 0.6, 6.0, 12.0  # of generated tones while none is struck
 
 
 class Dynamics(NamedTuple):
@@ -73,7 +75,7 @@ class KeyDynamics:
         sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8,
             one or two of them up to 14.
         late_db (`float`, *optional*): dB a second that they are made softer by from the third second of it on; beside
-            `sustain_db`.
+            `sustain_db`. With it, for it is for generated tones, the treble falls while none is struck.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class KeyDynamics:
         late_db: float = 0.0,
     ):
         self.gain_db, self.treble_db, self.octave_db, self.attack_db = gain_db, treble_db, octave_db, attack_db
-        self.num_pitches, self.rise = num_pitches, sustain_db / frame_rate
+        self.num_pitches, self.frame_rate, self.rise = num_pitches, frame_rate, sustain_db / frame_rate
         self.fading, self.octave_fading = (_decay(s * frame_rate) for s in (FADING_S, OCTAVE_FADING_S))
         self.attack_fading, self.treble_fading = (_decay(s * frame_rate) for s in (ATTACK_FADING_S, TREBLE_FADING_S))
         self.sustain_fading, self.memory = (_decay(s * frame_rate) for s in (SUSTAIN_FADING_S, MEMORY_S))
@@ -120,7 +122,7 @@ class KeyDynamics:
             self._sustain(held)
             self.struck = velocities > 0
             gains.append((self.gain + self.octaves + self.attack + self.sustain)[None])
-            treble.append(self.treble)
+            treble.append(self.treble - self._dulled())
         pitches = _factors(torch.cat(gains) + LEVEL_DB).repeat_interleave(2, 1)
         return Dynamics(*(x[None].to(keys.struck.device) for x in (pitches, _factors(torch.tensor(treble)))))
 
@@ -145,6 +147,11 @@ class KeyDynamics:
         upper = (near[12:] & near[:-12] & (struck[12:] | struck[:-12])).nonzero()[:, 0] + 12
         if len(upper):
             self.octaves = self.octaves.maximum(self.octave_db * self.odd_partials[upper].amax(0))
+
+    def _dulled(self) -> float:
+        """dB that the treble of this frame has fallen by since a key was struck."""
+        fallen = max(self.rest / self.frame_rate - DULL_AFTER_S, 0) * DULL_DB_PER_S
+        return min(fallen, DULL_LIMIT_DB) if self.late_fall else 0.0
 
     def _sustain(self, held: torch.BoolTensor) -> None:
         """One frame of the keys that are `held` `(88,)`."""

@@ -175,6 +175,18 @@ def test_tones_last_while_nothing_is_struck(low, most):
     assert added[200, struck] > 1 and abs(added[250, struck]) < 1e-4
 
 
+def test_what_is_generated_becomes_dull_while_nothing_is_struck():
+    """12 dB of the treble from 0.6 to 2.6 s after a strike, until the next one; a recording's codes fall themselves."""
+    keys = rolls(200, (0, C4, 0.5), (150, C5, 0.5))
+    treble = 20 * KeyDynamics(20.0, 0.5, 84, 50, late_db=1.8)(keys).treble[0].log10()
+    expected = torch.zeros(200)
+    expected[30:130] = -12 * torch.arange(100) / 100
+    expected[130:150] = -12
+    expected[180:] = -12 * torch.arange(20) / 100
+    torch.testing.assert_close(treble, expected, atol=1e-4, rtol=0)
+    assert (KeyDynamics(20.0, 0.5, 84, 50)(keys).treble == 1).all()
+
+
 @pytest.mark.parametrize("hertz, share", [(500, 0.0), (1000, 0.01), (3500, 0.5), (6000, 1.0), (12000, 1.0)])
 def test_treble_is_split_off_in_time_with_the_rest(hertz, share):
     wave = torch.sin(2 * math.pi * hertz * torch.arange(3200) / 32000)[None, None]
