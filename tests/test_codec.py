@@ -294,7 +294,7 @@ def make_quantizer(codes=8, size=4, layers=2):
 
 
 def test_nearest_is_the_nearest():
-    vectors, embed = noise(50, 4), noise(8, 4, seed=1)
+    vectors, embed = noise(20_000, 4), noise(8, 4, seed=1)
     assert torch.equal(nearest(vectors, embed), torch.cdist(vectors, embed).argmin(1))
 
 
@@ -308,6 +308,21 @@ def test_the_gradient_passes_straight_through():
     assert pull.abs().sum() > 0  # the commitment loss does reach the encoder
     first, second = (F.embedding(codes[:, k], quantizer.layers[k].codebook.embed) for k in range(2))
     assert torch.allclose(quantised, (first + second).transpose(1, 2), atol=1e-6)
+    left = [latent.transpose(1, 2) - chosen for chosen in (first, first + second)]
+    expected = sum(rest.square().mean() for rest in left) / 2 / latent.var()
+    assert torch.allclose(commitment, expected, rtol=1e-4)  # mean of both codebooks, relative to the latent
+
+
+def test_each_codebook_moves_by_its_own_vectors():
+    quantizer, other, updates = make_quantizer(), make_quantizer(), []
+    for k in range(2):
+        quantize_train(quantizer, noise(1, 4, 40, seed=k), updates)
+    ema_update(quantizer, updates, 0.9, 0.0, torch.Generator())
+    for book in range(2):
+        alone = SimpleNamespace(layers=other.layers[book : book + 1])
+        ema_update(alone, updates[book::2], 0.9, 0.0, torch.Generator())
+        moved, expected = quantizer.layers[book].codebook, other.layers[book].codebook
+        assert torch.allclose(moved.embed, expected.embed) and torch.allclose(moved.embed_avg, expected.embed_avg)
 
 
 def test_training_and_use_choose_the_same_codes(codec):
@@ -358,6 +373,9 @@ def test_kmeans_start():
     assert book.inited.item() == 1
     assert book.cluster_size.sum() == pytest.approx(80, rel=0.05)  # as many uses as a training step will bring
     assert torch.allclose(book.embed_avg, book.embed * book.cluster_size[:, None], atol=1e-5)
+    few = make_quantizer(layers=1)  # more codes than there are vectors: each is still one of them
+    kmeans_start(few, 100 + centres[:4].repeat(20, 1), 80, generator)
+    assert torch.cdist(few.layers[0].codebook.embed, 100 + centres[:4]).min(1).values.max() < 0.1
     random, _, worse = quantize_train(make_quantizer(), vectors.T[None])
     fitted, _, better = quantize_train(quantizer, vectors.T[None])
     assert better < worse

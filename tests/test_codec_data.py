@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from scripts import render_pool
 from scripts.audio.pianos import SourceError
 from scripts.audio.recorded_audio import RecordedExcerpts
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, draws_of, onset_roll, onsets_path
-from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, coloured, fixed_batch
+from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, coloured, first_waves, fixed_batch
 from scripts.codec.pool_files import PoolFiles
 from scripts.codec.recipe import CodecRecipe
 from scripts.training.processes import RunError
@@ -37,6 +38,20 @@ class Numbered:
         onsets = np.zeros((20, 88), np.uint8)
         onsets[::5, index % 88] = 64
         return {"wave": np.full(20 * 640, index + 1, np.int16), "onsets": onsets}
+
+
+class Same:
+    """Every excerpt is the same."""
+
+    def __getitem__(self, index):
+        return Numbered()[1000]
+
+
+class Louder:
+    """An excerpt whose samples grow from 1 to 12,800."""
+
+    def __getitem__(self, index):
+        return {"wave": np.arange(1, 12_801, dtype=np.int16), "onsets": np.zeros((20, 88), np.uint8)}
 
 
 def take(batches, count, first=0):
@@ -73,6 +88,10 @@ def test_stored_crops(pool):
             expected = waves[excerpt, 640 * frame : 640 * (frame + 4)] / np.float32(32767)
             assert np.allclose(item["input_values"], expected) and item["audio_codes"].shape == (4, lead + 4)
             assert np.array_equal(item["onsets"], onsets[excerpt, frame : frame + 4] / np.float32(127))
+        begun = {int(source[i]["audio_codes"][0, lead]) % 40 for i in range(60)}
+        assert begun == set(range(lead, 7))  # every place that has room
+    other = StoredCrops([pool], 0.08, 2, "0123456789abcdef", 0.04)
+    assert any(not np.array_equal(source[i]["input_values"], other[i]["input_values"]) for i in range(5))
     with pytest.raises(ValueError, match="shorter than a crop"):
         StoredCrops([pool], 0.16, 1, None, 0.06)
     with pytest.raises(ValueError, match=r"none\.npy: is not a file of a pool"):
@@ -101,9 +120,9 @@ def test_where_a_model_has_generated_codes_half_of_the_crops_have_them(pool):
     """Those and the ones with notes as played are told their keys, of the lead too; those as heard are not."""
     for kind, value in (("played", 999), ("generated", 888)):
         np.save(codes_path(pool, "0123456789abcdef", kind), np.full((3, 4, 10), value, np.int16))
-    items = [StoredCrops([pool], 0.08, 1, "0123456789abcdef", 0.04)[i] for i in range(80)]
+    items = [StoredCrops([pool], 0.08, 1, "0123456789abcdef", 0.04)[i] for i in range(160)]
     kinds = [int(item["audio_codes"][0, 0]) for item in items]
-    assert 25 < kinds.count(888) < 55 and 10 < kinds.count(999) < 30
+    assert 65 < kinds.count(888) < 95 and 25 < kinds.count(999) < 55
     assert [bool(item["told"]) for item in items] == [kind >= 888 for kind in kinds]
     onsets = np.load(onsets_path(pool))
     for item in items:
@@ -137,6 +156,10 @@ def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():
     for block in range(3):
         crops = numbers(found[2 * block]) + numbers(found[2 * block + 1])
         assert sorted(crops) == sorted([3 * block + i for i in (1, 2, 3)] * 4) and crops != sorted(crops)
+    other = take(CropBatches(Numbered(), replace(RECIPE, seed=4), 6), 2)
+    assert [numbers(batch) for batch in other] != [numbers(batch) for batch in found[:2]]
+    third = CodecRecipe(crop_seconds=0.4, excerpt_seconds=1.2)  # where 1.2 / 0.4 is a little less than 3
+    assert CropBatches(Numbered(), third, 6).crops == 3
     for batch in found:
         assert batch["input_values"].shape == (6, 3200) and batch["onsets"].shape == (6, 5, 88)
         assert ((batch["onsets"] > 0).sum((1, 2)) == 1).all()  # cut where the wave is cut
@@ -169,15 +192,27 @@ def test_processes_share_the_blocks_and_another_number_of_them_repeats_none():
     assert not used & later and min(later) == 2 * base + 1
 
 
+def test_processes_share_a_pool(pool):
+    """Batch by batch in turns."""
+    source = StoredCrops([pool], 0.08, 1)
+    alone = take(CropBatches(source, RECIPE, 3), 6)
+    for process in range(2):
+        for mine, whole in zip(take(CropBatches(source, RECIPE, 3, 0, process, 2), 3), alone[process::2], strict=True):
+            assert torch.equal(mine["input_values"], whole["input_values"])
+
+
+def test_the_first_waves():
+    """As many as are asked for, or a few more, of as many batches."""
+    batches = CropBatches(Numbered(), RECIPE, 4)
+    waves = first_waves(batches, 9)
+    assert waves.shape == (12, 3200)
+    assert torch.equal(waves, torch.cat([batch["input_values"] for batch in take(batches, 3)]))
+
+
 def test_a_lead_is_what_sounds_before():
     """Crops begin after it, and its level follows theirs."""
     recipe = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, lead_seconds=0.2, mixed_excerpts=2, level_db=(-9, -3))
-
-    class Counting:
-        def __getitem__(self, index):
-            return {"wave": np.arange(1, 12_801, dtype=np.int16), "onsets": np.zeros((20, 88), np.uint8)}
-
-    batches = CropBatches(Counting(), recipe, 4)
+    batches = CropBatches(Louder(), recipe, 4)
     assert batches.crops == 2
     batch = next(batches())
     assert batch["lead"].shape == (4, 6400) and batch["input_values"].shape == (4, 3200)
@@ -194,11 +229,16 @@ def test_levels_and_noise(pool):
     recipe = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3, level_db=(-20, -10))
     gains = 20 * (next(CropBatches(quiet, recipe, 4)())["input_values"] / plain)[:, 0].log10()
     assert ((gains > -20) & (gains < -10)).all() and gains.std() > 0.1
+    others = CropBatches(Same(), replace(recipe, seed=4), 4), CropBatches(Same(), recipe, 4, 0, 1, 2)
+    levels = [next(each())["input_values"][:, 0].tolist() for each in (CropBatches(Same(), recipe, 4), *others)]
+    assert len(set(sum(levels, []))) == 12  # of each crop, seed and process its own
     loud = CodecRecipe(crop_seconds=0.1, level_db=(30, 31))
     assert next(CropBatches(StoredCrops([pool], 0.1), loud, 4)())["input_values"].abs().max() < 0.98
     noisy = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3, noise_db=(-40, -40))
     noise = next(CropBatches(quiet, noisy, 4)())["input_values"] - plain
     assert 20 * noise.std().log10() == pytest.approx(-40, abs=0.3)
+    led = replace(recipe, level_db=(30.0, 31.0), lead_seconds=0.2)  # the lead, which is softer, follows the crop
+    assert next(CropBatches(Louder(), led, 4)())["input_values"].abs().max() == pytest.approx(0.97, rel=1e-3)
     bright = CodecRecipe(crop_seconds=0.1, colour_db=6.0, level_db=(30, 31))
     assert next(CropBatches(StoredCrops([pool], 0.1), bright, 4)())["input_values"].abs().max() < 0.98
     coded = StoredCrops([pool], 0.1, 0, "0123456789abcdef")
@@ -221,6 +261,10 @@ def test_colours():
     )
     gains = 20 * (again.mean(1) / plain.mean(1)).log10()
     assert torch.equal(again, other) and 1 < gains.std() < 12
+    led = CodecRecipe(**settings | {"lead_seconds": 0.2}, colour_db=4.0)
+    batch = next(CropBatches(Louder(), led, 4)())  # one filter over both: what goes on evenly has no step between them
+    ends = torch.cat([batch["lead"][:, -3:], batch["input_values"][:, :3]], 1).diff()
+    assert batch["lead"].shape == (4, 6400) and ends.abs().max() < 0.01
 
 
 def test_a_pool_and_rendering_on_the_fly_are_the_same_sound(tiny_pack, tmp_path):
@@ -337,11 +381,15 @@ def test_the_files_of_a_pool(tmp_path, monkeypatch):
         assert pool.done == 2
         pool.finish()
     assert np.array_equal(np.load(output), rows[0]) and np.array_equal(np.load(beside), rows[1])
+    state = tmp_path / "a.state.json"
+    state.write_text(state.read_text().replace('"done": 2', '"done": 1'))
+    with pytest.raises(RunError, match="a.npy: exists already"), PoolFiles(files, {"seed": 0}):
+        pass
     output.unlink()
     for _ in range(2):  # begun anew, and not taken for done where that is interrupted
         with PoolFiles(files, {"seed": 0}) as pool:
             assert pool.done == 0
-    (tmp_path / "a.state.json").write_text("{")
+    state.write_text("{")
     with pytest.raises(RunError, match="a.state.json: is damaged"), PoolFiles(files, {"seed": 0}):
         pass
     with monkeypatch.context() as patch, pytest.raises(RunError, match="c.npy: its 2 MB cannot be written"):

@@ -433,9 +433,11 @@ def samples_of(path):
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_a_stream_writes_pcm(raw):
-    """16 bit, with or without a WAV header; louder samples are clipped; all is there when it is closed."""
+def test_a_stream_writes_pcm(raw, monkeypatch):
+    """16 bit, with or without a WAV header; louder samples are clipped; all is there when it is closed, though the
+    system may take a part at a time."""
     source, sink = os.pipe()
+    monkeypatch.setattr(os, "write", lambda descriptor, data, write=os.write: write(descriptor, data[:999]))
     wave = np.tile(np.array([-1.5, -1.0, -0.5, 0.25, 1.5], np.float32), 1000)
     stream = PcmStream(sink, RATE, 5000, raw, lambda: None)
     stream.write(wave[:3000])
@@ -449,6 +451,17 @@ def test_a_stream_writes_pcm(raw):
             assert file.getparams()[:4] == (1, 2, RATE, 5000)
             data = file.readframes(5000)
     assert np.frombuffer(data, "<i2").tolist() == [-32767, -32767, -16384, 8192, 32767] * 1000 and stream.first_at > 0
+
+
+@pytest.mark.parametrize(("raw", "size"), [(False, 44), (True, 0)])
+def test_a_stream_without_audio(raw, size):
+    """Still a file of sound, of no samples; nothing was heard."""
+    source, sink = os.pipe()
+    stream = PcmStream(sink, RATE, 0, raw, lambda: None)
+    stream.close()
+    os.close(sink)
+    with open(source, "rb") as file:
+        assert len(file.read()) == size and np.isnan(stream.first_at)
 
 
 def test_a_stream_notices_that_nobody_reads():
@@ -568,7 +581,7 @@ def test_an_interrupted_render_goes_on_where_it_stopped(run, monkeypatch):
 )
 def test_a_damaged_journal(place, count, remark, tmp_path):
     """The windows before the damage are used, the others made anew, with a word; then the file is whole again."""
-    path, codes, vectors = tmp_path / ".piece.wav.windows", np.arange(16).reshape(2, 8), np.ones((3, 8), np.float16)
+    path, codes, vectors = tmp_path / ".piece.wav.windows", np.arange(16).reshape(2, 8), np.arange(24).reshape(3, 8)
 
     def go_on():
         return Journal(path, "key 1", 2, [8, 8, 8], 3)
@@ -583,10 +596,15 @@ def test_a_damaged_journal(place, count, remark, tmp_path):
     path.write_bytes(damaged)
     journal = go_on()
     assert len(journal.windows) == count and f".piece.wav.windows: {remark}" in journal.remark
+    for attempt, *arrays in journal.windows:
+        assert attempt == 1 and all(map(np.array_equal, arrays, (codes, vectors)))
     for _ in range(3 - count):
         journal.append(1, codes, vectors)
     journal.close()
     assert path.read_bytes() == whole and go_on().remark == ""
+    path.write_bytes(whole[:-1])  # cut short by a kill, not damaged
+    journal = go_on()
+    assert len(journal.windows) == 2 and journal.remark == ""
 
 
 def test_a_journal_of_the_version_before(tmp_path):
@@ -816,6 +834,16 @@ def test_many_files_in_batches(music, run, monkeypatch):
     assert code == 2 and calls == [] and err.count("is there already, made the same way") == 3
     code, _, err = run(*MANY, "--seed", 1)
     assert code == 2 and err.count("exists already; add --force") == 3 and calls == []
+    (music / "other").mkdir()
+    save_midi(music / "other" / "c.mid", (0.0, 0.3, 60))  # would have the same name
+    code, _, err = run("other", *MANY[1:])
+    assert code == 2 and "c.wav: exists already; add --force" in err and calls == []
+    told = Path("out/a.json").read_text()
+    Path("out/a.json").write_text(told.replace("out/a.wav", "out/a.flac"))  # of another file, which shares it
+    code, _, err = run(*MANY)
+    assert code == 2 and "a.wav: exists already; add --force" in err and err.count("made the same way") == 2
+    Path("out/a.json").write_text(told)
+    assert calls == []
     (music / "music" / "c.mid").unlink()
     for name in "ab":  # the manifest of a file from a batch is enough, without the others
         code, _, err = run(f"again_{name}.wav", "--from-manifest", f"out/{name}.json")
@@ -936,6 +964,8 @@ def test_a_prompt_is_not_written_over(run):
     sentence = "is the prompt; give the output another name or folder\n"
     assert run("piece.mid", "own.wav", *own)[::2] == (2, f"render: own.wav: {sentence}")
     assert run("own.mid", "--output-dir", ".", *own)[::2] == (2, f"render: own.wav: {sentence}")
+    Path("link.wav").symlink_to("own.wav")
+    assert run("piece.mid", "link.wav", *own)[::2] == (2, f"render: link.wav: {sentence}")
     assert run("piece.mid", "piece.wav", *own)[0] == 0
     assert run("own.wav", "--from-manifest", "piece.json", "--force")[::2] == (2, f"render: own.wav: {sentence}")
     assert Path("own.wav").read_bytes() == before

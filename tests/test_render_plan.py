@@ -81,6 +81,13 @@ def test_rows_by_free_memory():
     rows = [resources.rows_that_fit(config, free) for free in (0, 10**8, 10**9, 10**10, 10**13)]
     assert rows[0] == 1 and rows == sorted(rows) and rows[-1] == resources.MOST_ROWS and 1 < rows[2] < rows[-1]
     assert resources.rows_that_fit(config, 10**9, 2) == 2 * resources.rows_that_fit(config, 10**9, 4)
+    half = 8 * resources.bytes_of_row(config, resources.POSITIONS)  # of what is free
+    assert [resources.rows_that_fit(config, free) for free in (2 * half + 8, 2 * half - 8)] == [8, 4]
+    assert resources.bytes_of_row(config, 2000) > 2.1 * resources.bytes_of_row(config, 1000)  # attention is a square
+
+
+def test_rows_on_a_cpu(make_model):
+    assert [resources.batch_rows(make_model(), parallel) for parallel in (False, True)] == [1, 4]
 
 
 def test_decoding_beside_keeps_the_order_and_its_errors():
@@ -98,6 +105,11 @@ def test_decoding_beside_keeps_the_order_and_its_errors():
     decoding(broken)
     with pytest.raises(ValueError, match="no space left"):
         decoding.wait()
+    decoding.wait()  # it is told once
+    decoding(broken)
+    with pytest.raises(ValueError, match="no space left"):  # by the next one too, which waits for the one before
+        decoding(lambda: done.append(3))
+    assert 3 not in done
     Decoding(torch.device("cpu"))(lambda: done.append(threading.current_thread()))
     assert done[-1] is threading.main_thread()
 
