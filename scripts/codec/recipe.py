@@ -24,7 +24,7 @@ class CodecRecipe:
     lead_seconds: float = 0.0  # before a crop: what still sounds in it began there, and the decoder remembers it
     excerpt_seconds: float = 12.0  # rendered or read at a time, then cut into crops
     mixed_excerpts: int = 32  # whose crops are mixed before they become batches
-    level_db: tuple[float, float] = (0.0, 0.0)  # each crop's gain is drawn from here; full scale is not exceeded
+    level_db: tuple[float, float] = (0.0, 0.0)  # each crop's gain is drawn from here; by it full scale is not exceeded
     noise_db: tuple[float, float] | None = None  # and white noise of this RMS, dBFS, is added
     colour_db: float = 0.0  # spread of the levels that a filter of the crop's own has, see scripts.codec.data.coloured
     batch_size: int | str = 6  # crops of a process and batch; "auto": what fits into the GPU, see scripts.codec.run
