@@ -14,6 +14,8 @@ from modeling_midivalle import MidiValleForConditionalGeneration, PianoEncodecCo
 from processing import MidiValleProcessor, write_audio
 from scripts import adapt
 from scripts.audio.rendered_audio import onset_roll
+from scripts.dataset import own_recording
+from scripts.dataset.folder import midi_bytes
 from scripts.dataset.own_recording import Recording, encode, read_recording
 from scripts.measuring.metrics import colour_difference
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
@@ -69,6 +71,48 @@ def test_notes_are_those_that_the_model_knows(make_model, tmp_path):
         tokenizer = MidiValleTokenizer(sustain=sustain)
         recording, _ = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), tokenizer)
         assert (recording.notes["duration"].max() > 0.5) == (sustain == "extend")
+
+
+@pytest.mark.parametrize("late", [-0.15, 0.2])
+def test_notes_are_moved_to_where_they_are_heard(late, make_model, tmp_path, monkeypatch):
+    """By a MIDI that is early or late by less than 0.3 s; what then lies outside of the sound is left out."""
+    rng = np.random.default_rng(0)
+    onsets = [0.1, *np.sort(rng.uniform(0.5, 60.5, 118)), 60.9]
+    played = np.array([(onset, 0.3, rng.integers(50, 80), 80) for onset in onsets], NOTE_DTYPE)
+    (tmp_path / "a.mid").write_bytes(midi_bytes(played))
+    wave, time = np.zeros(62 * RATE), np.arange(RATE // 4) / RATE
+    for onset, pitch in zip(played["onset"] + late, played["pitch"], strict=True):
+        sound = 0.1 * np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time) * np.exp(-10 * time)
+        first = round((onset + 0.5) * RATE)
+        wave[first : first + len(sound)] += sound
+    wave = wave[RATE // 2 :][: 61 * RATE]
+    write_audio(tmp_path / "a.wav", wave)
+    monkeypatch.setattr(own_recording, "encode", lambda codec, wave, notes=None: torch.zeros(4, 61 * 50))
+    recording, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), MidiValleTokenizer())
+    expected = played["onset"] + late
+    expected = expected[(expected >= 0) & (expected < 61)]
+    assert len(expected) == 119 and np.abs(recording.notes["onset"] - expected).max() < 0.02 and remark
+
+
+def test_where_windows_of_a_recording_lie():
+    """Drawn ones before what is held back, prompts beside targets; that is heard whole, behind the last prompt before
+    it. The codes are the numbers of their frames."""
+    heard = torch.arange(20 * 50).expand(4, -1)
+    recording = Recording(np.zeros(20 * RATE), np.zeros(0, NOTE_DTYPE), heard, heard, MidiValleTokenizer())
+    recipe, rng, seen = adapt.AdaptRecipe(prompt_seconds=(0.5, 1.5), target_seconds=2.0, batch_size=4), None, set()
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        batch = recording.draw(rng, recipe, 6.0)
+        (prompt,) = set(batch["prompt_lengths"].tolist())
+        frames = batch["audio_codes"][:, 0]
+        assert frames.shape == (4, prompt + 100) and (frames < 300).all()
+        assert all(len(set(row)) == prompt + 100 for row in frames.tolist())  # none of the target in the prompt
+        seen |= {("prompt", prompt), *(("before", bool(row[0] < row[prompt])) for row in frames)}
+        seen |= {("end", int(row[-1])) for row in frames if row[-1] == 299}
+    assert seen == {("prompt", n) for n in (25, 50, 75)} | {("before", True), ("before", False), ("end", 299)}
+    held = [batch["audio_codes"][0, 0].tolist() for batch in recording.held(recipe, 16.0)]
+    prompt = list(range(725, 800))
+    assert held == [prompt + list(range(first, first + 100)) for first in (800, 900)]
 
 
 def test_silence_is_refused_before_anything_is_learned(make_model, write_midi, tmp_path):

@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Checkpoints: exact, whole or passed over, never half written; one run a folder; settings that may not change."""
 
+import contextlib
 import json
 import os
 import random
@@ -13,9 +14,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
+from scripts.training import checkpoints
 from scripts.training.checkpoints import MANIFEST, OPTIMIZERS, TENSORS, Checkpoints, gradients_of, restore_gradients
 from scripts.training.processes import FolderLock, RunError, StopSignals, any_process, check_unchanged, settings_of
+from scripts.unfinished import WriteError, unfinished_file, unfinished_folder, write_json
 
 
 def content(step):
@@ -48,6 +53,24 @@ def test_what_is_saved_comes_back_with_random_states_and_gradients(tmp_path):
     model.weight.grad, model.bias.grad = None, torch.ones(3)
     restore_gradients(model, found.gradients)
     assert torch.equal(model.weight.grad, torch.ones(3, 2)) and model.bias.grad is None
+
+
+def test_what_two_processes_have_begun_goes_on_in_one(tmp_path, monkeypatch):
+    """It has the sum of their gradients, and another process none; nor random states, if it was not there."""
+    path = Checkpoints(tmp_path).save(3, *content(3), {"w": torch.ones(2)}, micro_step=1)
+    first, second = (path / checkpoints.rank_file(number) for number in range(2))
+    save_file({name: 2 * v if name == "gradient.w" else v for name, v in load_file(first).items()}, second)
+    with safe_open(first, "pt") as file:
+        save_file(load_file(second) | {"gradient.v": torch.ones(1)}, second, file.metadata())
+    checkpoints._write_manifest(path, {"step": 3, "micro_step": 1, "world_size": 2})
+    found = Checkpoints(tmp_path).newest()
+    assert found.world_size == 2 and found.gradients["w"].tolist() == [3, 3] and found.gradients["v"].tolist() == [1]
+    monkeypatch.setattr(checkpoints, "world_size", lambda: 2)
+    assert Checkpoints(tmp_path).newest().gradients["w"].tolist() == [1, 1]
+    monkeypatch.setattr(checkpoints, "world_size", lambda: 3)
+    monkeypatch.setattr(checkpoints, "rank", lambda: 2)
+    found, before = Checkpoints(tmp_path).newest(), torch.get_rng_state()
+    assert found.gradients == {} and not found.restore_rng() and torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_newest_whole_ones_stay_and_order_is_by_step(tmp_path):
@@ -134,6 +157,32 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(limit, tmp_pa
     assert "step_0000002 could not be written" in sentence and "MiB are free" in sentence and "\n" not in sentence
     assert "step_0000001 is whole" in sentence and [p.name for p in tmp_path.iterdir()] == ["step_0000001"]
     assert Checkpoints(tmp_path).newest().step == 1
+
+
+def test_a_file_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), unfinished_file(path) as partial:
+        partial.write_text("half")
+        assert partial.name.startswith(".") and json.loads(path.read_text()) == {"a": 1}
+        raise ZeroDivisionError
+    assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
+    with pytest.raises(WriteError, match=f"^{tmp_path}/none/a.json: cannot be written .No such file"):
+        write_json(tmp_path / "none" / "a.json", {})
+
+
+def test_of_a_folder_that_is_not_finished_nothing_stays(tmp_path):
+    """Neither what was to hold it and was not there before; but what was moved out of it, and whatever was there."""
+    (tmp_path / "mine").mkdir()
+    for fails in (True, False):
+        output = tmp_path / "mine" / "a" / "b" / "out"
+        with contextlib.suppress(ZeroDivisionError), unfinished_folder(output) as folder:
+            (folder / "file").write_text("x")
+            if fails:
+                raise ZeroDivisionError
+            folder.rename(output)
+        found = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
+        assert found == (["mine"] if fails else ["mine", "mine/a", "mine/a/b", "mine/a/b/out", "mine/a/b/out/file"])
 
 
 PARENT = """

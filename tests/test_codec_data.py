@@ -25,8 +25,9 @@ from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, draws_of,
 from scripts.codec.data import CropBatches, StoredCrops, StoredExcerpts, coloured, first_waves, fixed_batch
 from scripts.codec.pool_files import PoolFiles
 from scripts.codec.recipe import CodecRecipe
+from scripts.dataset.folder import midi_bytes
 from scripts.training.processes import RunError
-from tokenization import MidiError, load_performance
+from tokenization import NOTE_DTYPE, MidiError, load_performance
 
 RECIPE = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3)
 
@@ -468,11 +469,61 @@ def test_shards(recording, tmp_path_factory):
         ({"target_pitch": [109] * len(notes)}, "its key is on no piano"),
         ({"target_onset": [float("nan")] * len(notes)}, "times are not finite"),
         ({"target_velocity": [1]}, "target_velocity cannot be read as notes"),
+        ({"target_velocity": [128] * len(notes)}, "its velocity above 127"),
     ):
-        shard = shard.with_name(f"{next(iter(change))}.parquet")
+        shard = shard.with_name(f"{next(iter(change))}_{len(said)}.parquet")
         pq.write_table(pa.Table.from_pylist([columns[0] | change]), shard)
         with pytest.raises(SourceError, match=f"{shard.name}, row 0, target_audio: .*{said}"):
             RecordedExcerpts([shard], 1.5)[0]
+
+
+@pytest.mark.parametrize("kind", ["file", "shard"])
+def test_an_excerpt_from_within_a_recording(kind, tmp_path):
+    """Its notes are where they are heard: a click is of the height of its note's velocity."""
+    places, samples = [1600 * i + 700 for i in range(200)], np.zeros(10 * 32_000)
+    notes = np.array([(place / 32_000, 0.04, 60, 1 + i % 120) for i, place in enumerate(places)], NOTE_DTYPE)
+    samples[places] = notes["velocity"] / 128
+    soundfile.write(tmp_path / "a.wav", samples, 32_000)
+    if kind == "file":
+        (tmp_path / "a.mid").write_bytes(midi_bytes(notes))
+    else:
+        sound = {"bytes": (tmp_path / "a.wav").read_bytes(), "path": None}
+        row = {"audio": sound} | {field: notes[field].tolist() for field in notes.dtype.names}
+        (tmp_path / "a.wav").unlink()
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    source, starts = RecordedExcerpts([tmp_path], 1.0), set()
+    for item in (source[i] for i in range(8)):
+        heard = np.flatnonzero(item["wave"])
+        frames, keys = item["onsets"].nonzero()
+        assert len(heard) >= 19 and (keys == 60 - 21).all() and abs(len(heard) - len(frames)) <= 1
+        starts.add(int(heard[0]))
+        for frame, velocity in zip(frames, item["onsets"][frames, keys], strict=True):
+            near = np.abs(item["wave"][max(640 * frame - 40, 0) : 640 * frame + 680]).max()
+            assert near == pytest.approx(256 * int(velocity), abs=2) or frame in (0, 49)
+    assert len(starts) > 5  # from anywhere
+
+
+def test_every_row_of_a_shard_is_drawn_with_its_own_notes(tmp_path):
+    rows = []
+    for i in range(4):
+        sound = io.BytesIO()
+        soundfile.write(sound, np.full(32_000, (i + 1) / 8), 32_000, format="WAV")
+        notes = {"onset": [0.5], "duration": [0.1], "pitch": [60 + i], "velocity": [80]}
+        rows.append({"audio": {"bytes": sound.getvalue(), "path": None}} | notes)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
+    source, seen = RecordedExcerpts([tmp_path], 1.0), set()
+    for item in (source[i] for i in range(40)):
+        number = round(item["wave"][0] / 4096) - 1
+        seen.add(number)
+        assert item["onsets"].any(0).nonzero()[0].tolist() == [60 - 21 + number]
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_long_recording_counts_by_its_length(tmp_path):
+    for name, seconds, level in (("long", 9.0, 0.5), ("short", 0.5, -0.5), ("one", 1.0, -0.5)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(round(seconds * 32_000), level), 32_000)
+    source = RecordedExcerpts([tmp_path], 1.0)
+    assert 40 < sum(source[i]["wave"][0] > 0 for i in range(60)) < 58  # 9 of 11, not 1 of 3
 
 
 def test_recordings_are_refused_in_one_sentence(tmp_path):

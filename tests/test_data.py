@@ -25,11 +25,13 @@ from symusic import ControlChange, Note, Score, Track
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import prepare_dataset, train
 from scripts.audio.rendered_audio import list_midi
+from scripts.audio.rooms import ROOM_NAMES
+from scripts.dataset.folder import midi_bytes
 from scripts.dataset.paired_recordings import PairedRecordings
 from scripts.dataset.recordings import DataArguments, RenderedRecordings
 from scripts.decoders.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
 from scripts.models.trained_parts import codec_hash, load_part
-from tokenization import MidiError, MidiValleTokenizer, load_performance
+from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, load_performance
 
 RATE = 32_000
 
@@ -119,6 +121,24 @@ def test_a_target_is_not_in_its_own_prompt(write_midi, tiny_pack, tmp_path):
     for index in range(20):
         prompt, target, _ = recordings.draw(index, DataArguments("validation", 2.0, 3.0, 0, keep_audio=False))
         assert target.start >= prompt.start + 2 or target.start + 3 <= prompt.start
+
+
+def test_a_prompt_tells_how_loud_a_velocity_is(tiny_pack, tmp_path):
+    """The soft piece is as much softer than the loud one as it was played, whichever of them is the prompt."""
+    (tmp_path / "midi").mkdir()
+    for name, velocity in (("soft", 40), ("loud", 100)):
+        played = np.array([(0.25 * i, 0.5, 60 + i % 5, velocity) for i in range(32)], NOTE_DTYPE)
+        (tmp_path / "midi" / f"{name}.mid").write_bytes(midi_bytes(played))
+    recordings = RenderedRecordings(
+        tmp_path / "midi", "validation", [str(tiny_pack / "piano")], ["dry_close"], 0, hold_out=False
+    )
+    seen = set()
+    for index in range(6):
+        parts = recordings.draw(index, DataArguments("validation", 3.0, 3.0, 0, keep_audio=False))[:2]
+        level = {part.source: 20 * np.log10(part.wave[RATE : 3 * RATE].std()) for part in parts}
+        assert 12 < level["loud.mid"] - level["soft.mid"] < 24  # 16.7 dB by the velocity law; few layers are darker
+        seen.add(parts[0].source)
+    assert len(seen) == 2
 
 
 def test_notes_without_the_pedal(prepare_here, write_piano, tiny_pack, tokenizer, tmp_path):
@@ -389,8 +409,13 @@ def test_datasets_loads_the_folder_by_its_card(tiny_data, tokenizer):
         assert np.array_equal(ids, row["midi_ids"]) and row["target_frames"] == 50
         for part, notes in zip(("prompt", "target"), parts):
             read = load_performance(row[f"{part}_midi"]).notes
-            assert sorted(read["pitch"]) == sorted(notes["pitch"])
-            assert np.abs(np.sort(read["onset"]) - np.sort(np.maximum(notes["onset"], 0))).max() < 2e-3
+            for field in ("pitch", "velocity"):
+                assert sorted(read[field]) == sorted(notes[field])
+            for a, b in (
+                (read["onset"], np.maximum(notes["onset"], 0)),
+                (read["onset"] + read["duration"], notes["onset"] + notes["duration"]),
+            ):
+                assert np.abs(np.sort(a) - np.sort(b)).max() < 4e-3
 
 
 def test_audio_is_typed_and_a_changed_card_keeps_its_text(in_this_process, prepare_command, tmp_path):
@@ -459,6 +484,7 @@ def test_the_number_of_shards_is_divisible_as_asked(tiny_pack, tmp_path):
     arguments = ["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path), "--items", "100", "--shard-items", "12"]
     args = prepare_dataset.parse([*arguments, "--divisible-by", "4"])
     assert prepare_dataset._shard_count(args) == 12
+    assert set(args.room) == set(ROOM_NAMES) - {"any"}
     parts = [prepare_dataset._items(args, shard) for shard in range(12)]
     assert [i for part in parts for i in part] == list(range(100)) and {len(part) for part in parts} == {8, 9}
 

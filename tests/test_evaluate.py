@@ -120,6 +120,70 @@ def test_a_codec_is_told_as_when_the_model_generates(monkeypatch):
         torch.testing.assert_close(gains[frame + 275, key], gains[frame + 150, key], rtol=1e-3, atol=0)
 
 
+def test_a_codec_that_changes_nothing_gives_the_excerpt(tiny_pack):
+    """Of what is encoded and decoded around it; the listener hears all of that too."""
+
+    class Codec:
+        device = "cpu"
+
+        def parameters(self):
+            return iter([torch.zeros(1)])
+
+        def encode_codes(self, around, struck=None):
+            self.around, self.struck = around, struck
+            return torch.zeros(1, 4, 125, dtype=torch.long)
+
+        def decode_codes(self, codes):
+            return self.around
+
+        decode_steady = decode_codes
+
+    arguments = evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False)
+    recordings = evaluate.RenderedRecordings(
+        tiny_pack / "midi", "validation", [str(tiny_pack / "piano")], ["studio"], 0
+    )
+    excerpt, codec = evaluate.Excerpt(recordings, 0, arguments), Codec()
+    wave, codes, speed = evaluate.reconstruct(codec, excerpt)
+    assert np.array_equal(wave, excerpt.wave) and codes.shape == (4, 125) and codec.around.shape == (1, 1, 80_000)
+    assert set(speed) == {"encode_x_real_time", "decode_x_real_time"}
+    listener = types.SimpleNamespace(hear=lambda around: around.shape)
+    assert np.array_equal(evaluate.reconstruct_listened(codec, listener, excerpt), excerpt.wave)
+    assert codec.struck == (1, 1, 80_000)
+
+
+def test_what_is_generated_is_told_what_is_to_be_played(tiny_pack, monkeypatch):
+    """Notes of the excerpt, of what sounds on into it too, its prompt, its seed; and silence behind what has ended."""
+    arguments = evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False)
+    recordings = evaluate.RenderedRecordings(
+        tiny_pack / "midi", "validation", [str(tiny_pack / "piano")], ["studio"], 0
+    )
+    excerpt, seen = evaluate.Excerpt(recordings, 0, arguments), []
+    monkeypatch.setattr(evaluate, "render_wave", lambda *given: seen.append(given) or np.ones(20_000))
+    processor = MidiValleProcessor(EncodecFeatureExtractor(1, 32_000), MidiValleTokenizer())
+    wave = evaluate.synthesise("model", processor, excerpt, 1.0, 5, {"top_k": 3})
+    assert wave.tolist() == [1.0] * 20_000 + [0.0] * 12_000
+    ((model, _, piece, prompt, seed, ring_out, sampling),) = seen
+    assert (model, seed, sampling) == ("model", 5, {"top_k": 3}) and 0 <= ring_out <= 1
+    onsets, expected = piece.notes["onset"], excerpt.target.notes["onset"]
+    assert np.array_equal(onsets, expected[expected < 1]) and onsets.min() < 0 <= piece.end
+    assert np.array_equal(prompt.wave, excerpt.prompt.wave) and np.array_equal(prompt.notes, excerpt.prompt.notes)
+
+
+def test_recordings_are_averaged_and_the_speed_is_a_median():
+    """Two excerpts of one recording count as one; a column's mean is of its own system."""
+    rows = [
+        dict.fromkeys(evaluate.COLUMNS, value) | {"system": system, "recording_id": name, "colour_db": [value, 1.0]}
+        for system, name, value in (("a", "x", 1.0), ("a", "x", 3.0), ("a", "y", 5.0), ("b", "x", 7.0))
+    ]
+    summary = evaluate.summarise(rows)
+    assert list(summary) == ["a", "b"] and summary["a"]["f1"][0] == 3.5 and summary["b"]["nrmse"][0] == 7
+    assert evaluate.colours(rows) == {"a": [3.0, 1.0], "b": [7.0, 1.0]}
+    codec = types.SimpleNamespace(config=types.SimpleNamespace(codebook_size=4, hop_length=640))
+    report = evaluate.codec_report(codec, [np.array([[0, 1], [0, 0]])] * 3, [{"s": s} for s in (1.0, 9.0, 2.0)])
+    assert report["kbit_per_s"] == pytest.approx(0.2) and report["entropy_kbit_per_s"] == pytest.approx(0.05)
+    assert report["s"] == 2 and report["used"] == [0.5, 0.25]
+
+
 def test_damaged_models_are_named(make_model, tiny_pack, transcriber, tmp_path, capsys):
     make_model().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")

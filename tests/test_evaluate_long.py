@@ -190,6 +190,45 @@ def test_sounds_that_are_there_are_measured_again(command, tmp_path, monkeypatch
     assert "3min.json: is no manifest of scripts.render; leave out --reuse" in capsys.readouterr().err
 
 
+def test_what_is_heard_of_a_piece(command, tmp_path, monkeypatch):
+    """All but the notes around the join at 1.2 s, and what is played again at the end 20 ms late; what lies between the
+    minutes that are transcribed does not count."""
+    out, sounds = tmp_path / "out", {}
+
+    def render(midi, sound, *options):
+        piece = load_performance(midi)
+        wave = np.zeros(round((piece.end + 2) * RATE))
+        sounds["notes"], sounds["end"] = piece.notes, piece.end
+        for onset, _, pitch, _ in piece.notes.tolist():
+            if not 0.7 <= onset <= 1.7:
+                wave[round((onset + 0.02 * (onset > 5)) * RATE)] = pitch / 200
+        write_audio(sound, wave)
+        prompt = [file_sha256(tmp_path / "model" / "prompts" / name) for name in ("p.mid", "p.flac")]
+        recipe = {"midi": file_sha256(midi), "prompt": {"files": prompt}, "windows": [[0, 1.2], [1.2, piece.end + 2]]}
+        (out / "3min.json").write_text(json.dumps({"recipe": recipe}))
+        return 1.0, 2.0
+
+    def hear(wave, rate):
+        return notes(*[(place / rate, round(200 * wave[place])) for place in np.flatnonzero(wave > 0.05)])
+
+    monkeypatch.setattr(evaluate_long, "PLACES", 20)
+    monkeypatch.setattr(evaluate_long, "run_render", render)
+    monkeypatch.setattr(evaluate_long, "Transcriber", lambda: hear)
+    monkeypatch.setattr(evaluate_long, "measure_first_audio", lambda args, midi: {})
+    assert command("--minutes", 3, "--transcribe-minutes", 2) == 0
+    (found,) = json.loads((out / "long.json").read_text())["pieces"]
+    onsets, end = sounds["notes"]["onset"], sounds["end"]
+    lost, counted = ((onsets >= 0.7) & (onsets <= 1.7)).sum(), ((onsets < 2) | (onsets >= end - 2)).sum()
+    assert found["windows"] == 2 and found["notes"] == len(onsets) and found["notes_near_joins"] == lost
+    assert (found["f1_joins"], found["f1_elsewhere"]) == (0, 1)
+    assert found["f1"] == pytest.approx(2 * (counted - lost) / (2 * counted - lost))
+    first = (onsets < 2).sum()
+    assert found["f1_first_minute"] == pytest.approx(2 * (first - lost) / (2 * first - lost))
+    assert found["f1_last_minute"] == 1 and found["bias_first_minute_ms"] == pytest.approx(0, abs=0.1)
+    assert found["bias_last_minute_ms"] == pytest.approx(20, abs=0.1)
+    assert (found["render_s"], found["peak_mib"], found["seconds"]) == (1, 2, pytest.approx(end + 2))
+
+
 def test_a_render_that_fails_is_no_time(command, tmp_path, monkeypatch, capsys):
     """Its last line is the reason, whether the piece or the first audio was asked for."""
     program = tmp_path / "python"
@@ -214,7 +253,8 @@ def test_excerpts_that_are_done_are_kept(command, model, tmp_path, monkeypatch, 
     load = processor.load
     monkeypatch.setattr(evaluate_long, "load_processor", lambda folder: processor)
     monkeypatch.setattr(evaluate_long, "load_model", lambda folder, device: None)
-    monkeypatch.setattr(evaluate_long, "render_wave", lambda *arguments: np.zeros(RATE))
+    prompts, true = [], load_performance(model / "prompts" / "p.mid").notes["onset"]
+    monkeypatch.setattr(evaluate_long, "render_wave", lambda *given: prompts.append(given[3]) or np.zeros(RATE))
     monkeypatch.setattr(evaluate_long, "Transcriber", lambda: lambda wave, rate: notes((0.1, 60)))
 
     def cut(midi, sustain=None, start=None, end=None):
@@ -225,6 +265,9 @@ def test_excerpts_that_are_done_are_kept(command, model, tmp_path, monkeypatch, 
     assert "no note is struck in it; give longer --seconds or another --seed" in capsys.readouterr().err
     results = json.loads((tmp_path / "out" / "offsets.json").read_text())
     assert len(results["rows"]) == 4
+    for row, prompt in zip(results["rows"], prompts, strict=True):  # MIDI is early by the offset; is it corrected?
+        early = row["offset_ms"] - (row["measured_ms"] if row["kind"] == "corrected" else 0)
+        assert prompt.notes["onset"] == pytest.approx(true - early / 1000)
     assert [(row["offset_ms"], row["f1"]) for row in results["summary"]] == [(0, 1), (0, 1), (50, 1), (50, 1)]
     (model / "prompts" / "prompts.json").write_text("[]")
     assert command("--offsets", 0, "--output-dir", tmp_path / "other") == 2

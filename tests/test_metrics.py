@@ -113,6 +113,8 @@ def test_multi_resolution_mel():
     assert multi_resolution_mel(noise, noise) == 0.0
     with_empty_bands = multi_resolution_mel(noise, 10 * noise)  # bands narrower than a bin stay at the floor in both
     assert 6 < with_empty_bands <= 7.0001
+    assert multi_resolution_mel(0.1 * noise, noise) == pytest.approx(with_empty_bands, abs=0.02)
+    assert multi_resolution_mel(1e-9 * noise, 1e-8 * noise) == 0
     little, more = (multi_resolution_mel(tone(69, 0.5), tone(69, 0.5) + level * noise) for level in (1e-4, 1e-2))
     assert 0 < little < more
 
@@ -151,6 +153,17 @@ def test_timbre_distance():
     target = tone(69)
     assert timbre_distance(target, 5 * target) == pytest.approx(0, abs=0.05)
     assert timbre_distance(target, tone(93)) > 5 > timbre_distance(target, tone(70))
+
+
+def test_timbre_distance_by_hand():
+    """8 dB more in the lowest 10 of 40 bands: 6 above the mean, and 2 below it in the others."""
+    noise = np.random.default_rng(0).standard_normal(320_000)
+    lowest, highest = (2595 * math.log10(1 + f / 700) for f in (50, 16_000))
+    edge = 700 * (10 ** ((lowest + (highest - lowest) * 10.5 / 41) / 2595) - 1)
+    spectrum = np.fft.rfft(noise)
+    spectrum[: round(edge * 10)] *= 10 ** (8 / 20)
+    found = timbre_distance(noise, np.fft.irfft(spectrum))
+    assert found == pytest.approx(math.sqrt((10 * 6**2 + 30 * 2**2) / 40), abs=0.1)
 
 
 def test_timbre_distance_hears_the_louder_half():

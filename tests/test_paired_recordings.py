@@ -2,6 +2,7 @@
 """Tables of corpora: whose columns are whose, which row is of which split, and the audio of a stretch."""
 
 import csv
+import itertools
 
 import numpy as np
 import pytest
@@ -84,6 +85,20 @@ def test_pijama(tmp_path, write_midi):
         read_pairs(tmp_path, "train")
     write_table(tmp_path / "pijama.csv", PIJAMA, row, row | {"split": "val"})
     assert [len(read_pairs(tmp_path, split)[1]) for split in ("train", "validation", "val")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("lengths", "least", "most"), [("19", 42, 58), ("11", 20, 40), ("1", 20, 40)])
+def test_a_recording_is_drawn_by_its_length(lengths, least, most, tmp_path, write_midi):
+    """As the table tells it; if it does not, for one of them at least, as often as any other."""
+    rows = [{"split": "train", "midi_filename": "a.mid", "audio_filename": f"{i}.wav"} for i in range(2)]
+    rows = [row | {"duration": seconds} for row, seconds in itertools.zip_longest(rows, lengths, fillvalue="0")]
+    write_table(tmp_path / "maestro-v3.0.0.csv", MAESTRO, *rows)
+    write_midi(tmp_path / "a.mid", seconds=3.0)
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(3 * 32_000), 32_000)
+    recordings = PairedRecordings(tmp_path, 0, "train")
+    drawn = [recordings.draw(i, DataArguments("train", 0.5, 0.5, 0, False))[2]["recording_id"] for i in range(60)]
+    assert least < drawn.count("1.wav") < most
 
 
 def test_nothing_that_is_learned_validates(tmp_path):

@@ -15,7 +15,7 @@ from scipy.signal import butter, sosfiltfilt
 from scripts.audio import pianos
 from scripts.audio.pianos import SampledPiano, SoundFontPiano, SourceError, load_piano, performance_level, velocity_gain
 from scripts.audio.rendered_audio import RenderedExcerpts, list_midi, render
-from scripts.audio.rooms import LARGEST, ROOMS, SMALLEST, TARGET_RMS_DBFS, Room
+from scripts.audio.rooms import LARGEST, ROOMS, SMALLEST, TARGET_RMS_DBFS, Room, without_clipping
 from tokenization import NOTE_DTYPE, MidiError
 
 RATE = 32_000
@@ -84,12 +84,14 @@ def test_levels_of_samples_within_a_layer_are_kept(write_piano, tmp_path):
     assert high - low == pytest.approx(6.0, abs=0.1)
 
 
-def test_release(piano):
-    """After key-up the sound falls by e in 180 ms at key 60; keys without dampers go on."""
-    wave = piano(notes((0.0, 0.5, 60, 30)), 2.0)
-    before, after = wave[round(0.4 * RATE) : round(0.5 * RATE)], wave[round(0.66 * RATE) : round(0.70 * RATE)]
-    assert level_db(after) - level_db(before) == pytest.approx(-20 * np.log10(np.e), abs=0.5)  # 0.18 s later
-    assert not wave[round((0.5 + 5 * 0.18) * RATE) + 1 :].any()
+@pytest.mark.parametrize(("pitch", "tau"), [(48, 0.25), (60, 0.18), (84, 0.12)])
+def test_release(pitch, tau, piano):
+    """After key-up the sound falls by e in 180 ms at key 60, sooner above and later below; keys without dampers go
+    on."""
+    wave = piano(notes((0.0, 0.5, pitch, 30)), 2.0)
+    before, after = wave[round(0.4 * RATE) : round(0.5 * RATE)], wave[round((0.48 + tau) * RATE) :][: RATE // 25]
+    assert level_db(after) - level_db(before) == pytest.approx(-20 * np.log10(np.e), abs=0.5)
+    assert not wave[round((0.5 + 5 * tau) * RATE) + 1 :].any()
     top = piano(notes((0.0, 0.1, 96, 30)), 2.0)
     assert level_db(top[RATE : RATE + 3200]) == pytest.approx(level_db(top[3200:6400]), abs=0.2)
 
@@ -294,6 +296,43 @@ def test_the_level_of_a_recording(name):
     assert np.abs(room(dry, 1e-3, np.random.default_rng(0))).max() == pytest.approx(0.97, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("change", "hertz", "expected"),
+    [
+        ({"low_shelf_db": 6.0}, 40, 6),
+        ({"high_shelf_db": -6.0}, 14_000, -6),
+        ({"high_pass_hz": 160}, 160, -3),
+        ({"low_pass_hz": 9_000}, 9_000, -3),
+    ],
+)
+def test_the_tone_of_a_room(change, hertz, expected, monkeypatch):
+    """Beside that of the same room without; at 1 kHz there is hardly a difference."""
+    plain = Room("studio", 0, jitter=0.0)
+    monkeypatch.setitem(ROOMS, "studio", dataclasses.replace(ROOMS["studio"], **change))
+    other = Room("studio", 0, jitter=0.0)
+    found = [np.abs(np.fft.rfft(room.response, RATE * 2))[[2 * hertz, 2000]] for room in (plain, other)]
+    assert 20 * np.log10(found[1] / found[0]) == pytest.approx([expected, 0], abs=0.5)
+
+
+def test_a_wet_room(monkeypatch):
+    """What rings is by so much louder, beside the direct sound, as `wet_db` is higher."""
+    found = []
+    for wet_db in (-20, -8):
+        monkeypatch.setitem(ROOMS, "studio", dataclasses.replace(ROOMS["studio"], wet_db=wet_db))
+        energy = np.square(Room("studio", 0, jitter=0.0).response, dtype=np.float64)
+        found.append(10 * np.log10([energy[64:1120].sum(), energy[1600:].sum()] / energy[:48].sum()))
+    assert found[1] - found[0] == pytest.approx([12, 12], abs=1.5)
+
+
+def test_one_gain_for_what_is_of_one_recording():
+    """The loudest wave decides it, wherever it stands; and none is turned up."""
+    loud, soft = np.array([0.0, -1.94]), np.array([0.5, 0.2])
+    for waves in ((loud, soft), (soft, loud)):
+        for wave, limited in zip(waves, without_clipping(*waves), strict=True):
+            assert limited == pytest.approx(wave / 2)
+    assert without_clipping(soft)[0] == pytest.approx(soft)
+
+
 def test_rooms_ring_as_long_as_they_say():
     """Energy left after the direct sound falls by 60 dB in about rt60."""
     long, short = Room("concert_hall", 0, jitter=0.0), Room("dry_close", 0, jitter=0.0)
@@ -317,7 +356,11 @@ def test_the_treble_of_a_room_dies_first():
 
 
 def test_performance_level_grows_with_notes_and_velocity():
+    """And knows no silence before the music, nor how long a string is held that has died away."""
     one, louder = notes((0.0, 1.0, 60, 60)), notes((0.0, 1.0, 60, 120))
+    assert performance_level(notes((50.0, 1.0, 60, 60))) == performance_level(one)
+    held = performance_level(notes((0.0, 5.0, 60, 60), (0.0, 10.0, 64, 60)))
+    assert held == pytest.approx(performance_level(notes((0.0, 10.0, 60, 60), (0.0, 10.0, 64, 60))))
     assert performance_level(louder) / performance_level(one) == pytest.approx(2 ** (42 / 20), rel=1e-6)
     chord = notes((0.0, 1.0, 60, 60), (0.0, 1.0, 64, 60))
     assert performance_level(chord) / performance_level(one) == pytest.approx(np.sqrt(2))

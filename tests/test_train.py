@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -162,6 +163,7 @@ def test_resumed_equals_uninterrupted(run, part, tmp_path):
     rows = content(whole / "step_0000004")[2]
     stages = ["0"] if part == "ar" else ["1", "2", "3"]
     assert all(0 <= rows[-1][f"validation_top10_{stage}"] <= 1 for stage in stages) and rows[-1]["step"] == 4
+    assert rows[-1]["hours"] == pytest.approx(4 * 2 / 3600, rel=1e-5)  # targets of 1 s, two a step
     losses = [sum(row[f"validation_code_{s}"] for s in stages) for row in rows if f"validation_code_{stages[0]}" in row]
     best = AutoModel.from_pretrained(whole / "best").state_dict()
     last_is_best = losses[-1] == min(losses)
@@ -355,6 +357,38 @@ def test_a_batch_of_eight_equals_eight_of_one(part, tiny_data, tiny_pack, tmp_pa
     if part == "ar":  # a NAR's second row would have another stage
         mean = sum(n * g[name] for n, g in zip(frames, alone)) / sum(frames)
         torch.testing.assert_close(both[name], mean, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_are_clipped_to_their_norm_and_the_log_has_means(tiny_data, tiny_pack, batch, tmp_path):
+    """The norm in the log is what it was; rates of the warm-up, and means over the steps since the last row."""
+    size = {"batches": [batch], "steps": 4, "log_steps": 2, "warmup_steps": 8, "ar": NO_DROPOUT, "own_share": 0.0}
+    clipped, free = (
+        make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / str(norm), clip_norm=norm, **size)
+        for norm in (1e-3, None)
+    )
+    (short, logged), (long, _) = gradients(clipped, [batch]), gradients(free, [batch])
+    norms = [math.sqrt(sum(float(value.square().sum()) for value in found.values())) for found in (short, long)]
+    assert norms == pytest.approx([1e-3, logged["gradient"][0]], rel=1e-4) and norms[1] > 0.01
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", **size)
+    losses, step = [], run._wrong
+    run._wrong = lambda means, norm: losses.append(means["code"]) or step(means, norm)
+    assert run.train()
+    rows = [row for row in run_log.read_log(tmp_path / "run" / "log.jsonl") if "code" in row]
+    assert [row["code"] for row in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], rel=1e-5)
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.01 * 1.5 / 8, 0.01 * 3.5 / 8])
+
+
+def test_averages_forget_the_first_weights(tiny_data, tiny_pack, tmp_path):
+    """They hardly remember in the first steps, and `average_decay` of what they were in later ones."""
+    run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run", average_decay=0.5)
+    name, weight = next(iter(run.core.named_parameters()))
+    for step, left in ((0, 0.1), (5, 0.4), (200, 0.5)):
+        run.step = step
+        with torch.no_grad():
+            weight.fill_(0.0)
+            run.average[name].fill_(1.0)
+        run._move_average()
+        torch.testing.assert_close(run.average[name], torch.full_like(weight, left))
 
 
 def test_gradient_checkpointing_changes_nothing(tiny_data, tiny_pack, batch, tmp_path):
@@ -575,7 +609,8 @@ def test_pushing_is_tried_again_and_then_reported(run, tmp_path, monkeypatch, ca
                 raise OSError("500 Server Error")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
+    pauses = []
+    monkeypatch.setattr(publishing.time, "sleep", pauses.append)
     for working, said in (
         (3, "is on the Hub as someone/piano"),
         (99, "could not be pushed to someone/piano (500 Server"),
@@ -583,6 +618,36 @@ def test_pushing_is_tried_again_and_then_reported(run, tmp_path, monkeypatch, ca
         calls.clear()
         assert run("ar", tmp_path / "out", "--push-to-hub", "someone/piano") == 0
         assert len(calls) == min(working, 4) and said in capsys.readouterr().out
+    assert pauses == [5, 10, 5, 10, 20]  # of three attempts, and of four
+
+
+def test_a_reader_of_an_exported_folder_finds_whole_files(tmp_path, monkeypatch):
+    """Weights come last; a full disk, or a kill before, leaves what was there as it was."""
+
+    class Model:
+        fails = False
+
+        def save_pretrained(self, folder, state_dict):
+            folder.mkdir()  # what a kill has left is not mixed with it
+            for name in ("model.safetensors", "config.json", "z.json"):
+                (folder / name).write_text(f"{name} of {state_dict}")
+            if self.fails:
+                raise OSError("No space left on device")
+            state_dict.clear()  # as transformers does
+
+    model, moved, replace, state = Model(), [], os.replace, {"w": 1}
+    (tmp_path / ".model.tmp").mkdir()
+    (tmp_path / ".model.tmp" / "half.safetensors").write_text("of a kill")
+    monkeypatch.setattr(publishing.os, "replace", lambda old, new: moved.append(new.name) or replace(old, new))
+    publishing.export(model, tmp_path / "model", state)
+    assert moved[-1] == "model.safetensors" and sorted(moved) == ["config.json", "model.safetensors", "z.json"]
+    assert os.listdir(tmp_path) == ["model"] and state == {"w": 1}
+    before = {path: path.read_text() for path in (tmp_path / "model").iterdir()}
+    model.fails = True
+    with pytest.raises(publishing.PublishError, match="model could not be written .No space left"):
+        publishing.export(model, tmp_path / "model", {"w": 2})
+    assert {path: path.read_text() for path in (tmp_path / "model").iterdir()} == before
+    assert os.listdir(tmp_path) == ["model"] and len(before) == 3
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])
@@ -629,6 +694,26 @@ def test_trackers_that_are_not_installed_are_named(monkeypatch, capsys):
     monkeypatch.setattr(run_log.importlib.util, "find_spec", lambda name: None if name == "trackio" else name)
     assert run_log.installed_trackers(["tensorboard", "trackio"]) == ["tensorboard"]
     assert "trackio is not installed" in capsys.readouterr().out
+
+
+def test_a_row_tells_speed_and_the_time_left(tmp_path, monkeypatch, capsys):
+    """Of what has been done since the run went on; trackers get figures of the validation in a group of their own."""
+    sent = []
+    accelerator = SimpleNamespace(
+        is_main_process=True, init_trackers=lambda *_: None, log=lambda row, step: sent.append((row, step))
+    )
+    monkeypatch.setattr(run_log.time, "time", iter([1000.0, 1060.0]).__next__)
+    log = run_log.RunLog(tmp_path / "run", accelerator, 50)
+    log.begin(10, {})
+    log.write(30, 2.0, 720.04, {"code": 1.23456789, "validation_code_0": 2.0})
+    assert "30/50 " in (said := capsys.readouterr().out) and said.endswith("10.0x real time, 0:01:00 left\n")
+    row = {"step": 30, "hours": 2.0, "wall_s": 720.0, "code": 1.23457}
+    assert run_log.read_log(tmp_path / "run" / "log.jsonl") == [row | {"validation_code_0": 2.0}]
+    assert sent == [(row | {"validation/code_0": 2.0}, 30)]
+    accelerator.is_main_process = False
+    monkeypatch.setattr(run_log.time, "time", lambda: 0.0)
+    log.write(40, 3.0, 720.0, {})
+    assert len(run_log.read_log(tmp_path / "run" / "log.jsonl")) == 1 and not capsys.readouterr().out
 
 
 def test_learning_curves_by_command(tmp_path, capsys):
