@@ -325,7 +325,7 @@ class Tracker(GeneralTracker):
         self.shown[name, step] = picture
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tracker():
     """A `Tracker`; what it is given is in `shown`, by name and step."""
     return Tracker()

@@ -79,10 +79,11 @@ def whole(shared, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def at_once(shared, tmp_path_factory):
-    """The folder of a run of four steps that nothing stopped, and what it said."""
+def at_once(shared, tracker, tmp_path_factory):
+    """The folder of a run of four steps that nothing stopped and a tracker was told of, and what it said."""
     folder = tmp_path_factory.mktemp("at_once")
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(run, "installed_trackers", lambda names: [tracker])
         assert train_codec.main([*shared, "--output-dir", str(folder)]) == 0
     (folder / "said.txt").write_text(said.getvalue())
     return folder
@@ -169,7 +170,8 @@ def test_a_signal_saves_first_and_other_settings_are_refused(at_once, whole, tmp
     assert_equal_runs(at_once, tmp_path / "stopped")
 
 
-@pytest.mark.parametrize(("size", "mixed", "base"), [(3, 1, 4), (2, 3, 1)])  # blocks of one excerpt and of four
+# Blocks of one excerpt and of four
+@pytest.mark.parametrize(("size", "mixed", "base"), [pytest.param(3, 1, 4, marks=pytest.mark.slow), (2, 3, 1)])
 def test_other_batches_begin_behind_what_was_heard(size, mixed, base, at_once, whole, tmp_path):
     """By force: the new size is used, and none of the four excerpts that have been begun comes again."""
     (tmp_path / "recipe.yaml").write_text(RECIPE.replace("mixed_excerpts: 2", f"mixed_excerpts: {mixed}"))
@@ -276,15 +278,12 @@ def test_another_piano_of_the_same_name_is_refused(at_once, whole, tiny_pack, tm
     assert train_codec.main(more) == 2 and "rendered.pianos was ['piano " in capsys.readouterr().err
 
 
-def test_trackers_get_sound_and_curves_at_each_validation(whole, at_once, tracker, tmp_path, monkeypatch):
-    """As files of the run are; and the weights do not notice."""
-    monkeypatch.setattr(run, "installed_trackers", lambda names: [tracker])
-    assert train_codec.main(whole("out")) == 0
-    assert_equal_runs(at_once, tmp_path / "out")
+def test_trackers_get_sound_and_curves_at_each_validation(at_once, tracker):
+    """As files of the run are; other tests have runs without trackers, which are equal."""
     names = ("samples/00_truth", "samples/00_codec", "curves")
     assert tracker.shown.keys() == {(name, step) for name in names for step in (2, 4)}
     wave, rate = tracker.shown["samples/00_codec", 4]
-    written, _ = soundfile.read(tmp_path / "out" / "samples" / "00_codec.flac")
+    written, _ = soundfile.read(at_once / "samples" / "00_codec.flac")
     assert rate == 32_000 and np.abs(wave[0].numpy() - written).max() < 1e-4
 
 

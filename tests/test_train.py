@@ -654,6 +654,7 @@ def test_a_reader_of_an_exported_folder_finds_whole_files(tmp_path, monkeypatch)
 def test_trackers_get_sound_and_curves_at_each_validation(part, tracker, tiny_data, tiny_pack, tmp_path, monkeypatch):
     """Half a second of the first row, as it is and as it is played; the random states do not notice."""
     codec = PianoEncodecModel.from_pretrained(tiny_pack / "codec")
+    tracker.shown.clear()
     size = {"steps": 4, "save_steps": 2, "sample_seconds": 0.5, part: NO_DROPOUT}
     plain = make_run(part, tiny_data, tiny_pack / "codec", tmp_path / "plain", **size)
     assert plain.train() and not plain.shows_samples

@@ -162,6 +162,7 @@ class Run:
         checkpoints.save(self.step, self.learner.tensors(), optimizers, state)
         self.saved = self.step
         self._export()
+        self.log.draw()
 
     def _results(self) -> tuple[Path, Path]:
         """Where a listener, and where a codec is written."""
@@ -173,7 +174,6 @@ class Run:
         listener, codec = self._results()
         folder = listener if isinstance(self.model, PianoListenerModel) else codec
         export_rounded(self.learner.average, self.model.config, folder)
-        self.log.draw()
 
     def _batch_size(self) -> int:
         if self.recipe.batch_size != "auto":
