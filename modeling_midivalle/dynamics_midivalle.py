@@ -95,9 +95,7 @@ class KeyDynamics:
         self.fading, self.octave_fading = (_decay(s * frame_rate) for s in (FADING_S, OCTAVE_FADING_S))
         self.attack_fading, self.treble_fading = (_decay(s * frame_rate) for s in (ATTACK_FADING_S, TREBLE_FADING_S))
         self.sustain_fading, self.memory = (_decay(s * frame_rate) for s in (SUSTAIN_FADING_S, MEMORY_S))
-        self.rest = (
-            0  # frames since a key was struck; from `short_rest` on tones lack something, from `late` on they fall
-        )
+        self.rest = 0  # frames since a key was struck
         self.short_rest, self.late = SUSTAIN_AFTER_S * frame_rate, LATE_S * frame_rate
         self.late_fall = late_db / frame_rate
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
