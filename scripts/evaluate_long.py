@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from symusic import Note, Score, Track
 
 from processing import Prompt, read_audio
 from scripts.audio.rendered_audio import list_midi
+from scripts.dataset.folder import midi_bytes
 from scripts.evaluate import EvaluationError, check_output
 from scripts.measuring.metrics import timbre_distance
 from scripts.measuring.note_onsets.scores import match_onsets, note_scores
@@ -88,15 +88,6 @@ def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[s
     again["onset"] += np.ceil(end + PAUSE_S) - again["onset"].min()
     notes = np.concatenate([*parts, again])
     return np.sort(notes, order=("onset", "pitch", "duration")), names
-
-
-def midi_bytes(notes: np.ndarray) -> bytes:
-    """Notes (pedal applied) as a MIDI file, on a grid of 1/960 s."""
-    score, track = Score(480, ttype="second"), Track(ttype="second")
-    for onset, duration, pitch, velocity in notes.tolist():
-        track.notes.append(Note(onset, duration, pitch, velocity, ttype="second"))
-    score.tracks.append(track)
-    return score.to("tick").dumps_midi()
 
 
 def run_render(*arguments: str) -> tuple[float, float]:
