@@ -19,13 +19,15 @@ help:  ## list the targets
 install: $(STAMP)  ## create the environment: torch first, then requirements.txt, then this project (editable)
 
 $(PY):
-	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
-	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3; do \
+	    "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || continue; \
 	    "$$python" -c 'import venv, ensurepip' 2>/dev/null || { \
 	        echo "$$python has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 2; }; \
 	    echo "creating $(VENV) with $$("$$python" --version)"; \
 	    exec "$$python" -m venv "$(VENV)"; \
-	done; echo "no Python 3.11 or newer found: install one, or run make PYTHON=/path/to/python3.11" >&2; exit 2
+	done; \
+	echo "no Python 3.11 to 3.14 found (symusic, which reads MIDI, has no build for a newer one): install one, or run" \
+	    "make PYTHON=/path/to/python3.11" >&2; exit 2
 
 # torch comes first and by itself: any later requirement would otherwise draw the CUDA build and its 3 GB of libraries.
 # `===` excludes a local `+cpu` build.
@@ -43,9 +45,10 @@ $(STAMP): requirements.txt pyproject.toml | $(PY)
 	@$(PY) -c 'import torch, transformers; print("installed: torch", torch.__version__, "transformers", transformers.__version__)'
 	@touch $@
 
-# Without its dependencies: transkun asks for torchaudio, which breaks `import transformers` beside a CPU torch.
+# Without its dependencies: transkun asks for torchaudio, which breaks `import transformers` beside a CPU torch, and for
+# ncls and pydub, which nothing here uses and which Python 3.13 and later have no builds of, or cannot import.
 install-eval: install  ## add the transcriber: for scripts.evaluate, --verify and prompts without MIDI
-	$(PIP) install -q moduleconf==0.1.4 pretty_midi==0.2.11.post0 ncls==0.0.71 pydub==0.25.1 librosa==0.11.0
+	$(PIP) install -q moduleconf==0.1.4 pretty_midi==0.2.11.post0 librosa==0.11.0
 	$(PIP) install -q --no-deps transkun==2.0.1
 
 install-peft: install  ## add peft: for scripts.adapt
