@@ -179,7 +179,7 @@ class MidiValleARConfig(MidiValleDecoderConfig):
     model_type = "midivalle_ar"
     _auto_class = "AutoConfig"
     base_config_key = "ar_config"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # the cache until transformers 5.23, and since
 
     vocab_size: int = 2050
     eos_token_id: int | None = 2048

@@ -30,6 +30,9 @@ from .modeling_midivalle_layers import (
 )
 from .quantization_midivalle import quantize_linears
 
+# an output's name for the cache: transformers 5.24 calls it `cache` and warns of the name that all had before
+CACHE = "past_key_values" if "past_key_values" in BaseModelOutputWithPast.__dataclass_fields__ else "cache"
+
 
 @dataclass
 class MidiValleARDecoderOutput(BaseModelOutputWithPast):
@@ -148,7 +151,7 @@ class MidiValleARDecoder(MidiVallePreTrainedModel):
                 hidden_states, None, attention_mask=mask, rotary=rotary, past_key_values=past_key_values, **kwargs
             )
         return MidiValleARDecoderOutput(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values, prompt_summary=prompt_summary
+            last_hidden_state=self.norm(hidden_states), prompt_summary=prompt_summary, **{CACHE: past_key_values}
         )
 
     def predicted_frames(self, index: torch.LongTensor, prompt_lengths: torch.LongTensor) -> torch.LongTensor:
@@ -196,6 +199,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MidiValleAROutput:
         r"""
@@ -217,6 +221,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             labels (`torch.LongTensor` of shape `(B, T)`, *optional*): aligned with `input_ids` (shifted inside), -100
                 where nothing is to be predicted.
             logits_to_keep (`int`, *optional*): only the last so many logits; 0 keeps all, which `labels` need.
+            cache (`Cache`, *optional*): `past_key_values` by the name that it has from transformers 5.24 on.
         Returns:
             [`MidiValleAROutput`] with `logits` `(B, T, vocab_size)`; `hidden_states` span MIDI and audio.
         Raises:
@@ -234,7 +239,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             midi_attention_mask,
             attention_mask,
             prompt_lengths,
-            past_key_values=past_key_values,
+            past_key_values=cache if past_key_values is None else past_key_values,
             inputs_embeds=inputs_embeds,
             prompt_summary=prompt_summary,
             use_cache=use_cache,
@@ -245,10 +250,10 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         return MidiValleAROutput(
             loss=None if labels is None else self.loss(logits, labels, **kwargs),
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             prompt_summary=outputs.prompt_summary,
+            **{CACHE: getattr(outputs, CACHE)},
         )
 
     def build_inputs(
@@ -313,6 +318,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> dict:
         """
@@ -320,6 +326,7 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
         goes on with a filled cache, it takes those rows for frames: that is put right. Steps that may be compiled get
         tensors of one shape and stride.
         """
+        past_key_values = cache if past_key_values is None else past_key_values
         inputs = {"input_ids": input_ids}
         if inputs_embeds is not None and is_first_iteration:
             inputs = {"inputs_embeds": inputs_embeds}

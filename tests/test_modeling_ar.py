@@ -137,6 +137,18 @@ def test_incremental_equals_full_at_every_split(make_ar, make_batch, preset):
 
 
 @torch.no_grad()
+def test_a_cache_by_the_name_of_transformers_5_24(make_ar, make_batch):
+    ar = make_ar()
+    inputs = training_inputs(ar, make_batch((14,), (5,))) | {"labels": None, "attention_mask": None}
+    ids = inputs.pop("input_ids")
+    full, cache = ar(ids, **inputs).logits, DynamicCache(config=ar.config)
+    steps = [ar(part, **inputs, cache=cache).logits for part in ids.split(6, 1)]
+    torch.testing.assert_close(torch.cat(steps, 1), full, atol=1e-5, rtol=0)
+    prepared = ar.prepare_inputs_for_generation(ids, cache=cache, midi_ids=inputs["midi_ids"])
+    assert prepared["past_key_values"] is cache and "cache" not in prepared
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_step_by_step_with_left_padding(make_ar, make_batch, cache):
     ar = make_ar()
