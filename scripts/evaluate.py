@@ -13,7 +13,8 @@ several `--codec FOLDER` instead of `--model` to score codecs alone, all against
 (through fluidsynth) and rooms that were not trained on show what a codec does with what it never heard. Needs `make
 install-eval`.
 
-Columns, each the mean over recordings and half of its 95 % t-interval; definitions in `scripts/measuring/`:
+Columns, each the mean over recordings (every excerpt is one, though two may be of one performance) and half of its 95 %
+t-interval; definitions in `scripts/measuring/`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
     onset_bias_ms, onset_error_ms, velocity_correlation   of the notes found: median, median absolute, Spearman
     log_mel_db              80 bands, equal RMS, dB
@@ -274,11 +275,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")
     parser.add_argument("--room", action="append", choices=ROOM_NAMES, help="a room to use (default: all but any)")
-    parser.add_argument("--split", default="validation")
-    parser.add_argument("--excerpts", type=int, default=12)
+    parser.add_argument("--split", default="validation", help="default: %(default)s")
+    parser.add_argument("--excerpts", type=int, default=12, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first excerpt, to share the work out")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt, a multiple of 0.5")
-    parser.add_argument("--prompt-seconds", type=float, default=5.0, help="a multiple of 0.5")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt, a multiple of 0.5 (15)")
+    parser.add_argument("--prompt-seconds", type=float, default=5.0, help="a multiple of 0.5 (default: 5)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--truth", metavar="RESULTS.json", help="of an earlier run: equal truths are not transcribed again"

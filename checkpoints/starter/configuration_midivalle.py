@@ -272,7 +272,7 @@ class MidiValleConfig(PreTrainedConfig):
         attack_gain_db (`float`, defaults to 0.0): dB by which every key is made louder while it is struck; beside
             `velocity_gain_db`.
         sustain_gain_db (`float`, defaults to 0.0): dB a second by which held keys are made louder while nothing is
-            struck, up to 8; in longer rests they fall. Beside `velocity_gain_db`.
+            struck, up to 8, one or two of them up to 14; in longer rests they fall. Beside `velocity_gain_db`.
         colour_gains_db (`list[float]`, *optional*): dB that generated audio lacks in the mean, beyond what the codec
             lacks, in ten parts of the range from 50 Hz up, evenly spaced in mel; for `as_recorded`. An adapter adds its
             own to them (`scripts.adapt`).
@@ -310,7 +310,7 @@ class MidiValleConfig(PreTrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, codec_config: PianoEncodecConfig | dict | None = None) -> "MidiValleConfig":
-        """`tiny` (tests), `starter` (10 M + codec), `base` (the paper's size) or `published` (the paper, exactly)."""
+        """`tiny` (tests), `starter` (11 M + codec), `base` (the paper's size) or `published` (the paper, exactly)."""
         if codec_config is None:
             small = {
                 "tiny": {"num_filters": 2, "hidden_size": 16, "num_lstm_layers": 1},

@@ -77,10 +77,10 @@ def build_parser(description: str) -> argparse.ArgumentParser:
         nargs="?",
         const=2,
         metavar="N",
-        help="transcribe each window, generate it anew up to N times (2) if notes are wrong; writes OUTPUT.report.json",
+        help="transcribe each window, make it anew up to N times (2) if its F1 is too low; writes OUTPUT.report.json",
     )
     check.add_argument(
-        "--verify-threshold", type=float, default=0.5, metavar="F1", help="of a good window (%(default)s)"
+        "--verify-threshold", type=float, default=0.5, metavar="F1", help="from which a window is kept (%(default)s)"
     )
     sampling = parser.add_argument_group("sampling (default: the model's own; the starter takes the likeliest code)")
     sampling.add_argument("--seed", type=int, default=0, help="0 to 2^62 (default: %(default)s)")
