@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import EncodecFeatureExtractor
+from transformers import EncodecFeatureExtractor, GenerationConfig
 from transformers.utils import logging
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecConfig, PianoEncodecModel
@@ -41,6 +41,8 @@ from scripts.unfinished import unfinished_folder
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"
+# Published, any code may be drawn; models of this kind that always take the likeliest one repeat themselves.
+SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 SHARD_SIZE = "500MB"  # saving and loading hold one shard beside the model
 
 
@@ -85,6 +87,7 @@ def build_model(
         model.codec = codec
     model.load_state_dict(ours, strict=False, assign=True)  # the keys were compared; those of the codec are in place
     model.tie_weights()
+    model.generation_config = GenerationConfig(**SAMPLING)
     return model.eval(), {name: published_names(name, ar.num_codebooks - 1) for name in wanted}
 
 

@@ -273,6 +273,8 @@ def test_both_files_make_a_model_that_sounds(run, tmp_path):
     inputs = {"input_ids": rows, "input_values": 0.1 * torch.randn(1, 1, 6400), "target_frames": 5, "seed": 0}
     audio = model.generate(**inputs)
     assert audio.shape == (1, 1, 3200) and audio.abs().max() > 0
+    assert torch.equal(model.generate(**inputs, do_sample=True, top_k=50, top_p=0.95), audio)  # what its card says
+    assert not torch.equal(model.generate(**inputs, do_sample=False), audio)
     plain = EncodecModel(EncodecConfig(**model.codec.config.to_dict() | {"model_type": "encodec"}))
     plain.load_state_dict(model.codec.state_dict())
     plain.save_pretrained(tmp_path / "hf")
