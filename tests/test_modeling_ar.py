@@ -296,7 +296,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_ar, make_batch, re
     for checkpointing in (False, True):
         ar = make_ar().train()
         if checkpointing:
-            ar.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            ar.activation_checkpointing_enable({"use_reentrant": reentrant})
         ar(**training_inputs(ar, make_batch())).loss.backward()
         gradients.append([p.grad for p in ar.parameters()])
     torch.testing.assert_close(*gradients)

@@ -175,7 +175,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_nar, make_batch, p
     for checkpointing in (False, True):
         nar = make_nar(preset).train()
         if checkpointing:
-            nar.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            nar.activation_checkpointing_enable({"use_reentrant": reentrant})
         nar(**nar_inputs(batch, 2), labels=batch[0]).loss.backward()
         gradients.append([p.grad for p in nar.parameters() if p.grad is not None])
     torch.testing.assert_close(*gradients)
