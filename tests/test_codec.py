@@ -49,13 +49,16 @@ def test_shapes(codec, samples):
     assert codec.decode_codes(codes[:, :, :0]).shape == (2, 1, 0)
 
 
-@pytest.mark.parametrize("cast", ["bfloat16", "half", "to", "autocast", "loaded"])
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "to", "autocast", "loaded", "made"])
 def test_less_than_float32_changes_nothing(codec, cast, tmp_path):
     """In bfloat16 most codes would be others; more precision may be had."""
     wave, found = noise(1, 1, 6400), copy.deepcopy(codec)
     if cast == "loaded":
         codec.save_pretrained(tmp_path)
         found = PianoEncodecModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    elif cast == "made":
+        found = PianoEncodecModel._from_config(codec.config, dtype=torch.bfloat16).eval()
+        found.load_state_dict(codec.state_dict())
     elif cast == "to":
         found = found.to("cpu", torch.float16)
     elif cast != "autocast":

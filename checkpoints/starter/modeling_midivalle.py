@@ -65,7 +65,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         self.ar = MidiValleARModel(config.ar_config)
         self.nar = MidiValleNARModel(config.nar_config)
         if config.colour_gains_db is not None:  # zero: what an adapter adds to them is its share of this layer
-            self.colour = torch.nn.Linear(1, COLOURS, bias=False)
+            self.colour = torch.nn.Linear(1, COLOURS, bias=False, dtype=torch.float32)
         if config.share_midi_embeddings:
             self._tied_weights_keys = {
                 f"nar.embeddings.midi_tables.{i}.weight": f"ar.model.embeddings.midi_tables.{i}.weight"

@@ -7,6 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 from transformers import EncodecModel
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.encodec.modeling_encodec import EncodecConvTranspose1d
 
 from .configuration_piano_encodec import PianoEncodecConfig
@@ -52,9 +53,9 @@ class PianoEncodecModel(EncodecModel):
     EnCodec for piano, 32 kHz mono. Same parameters and arithmetic as [`EncodecModel`], so folders load both ways;
     methods with plain axes are added.
 
-    It stays in float32 when it, or a model that it is part of, is cast to less, and under autocast too: in bfloat16
-    most codes are others (on CPUs with AMX its first strided convolutions are plainly wrong), and the last layer
-    hisses.
+    It is in float32 even when it, or a model that it is part of, is made in less or cast to it, and under autocast: in
+    bfloat16 most codes are others (on CPUs with AMX its first strided convolutions are plainly wrong), and the last
+    layer hisses.
     """
 
     config: PianoEncodecConfig
@@ -63,7 +64,8 @@ class PianoEncodecModel(EncodecModel):
     _keep_in_fp32_modules_strict = ["encoder", "decoder", "quantizer"]
 
     def __init__(self, config: PianoEncodecConfig):
-        super().__init__(config)
+        with local_torch_dtype(torch.float32):  # `from_config(dtype=...)` makes all that comes in that
+            super().__init__(config)
         for layer in self.decoder.layers:
             if isinstance(layer, EncodecConvTranspose1d):
                 layer.__class__ = PianoEncodecUpsampling  # the same parameters by the same names
