@@ -20,7 +20,8 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModel, AutoProcessor
 
-MODEL = os.environ.get("MIDIVALLE_MODEL", "checkpoints/starter")
+DEFAULT_MODEL = "checkpoints/starter"
+MODEL = os.environ.get("MIDIVALLE_MODEL", DEFAULT_MODEL)
 REVISION = os.environ.get("MIDIVALLE_REVISION")
 EXAMPLES = Path(__file__).parent / "examples"
 MAX_BYTES, MAX_NOTES, MAX_MINUTES = 2_000_000, 5_000, 10  # of a MIDI file
@@ -38,6 +39,8 @@ class SpaceError(ValueError):
 @lru_cache(maxsize=1)
 def load() -> tuple:
     """Folder, processor and model, loaded once."""
+    if MODEL == DEFAULT_MODEL and not Path(MODEL).is_dir():  # as a Hub id it is a stranger's, whose code would be run
+        raise SystemExit(f"{MODEL}: no such folder here; set MIDIVALLE_MODEL to a model's folder or Hub id")
     folder = Path(MODEL) if Path(MODEL).is_dir() else Path(snapshot_download(MODEL, revision=REVISION))
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()

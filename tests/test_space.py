@@ -77,6 +77,22 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         app.render(piece, "grand", 0, 1, 0)
 
 
+def test_what_is_asked_of_the_hub(app, tmp_path, monkeypatch):
+    """A model at the commit that was named; never the default folder, by whose name a stranger could run code here."""
+    asked = []
+    monkeypatch.setattr(app, "snapshot_download", lambda *given, **more: asked.append((given, more)) or tmp_path)
+    monkeypatch.setattr(app, "MODEL", app.DEFAULT_MODEL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="checkpoints/starter: no such folder here; set MIDIVALLE_MODEL"):
+        app.load()
+    assert asked == []
+    monkeypatch.setattr(app, "MODEL", "owner/name")
+    monkeypatch.setattr(app, "REVISION", "c0ffee")
+    monkeypatch.setattr(app.AutoProcessor, "from_pretrained", lambda folder, **_: folder)
+    monkeypatch.setattr(app.AutoModel, "from_pretrained", lambda *_, **__: torch.nn.Identity())
+    assert app.load()[:2] == (tmp_path, tmp_path) and asked == [(("owner/name",), {"revision": "c0ffee"})]
+
+
 def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
     """Recording and MIDI together replace the bundled prompt, with the processor's words on them; else one sentence."""
     piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0))
