@@ -34,7 +34,7 @@ from scripts.audio.rendered_audio import HOP, PITCHES, codes_path, onsets_path
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.codec.pool_files import PoolFiles
 from scripts.dataset.recordings import LEAD_S, DataArguments, RenderedRecordings
-from scripts.models.model_folder import load_model, load_processor
+from scripts.models.model_folder import load_model, load_processor, model_folder
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.rendering.manifest import weights_sha256
 from scripts.rendering.pieces import encode_prompt
@@ -103,7 +103,7 @@ def pool_arrays(output: Path, sha256: str, items: int, frames: int, books: int, 
 
 def make_pool(args: argparse.Namespace) -> None:
     """What the command line asks for."""
-    folder, output = Path(args.model), Path(args.output)
+    folder, output = model_folder(args.model), Path(args.output)
     model = load_model(folder, args.device)
     if not model.config.codec_config.num_key_axes:
         raise ValueError(f"{folder}: its codec has no axes of keys (num_key_axes), so nothing can be told to it")
@@ -149,7 +149,7 @@ def _generate_items(pool: PoolFiles, model, drawn: Drawn, size: int, workers: in
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="model folder whose AR and NAR generate")
+    parser.add_argument("--model", required=True, help="folder or Hub id of the model whose AR and NAR generate")
     parser.add_argument("--codec", required=True, help="its codec's own folder, whose decoder is to learn")
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")
     parser.add_argument("--piano", action="append", required=True, help="piano tar or folder, or FONT.sf2[:PROGRAM]")

@@ -161,6 +161,11 @@ def test_what_cannot_be_told_is_refused(make, make_model, tiny_pack, tmp_path, m
     make_model("tiny").save_pretrained(tmp_path / "plain")
     code, said = make("--model", tmp_path / "plain")
     assert code == 2 and "its codec has no axes of keys" in said
+    code, said = make("--model", tmp_path / "none")
+    assert code == 2 and f"--model {tmp_path / 'none'}: no such folder" in said
+    (tmp_path / "plain" / "generation_config.json").write_text("{")  # transformers alone would ignore it
+    code, said = make("--model", tmp_path / "plain")
+    assert code == 2 and "generation_config.json: is damaged" in said
     code, said = make("--piano", tmp_path / "plain")
     assert code == 2 and "plain: holds no index.csv" in said and not list(tmp_path.glob(".pool*"))
     for option, value in (("--items", 0), ("--batch-size", 0), ("--workers", -1), ("--seed", -1), ("--device", "x")):
