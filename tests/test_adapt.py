@@ -115,6 +115,20 @@ def test_where_windows_of_a_recording_lie():
     assert held == [prompt + list(range(first, first + 100)) for first in (800, 900)]
 
 
+def test_notes_that_are_left_out_are_told(make_model, tmp_path, monkeypatch):
+    """Else the model learns to leave out what is heard."""
+    score, track, drums = Score(480, ttype="second"), Track(ttype="second"), Track(ttype="second", is_drum=True)
+    for i in range(40):
+        track.notes.append(Note(0.4 * i, 0.1, 50 + i, 80, ttype="second"))
+    drums.notes.append(Note(1.0, 0.1, 40, 80, ttype="second"))
+    score.tracks.extend([track, drums])
+    score.to("tick").dump_midi(tmp_path / "a.mid")
+    write_audio(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(61 * RATE))
+    monkeypatch.setattr(own_recording, "encode", lambda codec, wave, notes=None: torch.zeros(4, 61 * 50))
+    _, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), MidiValleTokenizer())
+    assert remark.startswith("a.mid: left out notes: 1 ") and "; a.wav: the strikes" in remark
+
+
 def test_silence_is_refused_before_anything_is_learned(make_model, write_midi, tmp_path):
     write_midi(tmp_path / "a.mid", 1)
     write_audio(tmp_path / "a.wav", np.zeros(61 * RATE))

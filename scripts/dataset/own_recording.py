@@ -83,7 +83,8 @@ class Recording:
 
 
 def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, str]:
-    """A recording with its MIDI, moved in time by up to 0.3 s if need be, and a sentence on that (mostly empty).
+    """A recording with its MIDI, moved in time by up to 0.3 s if need be, and a sentence on that, and on notes of the
+    MIDI that are left out (mostly empty).
 
     Raises:
         ValueError: files that cannot be read; under 1 or over 10 minutes; hardly a note.
@@ -94,7 +95,8 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
         raise RecordingError(f"{Path(audio).name}: lasts {seconds:.0f} s; give {SHORTEST_S:.0f} to {LONGEST_S:.0f} s")
     if np.abs(wave).max() < SILENCE:
         raise RecordingError(f"{Path(audio).name}: is silence; give a recording of the notes of {Path(midi).name}")
-    notes = load_performance(midi, tokenizer.sustain).notes.copy()
+    performance = load_performance(midi, tokenizer.sustain)
+    notes = performance.notes.copy()
     offset, remark = check_offset(wave, notes, Path(audio).name)
     notes["onset"] += offset
     notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]
@@ -102,7 +104,8 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
         raise RecordingError(
             f"{Path(midi).name}: {len(notes)} notes lie within the recording; {FEWEST_NOTES} are needed"
         )
-    return Recording(wave, notes, encode(model.codec, wave), encode(model.codec, wave, notes), tokenizer), remark
+    said = "; ".join(filter(None, (performance.warning, remark)))
+    return Recording(wave, notes, encode(model.codec, wave), encode(model.codec, wave, notes), tokenizer), said
 
 
 @torch.no_grad()
