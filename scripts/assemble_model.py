@@ -12,6 +12,7 @@ moved in; other files of --output (prompts/, README.md) stay.
 """
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import EncodecFeatureExtractor
 from transformers.utils import logging
 
@@ -117,6 +119,8 @@ def assemble(
     if playing.get("velocity_gain_db") and not playing.get("keys_from_midi"):
         raise AssembleError("--velocity-gain is for --keys-from-midi")
     for name in GAINS:
+        if not math.isfinite(gain := playing.get(f"{name}_gain_db") or 0.0):  # every sample would be NaN
+            raise AssembleError(f"--{name}-gain must be finite, got {gain}")
         if playing.get(f"{name}_gain_db") and not playing.get("velocity_gain_db"):
             raise AssembleError(f"--{name}-gain is for --velocity-gain")
     output = output.resolve()  # `.` has no name
@@ -193,7 +197,7 @@ def move_in(source: Path, output: Path, max_mib: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; 0 on success, 2 on parts that cannot be used."""
+    """Command line; 0 on success, 2 on parts that cannot be used, 130 if interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.assemble_model",
         description=__doc__,
@@ -260,9 +264,12 @@ def main(argv: list[str] | None = None) -> int:
         sizes = assemble(
             args.codec, args.ar, args.nar, args.output, dtype, args.max_mib, windows, args.listener, **playing
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:  # a full disk is either of the last two
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was assembled", file=sys.stderr)
+        return 130
     total = sum(p.stat().st_size for p in args.output.rglob("*") if p.is_file()) / 2**20
     print(f"{args.output}: {', '.join(f'{k} {v:,} parameters' for k, v in sizes.items())}; {total:.1f} MiB")
     return 0

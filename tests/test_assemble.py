@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
 
@@ -225,6 +226,25 @@ def test_a_process_without_the_repository(parts, tmp_path):
     assert int(without_the_repository(tmp_path, LOAD_REMOTE, tmp_path / "out", tmp_path / "a.mid")) == 16_000
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SafetensorError("I/O error: No space left on device"), 2, "error: I/O error: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was assembled\n"),
+    ],
+    ids=["full", "interrupted"],
+)
+def test_a_folder_that_is_not_finished(parts, error, code, said, tmp_path, monkeypatch, capsys):
+    """Is as it was, and what has befallen is one sentence."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "save_pretrained", fail)
+    assert assemble(tmp_path) == code and capsys.readouterr().err == said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ar", "codec", "nar"]
+
+
 def test_refused_parts(parts, make_ar, tmp_path, capsys):
     """One sentence, exit code 2, and the output folder as it was."""
 
@@ -239,6 +259,9 @@ def test_refused_parts(parts, make_ar, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
     for size in ("nan", "-1", "0"):
         refused(f"--max-mib must be above 0, got {float(size)}", "--max-mib", size)
+    for gain in ("velocity", "treble", "octave", "attack", "sustain"):
+        more = [] if gain == "velocity" else ["--velocity-gain", "8"]
+        refused(f"--{gain}-gain must be finite, got nan", "--keys-from-midi", *more, f"--{gain}-gain", "nan")
     refused("holds no config.json", "--nar", str(tmp_path / "none"))
     refused("holds a midivalle_nar model, expected midivalle_ar", "--ar", str(tmp_path / "nar"))
     make_ar(num_codebooks=3).save_pretrained(tmp_path / "three")
