@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import EncodecFeatureExtractor, GenerationConfig
 from transformers.utils import logging
 
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.check and args.midi_valle is None:
             raise CheckpointError("--check compares MIDI-VALLE: add --midi-valle")
         report, checks = convert(args.midi_valle, args.codec, args.output, args.num_heads, args.check)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:  # a full disk is either of the last two
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

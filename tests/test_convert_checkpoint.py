@@ -10,7 +10,8 @@ import types
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, EncodecConfig, EncodecModel
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecModel
@@ -81,6 +82,29 @@ def test_a_failed_check_leaves_no_folder(run, published, tmp_path):
     code, out, err = run("new", "--check", RECORDING, midi_valle=published)
     assert code == 1 and "FAIL AR logits" in out and "checks failed" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["midi_valle.pt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, facts: [], "io.json: holds a list"),
+        (lambda t, facts: facts | {"teacher_forced": []}, "is not a whole recording"),
+        (lambda t, facts: facts["teacher_forced"].update(ar_loss_sum=0), "is not a whole recording"),
+        (lambda t, facts: t.__delitem__("inference.prompt"), "the recording lacks 'inference.prompt'"),
+        (
+            lambda t, facts: t.update({"inference.greedy_codes": t["inference.greedy_codes"][:, :2].contiguous()}),
+            "is not a whole recording",
+        ),
+    ],
+    ids=["list", "nothing", "no loss", "no prompt", "two codebooks"],
+)
+def test_recordings_that_cannot_be_used(run, published, tmp_path, change, message):
+    tensors, facts = load_file(RECORDING), json.loads((FIXTURES / "published_tiny.json").read_text())
+    changed = change(tensors, facts)
+    save_file(tensors, tmp_path / "io.safetensors")
+    (tmp_path / "io.json").write_text(json.dumps(facts if changed is None else changed))
+    code, _, err = run("new", "--check", tmp_path / "io.safetensors", midi_valle=published)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "new").exists()
 
 
 class Harmful:
@@ -245,6 +269,7 @@ def test_equals_the_encodec_package(run, tmp_path, monkeypatch):
             "encoder.model.99.bias is left over",
         ),
         (lambda e: e["best_state"].clear(), "not an EnCodec"),
+        (lambda e: e.update(best_state={"model": torch.ones(2)}), "its best_state no weights"),
         (lambda e: e.update({"xp.cfg": e["xp.cfg"].replace("ELU", "GELU")}), "activation is GELU"),
         (lambda e: e.update({"xp.cfg": e["xp.cfg"].replace("encodec.causal", "encodec.none")}), "is not there"),
         (lambda e: e.update({"xp.cfg": "{"}), "not YAML"),
@@ -297,11 +322,18 @@ def test_two_files_of_one_name_are_both_listed(run, tmp_path):
     assert all(f"{path}: sha256 " in out for path in paths)
 
 
-def test_an_interrupt_is_one_sentence(run, published, tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; no folder was written\n"),
+        (SafetensorError("I/O error: No space left on device"), 2, "error: I/O error: No space left on device\n"),
+    ],
+    ids=["interrupted", "full"],
+)
+def test_a_folder_that_is_not_finished_is_not_there(run, published, tmp_path, monkeypatch, error, code, said):
+    def fail(*_):
+        raise error
 
-    monkeypatch.setattr(convert_checkpoint, "check_saved", interrupted)
-    code, _, err = run("new", midi_valle=published)
-    assert (code, err) == (130, "interrupted; no folder was written\n")
+    monkeypatch.setattr(convert_checkpoint, "check_saved", fail)
+    assert run("new", midi_valle=published)[::2] == (code, said)
     assert [path.name for path in tmp_path.iterdir()] == ["midi_valle.pt"]

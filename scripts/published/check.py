@@ -49,12 +49,12 @@ def load_recording(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; a recording is a .safetensors with a .json beside it")
     try:
-        tensors = load_file(path)
-        return {k: v.long() if not v.is_floating_point() else v for k, v in tensors.items()}, json.loads(
-            facts.read_text()
-        )
+        tensors, found = load_file(path), json.loads(facts.read_text())
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read, or the .json beside it ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{facts}: holds a {type(found).__name__}, not the facts of a recording")
+    return {k: v.long() if not v.is_floating_point() else v for k, v in tensors.items()}, found
 
 
 @torch.no_grad()
@@ -73,8 +73,10 @@ def compare(model, path: str | Path) -> list[Check]:
         )
     try:
         return [*_teacher_forced(model, tensors, facts["teacher_forced"]), *_inference(model, tensors)]
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise CheckpointError(f"{path}: the recording lacks {error}") from error
+    except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # of shapes and values that do not fit
+        raise CheckpointError(f"{path}: is not a whole recording of such a model ({error})") from error
 
 
 def _teacher_forced(model, tensors: dict[str, torch.Tensor], facts: dict) -> list[Check]:

@@ -48,9 +48,10 @@ def read_codec_export(path: str | Path) -> tuple[PianoEncodecModel, dict[str, li
     except (yaml.YAMLError, AttributeError) as error:
         raise CheckpointError(f"{path}: its xp.cfg is not YAML") from error
     state = found["best_state"]
+    if isinstance(state, dict):
+        state = state.get("model", state)
     if not isinstance(settings, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{path}: its xp.cfg holds no settings or its best_state no weights")
-    state = state.get("model", state)
     check_tensors(path, state)
     try:
         config = read_codec_config(state, settings)
