@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """The Space: what it renders and refuses with a tiny model; the page itself where gradio is installed."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from symusic import Note, Score, Track
 from transformers import EncodecFeatureExtractor
 
 from processing import MidiValleProcessor, write_audio
@@ -44,6 +46,9 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
     piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=5.0))
     rate, wave = app.render(piece, "grand", 1.0, 0.5, 0.9, 3)
     span = app.read(piece, 1.0, 0.5)
+    monkeypatch.setattr(app, "RING_OUT_S", 0.107)  # no whole number of frames
+    assert len(app.render(piece, "grand", 1.0, 0.5)[1]) == round((span.end + 0.107) * rate)
+    monkeypatch.setattr(app, "RING_OUT_S", 0.1)
     assert rate == 32_000 and wave.dtype == np.int16 and len(wave) == round((span.end + 0.1) * rate)
     assert np.array_equal(app.render(piece, "grand", 1.0, 0.5, 0.9, 3)[1], wave)
     assert not np.array_equal(app.render(piece, "grand", 1.0, 0.5, 0.9, 4)[1], wave)
@@ -59,7 +64,10 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         "the start is missing": (piece, "grand", None, 1, 0),
         "the seed is missing": (piece, "grand", 0, 1, 0, None),
         "choose a seed": (piece, "grand", 0, 1, 0, -1),
+        f"choose a seed from 0 to {2**31 - 1}": (piece, "grand", 0, 1, 0, 2**31),
         "choose a temperature": (piece, "grand", 0, 1, -1),
+        "choose a temperature from 0 to 2": (piece, "grand", 0, 1, 2.5),
+        "the length is missing": (piece, "grand", 0, "1", 0),
         "gone.mid: the file is not here any more; upload it again": (str(tmp_path / "gone.mid"), "grand", 0, 1, 0),
         "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
         "text.mid": (str(tmp_path / "text.mid"), "grand", 0, 1, 0),
@@ -127,12 +135,43 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
     for words, request in requests.items():
         with pytest.raises(ValueError, match=re.escape(words)):
             render(*request)
+    monkeypatch.setattr(app, "MAX_NOTES", 39)
+    with pytest.raises(ValueError, match="own.mid has more than 39 notes"):
+        render(audio, midi)
     monkeypatch.setattr(app, "MAX_PROMPT_SECONDS", 4.0)
     with pytest.raises(ValueError, match="own.flac: lasts more than 4 s"):
         render(audio, midi)
     monkeypatch.setattr(app, "MAX_PROMPT_BYTES", 1000)
     with pytest.raises(ValueError, match="own.flac: the file is larger"):
         render(audio, midi)
+
+
+def test_how_long_a_performance_may_be(app, write_midi, tmp_path, monkeypatch):
+    piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=5.0))
+    monkeypatch.setattr(app, "MAX_MINUTES", 0.12)
+    assert 5 < app.read_whole(piece).end < 7
+    monkeypatch.setattr(app, "MAX_MINUTES", 0.05)
+    with pytest.raises(ValueError, match=r"piece.mid has more than .* or 0.05 minutes"):
+        app.read_whole(piece)
+
+
+def test_notes_that_are_left_out_are_said(app, write_midi, tmp_path):
+    """Of what is rendered and of an uploaded prompt."""
+    files = []
+    for name in ("piece", "own"):
+        score = Score(write_midi(tmp_path / f"{name}.mid", 3, seconds=2.0))
+        score.tracks.append(Track(is_drum=True))
+        score.tracks[1].notes.append(Note(0, 100, 40, 80))
+        score.dump_midi(tmp_path / f"{name}.mid")
+        files.append(str(tmp_path / f"{name}.mid"))
+    write_audio(tmp_path / "own.wav", 0.1 * np.random.default_rng(1).standard_normal(2 * 32_000))
+    said = []
+    app.render(
+        files[0], "grand", 0, 0.5, prompt_audio=str(tmp_path / "own.wav"), prompt_midi=files[1], warn=said.append
+    )
+    assert [sentence.split(" 1 ")[0] for sentence in said[:2]] == [
+        f"{n}.mid: left out notes:" for n in ("piece", "own")
+    ]
 
 
 def test_what_is_turned_down_is_said(app, write_midi, tmp_path, monkeypatch):
@@ -154,6 +193,9 @@ def test_the_page(app, write_midi, tmp_path, monkeypatch):
     assert copies and all(path.is_file() for path in copies)
     functions = [function for function in page.fns.values() if function.api_name == "synthesize"]
     assert len(functions) == 1 and functions[0].concurrency_limit == 1
+    given = [block.label.split(" (")[0] for block in functions[0].inputs]
+    wanted = ["MIDI", "Piano and room", "Start", "Length", "Temperature", "Seed", "Recording", "Its MIDI"]
+    assert given == wanted and page.delete_cache == (600, 3600) and page._queue.max_size == 16
     piece, audio, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=4.0)), str(tmp_path / "own.wav"), []
     write_audio(audio, 0.1 * np.random.default_rng(1).standard_normal(4 * 32_000))
     monkeypatch.setattr(gradio, "Warning", lambda text, **options: said.append(text))
@@ -174,3 +216,20 @@ def test_it_imports_nothing_of_the_repository_and_pins_what_it_needs():
     assert re.search(r"sdk_version: (\S+)", readme)[1].startswith("6.31.")
     # without one a Space has Python 3.10, for which the pinned numpy has no build
     assert re.search(r'python_version: "(\S+)"', readme)[1] in ("3.11", "3.12", "3.13", "3.14")
+
+
+def test_what_strangers_may_do(app):
+    """The limits are those that the README promises. No upload may be larger than the largest that is used, no other
+    site may call the page, and nobody sees the program's errors."""
+    told = " ".join((SPACE / "README.md").read_text().partition("Limits: ")[2].split())
+    limits = f"MIDI files up to {app.MAX_BYTES // 10**6} MB, {app.MAX_NOTES:,} notes and {app.MAX_MINUTES} minutes; "
+    limits += f"recordings up to {app.MAX_PROMPT_BYTES // 10**6} MB, of 1 to {app.MAX_PROMPT_SECONDS:.0f} s; "
+    limits += "one request at a time, 16 in the queue; what takes more than three minutes is given up."
+    assert told.startswith(limits) and app.DEADLINE_S == 180
+    calls = [node for node in ast.walk(ast.parse((SPACE / "app.py").read_text())) if isinstance(node, ast.Call)]
+    options = {
+        getattr(call.func, "attr", ""): {word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls
+    }
+    assert options["queue"] == {"max_size": "16", "default_concurrency_limit": "1"}
+    closed = {"show_error": "False", "share": "False", "strict_cors": "True", "enable_monitoring": "False"}
+    assert options["launch"].items() >= (closed | {"max_file_size": "MAX_PROMPT_BYTES"}).items()
