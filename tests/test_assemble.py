@@ -86,6 +86,10 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
     colour = [0.0, 0.5, 1.0, 2.0, 1.0, 0.0, -1.0, -2.0, -2.5, -3.0]
     assert assemble(tmp_path, "--as-recorded", "--colour", *map(str, colour)) == 0
     assert AutoModel.from_pretrained(tmp_path / "out").config.colour_gains_db == colour
+    for flag in ("as_recorded", "mean_vectors"):
+        assert assemble(tmp_path, f"--{flag.replace('_', '-')}") == 0
+        config = AutoModel.from_pretrained(tmp_path / "out").config
+        assert [name for name in ("as_recorded", "mean_vectors") if getattr(config, name)] == [flag]
     assert assemble(tmp_path, "--colour", *["nan"] * 10) == 2
     assert assemble(tmp_path, "--onset-delay", "1") == 2
     assert assemble(tmp_path, "--onset-delay", "nan") == 2
@@ -155,6 +159,7 @@ def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path
     out = tmp_path / "out"
     assert {f.name for f in (out / "listener").iterdir()} == {"config.json", "model.safetensors"}
     assert all(value.dtype == torch.float16 for value in stored(out / "listener").values())
+    assert str(tmp_path) not in (out / "listener" / "config.json").read_text()
     loaded = load_listener(out)
     for name, value in listener.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float())
@@ -203,6 +208,32 @@ def test_other_files_stay_and_old_weights_go(parts, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "prompts" / "a.mid").read_bytes() == b"MThd"
     assert (tmp_path / "out" / "README.md").read_text() == "card"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ar", "codec", "nar", "out"]
+
+
+def test_how_large_the_folder_may_be(parts, tmp_path, monkeypatch, capsys):
+    """With its other files, without those that are replaced."""
+    monkeypatch.setattr(assemble_model, "MAX_SHARD_SIZE", "200KB")
+    assert assemble(tmp_path) == 0
+    monkeypatch.setattr(assemble_model, "MAX_SHARD_SIZE", "14MB")
+    limit = str(sum(path.stat().st_size for path in (tmp_path / "out").iterdir()) / 2**20 + 0.01)
+    assert assemble(tmp_path, "--max-mib", limit) == 0
+    (tmp_path / "out" / "README.md").write_bytes(bytes(2**16))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert assemble(tmp_path, "--max-mib", limit) == 2 and "MiB; take smaller parts" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_folder_that_does_not_load_as_it_was_saved_is_not_kept(parts, tmp_path, monkeypatch, capsys):
+    save = MidiValleForConditionalGeneration.save_pretrained
+
+    def save_wrongly(self, folder, state_dict, **options):
+        changed = {"ar.model.norm.weight": state_dict["ar.model.norm.weight"] + 1}
+        save(self, folder, state_dict=state_dict | changed, **options)
+
+    monkeypatch.setattr(MidiValleForConditionalGeneration, "save_pretrained", save_wrongly)
+    assert assemble(tmp_path) == 2
+    assert "does not load as it was saved: ['ar.model.norm.weight']" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ar", "codec", "nar"]
 
 
 def test_a_part_is_not_replaced_by_the_whole(parts, tmp_path, monkeypatch, capsys):
@@ -262,6 +293,8 @@ def test_refused_parts(parts, make_ar, tmp_path, capsys):
     for gain in ("velocity", "treble", "octave", "attack", "sustain"):
         more = [] if gain == "velocity" else ["--velocity-gain", "8"]
         refused(f"--{gain}-gain must be finite, got nan", "--keys-from-midi", *more, f"--{gain}-gain", "nan")
+    refused("--velocity-gain is for --keys-from-midi", "--velocity-gain", "8")
+    refused("--treble-gain is for --velocity-gain", "--keys-from-midi", "--treble-gain", "8")
     refused("holds no config.json", "--nar", str(tmp_path / "none"))
     refused("holds a midivalle_nar model, expected midivalle_ar", "--ar", str(tmp_path / "nar"))
     make_ar(num_codebooks=3).save_pretrained(tmp_path / "three")
