@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pickle
 import re
+import stat
 import sys
 import types
 
@@ -16,7 +17,9 @@ from transformers import AutoModel, AutoProcessor, EncodecConfig, EncodecModel
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration, PianoEncodecModel
 from scripts import convert_checkpoint
-from scripts.published.weights import published_names
+from scripts.published.check import Check
+from scripts.published.codec import read_codec_config
+from scripts.published.weights import CheckpointError, published_names
 from tests.audiocraft_codec import BOOKS, CODES, decode, encode, random_export
 from tests.published_arithmetic import FIXTURES, add_aliases, random_weights
 
@@ -59,8 +62,17 @@ def test_from_the_file_to_equal_numbers(run, published, tmp_path):
     assert model.num_parameters() == report["parameters"]["all"] == len_unique(published)
     assert model.ar.model.embeddings.midi_tables[0].weight is model.nar.embeddings.midi_tables[0].weight
     assert model.config.ar_config.objective == model.config.nar_config.objective == "published_sum"
-    tokenizer = AutoProcessor.from_pretrained(tmp_path / "new").tokenizer
-    assert (tokenizer.sustain, tokenizer.mark_held) == ("ignore", False)
+    processor = AutoProcessor.from_pretrained(tmp_path / "new")
+    assert (processor.tokenizer.sustain, processor.tokenizer.mark_held) == ("ignore", False)
+    assert (processor.max_prompt_seconds, processor.max_window_seconds) == (8.0, 20.0)
+    assert (tmp_path / "new" / "README.md").read_text() == convert_checkpoint.CARD.read_text()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()} == {0o644}
+    state = model.state_dict()
+    convert_checkpoint.check_saved(tmp_path / "new", state)
+    for name, change, words in (("ar.model.norm.bias", 1e-6, "not saved as it was read"), ("more", 0, "more was not")):
+        with pytest.raises(CheckpointError, match=words):
+            changed = state | {name: state["ar.model.norm.bias"] + change}
+            convert_checkpoint.check_saved(tmp_path / "new", changed)
     with pytest.raises(ValueError, match="without a codec"):
         model.generate(
             torch.ones(1, 3, 6, dtype=torch.long), prompt_codes=torch.ones(1, 4, 2, dtype=torch.long), target_frames=2
@@ -77,8 +89,30 @@ def len_unique(state):
     return sum({value.data_ptr(): value.numel() for value in state.values()}.values())
 
 
+def test_heads_that_are_no_aliases_stay_their_own(run, published, tmp_path):
+    """Of a model that was trained so; no table replaces them."""
+    for k in range(2):
+        published[f"nar_predict_layers.{k}.weight"] = published[f"nar_predict_layers.{k}.weight"] + 1.0
+    code, _, err = run("new", midi_valle=published)
+    assert code == 0, err
+    model = AutoModel.from_pretrained(tmp_path / "new")
+    assert torch.equal(model.nar.heads[0].weight, published["nar_predict_layers.0.weight"])
+    assert torch.equal(model.nar.audio_embeddings[2].weight, published["nar_audio_embeddings.2.word_embeddings.weight"])
+
+
+def test_what_an_audiocraft_export_does_not_say_is_as_in_audiocraft():
+    config = read_codec_config(random_export()["best_state"], {})
+    said = (config.use_causal_conv, config.pad_mode, config.dilation_growth_rate, config.normalize)
+    assert said == (False, "constant", 2, False) and (config.trim_right_ratio, config.sampling_rate) == (1.0, 32_000)
+
+
+def test_what_passes_a_check():
+    passed = [Check("", difference, 1.0).passed for difference in (0.0, 1.0, 1.01, float("nan"), float("inf"))]
+    assert passed == [True, True, False, False, False]
+
+
 def test_a_failed_check_leaves_no_folder(run, published, tmp_path):
-    published["ar_text_position.alpha"] = published["ar_text_position.alpha"] + 0.01
+    published["ar_text_position.alpha"] = published["ar_text_position.alpha"] + 1e-3
     code, out, err = run("new", "--check", RECORDING, midi_valle=published)
     assert code == 1 and "FAIL AR logits" in out and "checks failed" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["midi_valle.pt"]
@@ -89,6 +123,7 @@ def test_a_failed_check_leaves_no_folder(run, published, tmp_path):
     [
         (lambda t, facts: [], "io.json: holds a list"),
         (lambda t, facts: facts | {"teacher_forced": []}, "is not a whole recording"),
+        (lambda t, facts: facts.update(prefix_mode=2), "was recorded with 2 heads and prefix mode 2"),
         (lambda t, facts: facts["teacher_forced"].update(ar_loss_sum=0), "is not a whole recording"),
         (lambda t, facts: t.__delitem__("inference.prompt"), "the recording lacks 'inference.prompt'"),
         (
@@ -96,7 +131,7 @@ def test_a_failed_check_leaves_no_folder(run, published, tmp_path):
             "is not a whole recording",
         ),
     ],
-    ids=["list", "nothing", "no loss", "no prompt", "two codebooks"],
+    ids=["list", "nothing", "prefix mode", "no loss", "no prompt", "two codebooks"],
 )
 def test_recordings_that_cannot_be_used(run, published, tmp_path, change, message):
     tensors, facts = load_file(RECORDING), json.loads((FIXTURES / "published_tiny.json").read_text())
@@ -105,6 +140,15 @@ def test_recordings_that_cannot_be_used(run, published, tmp_path, change, messag
     (tmp_path / "io.json").write_text(json.dumps(facts if changed is None else changed))
     code, _, err = run("new", "--check", tmp_path / "io.safetensors", midi_valle=published)
     assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "new").exists()
+
+
+def test_a_lower_loss_than_recorded_is_a_failed_check(run, published, tmp_path):
+    facts = json.loads((FIXTURES / "published_tiny.json").read_text())
+    facts["teacher_forced"]["ar_loss_sum"] *= 1.01
+    save_file(load_file(RECORDING), tmp_path / "io.safetensors")
+    (tmp_path / "io.json").write_text(json.dumps(facts))
+    code, out, _ = run("new", "--check", tmp_path / "io.safetensors", midi_valle=published)
+    assert code == 1 and out.count("FAIL") == 1 and "FAIL AR loss" in out
 
 
 class Harmful:
