@@ -163,7 +163,7 @@ def learn(
             found = part.train()(batch, step, step)
             total = sum(value * (1.0 if key == "code" else recipe.latent_weight) for key, value in found.items())
             if not torch.isfinite(total):
-                raise AdaptError(f"step {step}: the loss is {float(total)}; lower learning_rate")
+                raise AdaptError(f"step {step}: the loss is {total.item()}; lower learning_rate")
             total.backward()
             shown[name] = round(found["code"].item(), 3)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)

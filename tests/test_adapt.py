@@ -234,6 +234,48 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, cap
         assert torch.equal(state[place], value), name
 
 
+class Falling(torch.nn.Module):
+    """A loss of constant slope in one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch, step, total):
+        return {"code": self.weight * batch["slope"]}
+
+
+def test_learning_goes_by_the_recipe():
+    """As fast as it says at each step, on what was drawn for that step from before the end, as long as it may."""
+    recipe, drawn = adapt.AdaptRecipe(steps=6, warmup_steps=2, learning_rate=0.01, seed=3), []
+
+    class Drawing:
+        slope = 0.1
+
+        def draw(self, rng, recipe, end):
+            drawn.append((int(rng.integers(2**31)), end))
+            return {"slope": torch.tensor(self.slope)}
+
+    losses = {"ar": Falling()}
+    trained = list(losses["ar"].parameters())
+    assert adapt.learn(losses, trained, Drawing(), recipe, 7.0) == 6
+    rates = [0.01 * adapt.warmup_cosine(step, 2, 6, 0.05) for step in range(6)]
+    assert losses["ar"].weight.item() == pytest.approx(-sum(rates), rel=1e-3) and rates[0] < rates[2] > rates[5]
+    wanted = [int(np.random.default_rng([3, step]).integers(2**31)) for step in range(6)]
+    assert drawn == [(number, 7.0) for number in wanted]
+    Drawing.slope = float("nan")
+    with pytest.raises(adapt.AdaptError, match="step 0: the loss is nan; lower learning_rate"):
+        adapt.learn(losses, trained, Drawing(), recipe, 7.0)
+    recipe.max_minutes = -1.0  # over before it begins
+    assert adapt.learn(losses, trained, Drawing(), recipe, 7.0) == 0
+
+
+def test_an_adapter_begins_as_its_seed_says(make_model):
+    pytest.importorskip("peft", reason="make install-peft")
+    first = [adapt.add_adapter(make_model(), adapt.AdaptRecipe(seed=seed))[0] for seed in (0, 0, 1)]
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
 @pytest.mark.parametrize("part", ["ar", "nar"])
 def test_only_the_recipes_part_learns(run, tmp_path, part):
     pytest.importorskip("peft", reason="make install-peft")
