@@ -10,6 +10,7 @@ from transformers import EncodecFeatureExtractor, GenerationConfig
 
 from modeling_midivalle import PianoEncodecModel
 from processing import MidiValleProcessor
+from processing.audio_midivalle import to_int16
 from scripts import generate_pool
 from scripts.audio.rendered_audio import codes_path, onsets_path
 from scripts.codec.data import StoredCrops
@@ -99,6 +100,7 @@ def test_a_pool(make, interrupted_pool, tmp_path, monkeypatch):
         code, said = make("--items", 5)
     assert code == 130 and said.endswith("what is finished is kept\n") and not pool.exists()
     assert "another pool was made or begun here (items was 5, is 4)" in make("--items", 4)[1]
+    assert "begun here (batch_size was 2, is 3)" in make("--items", 5, "--batch-size", 3)[1]
     config = tmp_path / "model" / "config.json"
     text = config.read_text()
     config.write_text(text + "\n")  # other weights change the sum likewise
@@ -128,14 +130,30 @@ def test_mean_vectors_beside_the_codes(make, tmp_path):
     assert torch.equal(objective.quantised(batch)[0, :12], codes[0, :12])
 
 
+def test_what_the_model_is_told(make, tmp_path, monkeypatch):
+    """Notes as its tokenizer says, and which keys are struck, whatever its configuration says."""
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"keys_from_midi": true', '"keys_from_midi": false'))
+    MidiValleTokenizer(sustain="ignore").save_pretrained(tmp_path / "model")
+    told = []
+
+    def look(pool, model, drawn, *_):
+        told.append((model.config.keys_from_midi, model.config.mean_vectors, drawn.data.sustain))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(generate_pool, "_generate_items", look)
+    assert make("--items", 1, "--mean-vectors")[0] == 2 and told == [(True, True, "ignore")]
+
+
 def test_a_target_without_notes_is_drawn_again(tiny_pack):
     arguments = DataArguments("train", 1.0, 1.0, 0, keep_audio=False)
     recordings = RenderedRecordings(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 0)
-    draw, drawn = recordings.draw, []
+    draw, drawn, targets = recordings.draw, [], []
 
     def silent_first(index, data):
         drawn.append(index)
         prompt, target, about = draw(index, data)
+        targets.append(target)
         if len(drawn) == 1:
             target.notes = target.notes[:0]
         if len(drawn) == 2:  # all that sounds was struck before
@@ -152,6 +170,7 @@ def test_a_target_without_notes_is_drawn_again(tiny_pack):
         and len(piece.notes)
         and prompt.seconds == 1.0
         and wave.any()
+        and np.array_equal(wave, to_int16(targets[-1].wave[32_000:64_000]))  # without the second before it
     )
 
 

@@ -297,9 +297,11 @@ def test_bad_models(folder, inputs, capsys, monkeypatch):
     (inputs / "hollow" / "config.json").write_text('{"model_type": "midivalle"}')
     shutil.copytree("hollow", "cut")
     (inputs / "cut" / "generation_config.json").write_text('{"do_sample": fal')
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("the Hub is asked"))
     for model, message in (
         ("nowhere", "no such folder, and not a Hub id"),
-        ("./no/where", "no such folder, and not a Hub id"),
+        *((place, f"--model {place}: no such folder, and not a Hub id") for place in ("./where", "/where", "~/where")),
+        ("checkpoints/starter", "no such folder, and not a Hub id"),  # nobody's there, or a stranger's
         (str(inputs), "holds no config.json"),
         ("hollow", "hollow: no processor can be loaded"),
         ("cut", "cut/generation_config.json: is damaged (not a JSON object); copy or download it again"),
