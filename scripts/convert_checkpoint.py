@@ -41,7 +41,7 @@ from scripts.unfinished import unfinished_folder
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"
-# Published, any code may be drawn; models of this kind that always take the likeliest one repeat themselves.
+# Our choice. Published, any code may be drawn; always the likeliest one makes VALL-E and its kin repeat themselves.
 SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 SHARD_SIZE = "500MB"  # saving and loading hold one shard beside the model
 

@@ -278,8 +278,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", default="validation", help="default: %(default)s")
     parser.add_argument("--excerpts", type=int, default=12, help="how many (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first excerpt, to share the work out")
-    parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt, a multiple of 0.5 (15)")
-    parser.add_argument("--prompt-seconds", type=float, default=5.0, help="a multiple of 0.5 (default: 5)")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of an excerpt, a multiple of 0.5 (%(default)s)")
+    parser.add_argument("--prompt-seconds", type=float, default=5.0, help="a multiple of 0.5 (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--truth", metavar="RESULTS.json", help="of an earlier run: equal truths are not transcribed again"
