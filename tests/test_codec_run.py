@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from safetensors.torch import load_file
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel, PianoListenerConfig, PianoListenerModel
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onsets_path
-from scripts.codec import run
+from scripts.codec import run, step
+from scripts.codec.discriminator import MultiScaleSTFTDiscriminator
 from scripts.codec.features import SpectralFeatures
 from scripts.codec.objectives import WholeObjective
 from scripts.codec.parts import encode_pools, export_rounded, save_whole
@@ -55,11 +57,19 @@ validation_seconds: 0.6
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_discriminator():
+    """A discriminator of a tenth of the time, as narrow as the codec."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "MultiScaleSTFTDiscriminator", partial(MultiScaleSTFTDiscriminator, channels=4))
+        yield
+
+
 @pytest.fixture(scope="module")
 def listener(tmp_path_factory):
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("listener")
-    PianoListenerModel(PianoListenerConfig()).save_pretrained(folder / "listener")
+    PianoListenerModel(PianoListenerConfig(hidden_size=8)).save_pretrained(folder / "listener")
     return folder
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""ScaledAdam and Eden against their formulas, worked out by hand; optimisers that go on from their state."""
+"""ScaledAdam, Muon and Eden against their formulas, worked out by hand; optimisers that go on from their state."""
 
 import copy
 import io
@@ -10,6 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from scripts.decoders.optimizers import ScaledAdam, make_optimizer
+from scripts.training.muon import Muon, orthogonal
 from scripts.training.schedules import eden, phase, warmup_cosine
 
 LR, B1, B2 = 0.05, 0.9, 0.95
@@ -96,6 +97,48 @@ def test_gradients_are_held_to_twice_the_median_norm_after_a_thousand_steps():
     assert_close(held, torch.full((4,), 4.0), rtol=1e-4, atol=0)  # norm 4: each entry 2
 
 
+def moved_by_muon(start, gradients, lr=0.1):
+    """How far each step takes a tensor, with these gradients one after the other."""
+    p, steps = torch.nn.Parameter(start.clone()), []
+    optimizer = Muon([p], lr)
+    for gradient in gradients:
+        p.grad, before = gradient, p.detach().clone()
+        optimizer.step()
+        steps.append(p.detach() - before)
+    return steps
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5), (20, 4)])
+def test_muon_goes_as_far_in_every_direction_of_a_gradient(shape):
+    """Singular values of 1 to 0.05 become about one; a step's root mean square is a fifth of the learning rate."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape).flatten(1), full_matrices=False)
+    gradient = u @ torch.diag(torch.tensor([1.0, 0.5, 0.2, 0.05])) @ v
+    (step,) = moved_by_muon(torch.randn(shape), [7.0 * gradient.view(shape)])
+    found = u.T @ step.flatten(1) @ v.T / (-0.1 * 0.2 * max(gradient.shape) ** 0.5)
+    assert (found.diag() - 0.95).abs().max() < 0.3 and (found - found.diag().diag()).abs().max() < 0.06
+    assert float(step.square().mean().sqrt()) == pytest.approx(0.2 * 0.1, rel=0.15)
+
+
+def test_muon_remembers_and_looks_ahead():
+    one, two = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)
+    one[0, 0, 0], two[:, 1] = 1.0, torch.tensor([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]])
+    wanted = 0.95 * 0.95 * 0.05 * one + (0.05 + 0.95 * 0.05) * two
+    wanted = orthogonal(wanted.flatten(1)).view(wanted.shape) * (-0.1 * 0.2 * 6**0.5)
+    assert_close(moved_by_muon(torch.zeros(2, 2, 3), [one, two])[1], wanted, atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1, 1), (1, 5), ()])
+def test_muon_moves_what_is_no_matrix_as_adam_does(shape):
+    torch.manual_seed(0)
+    gradients, p = [torch.randn(shape) for _ in range(4)], torch.nn.Parameter(torch.zeros(shape))
+    adam = torch.optim.Adam([p], 0.1, (0.9, 0.99))
+    for gradient, step in zip(gradients, moved_by_muon(torch.zeros(shape), gradients), strict=True):
+        p.grad, before = gradient, p.detach().clone()
+        adam.step()
+        assert_close(step, p.detach() - before)
+
+
 @pytest.mark.parametrize(
     ("batch", "epoch", "rate"), [(20, 0, 0.05), (5_000, 0, 0.042), (50_000, 3, 0.0141), (300_000, 19, 0.0029)]
 )
@@ -107,7 +150,7 @@ def test_eden_warms_up_from_half():
     assert [round(eden(n, 0), 4) for n in (0, 10, 20)] == [0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("name", ["adamw", "scaled_adam"])
+@pytest.mark.parametrize("name", ["adamw", "scaled_adam", "muon"])
 def test_by_name_and_on_from_its_state(name):
     """It finds a minimum, and five steps are two and three more with the state between them."""
     torch.manual_seed(0)
@@ -122,6 +165,8 @@ def test_by_name_and_on_from_its_state(name):
         return float(loss.detach())
 
     def make(model):
+        if name == "muon":
+            return Muon(model.parameters(), 0.01)
         return make_optimizer(name, model, 0.05, (0.9, 0.95), 0.0)
 
     other, third = copy.deepcopy(model), copy.deepcopy(model)

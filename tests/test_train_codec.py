@@ -44,6 +44,7 @@ from tokenization import NOTE_DTYPE
 SMALL = {"num_filters": 16, "hidden_size": 64, "upsampling_ratios": [5, 4, 4, 8]}  # as narrow as oscillators allow
 RECIPE = """
 model: {num_filters: 16, hidden_size: 96, num_key_axes: 88, num_lstm_layers: 3, upsampling_ratios: [5, 4, 4, 8]}
+listener: {hidden_size: 8}
 rooms: [studio]
 crop_seconds: 0.5
 lead_seconds: 0.2
@@ -139,6 +140,7 @@ def test_part_after_part(pool, tmp_path):
         ("noise_db: [60, 80]", "noise_db must be below 0, which is full scale, got [60.0, 80.0]"),
         ("noise_db: [-60, -80]", "noise_db must be the lower and the higher of two numbers"),
         ("level_db: [3, -6]", "level_db must be the lower and the higher of two numbers"),
+        ("optimizer: adamw", "optimizer is one of adam, muon, not 'adamw'"),
         ("betas: [0.8, 1]", "betas must be from 0 to below 1, got [0.8, 1.0]"),
         ("average_decay: 1.5", "average_decay must be at most 1"),
         ("validation_seconds: 0.1", "validation_seconds must be at least 0.3"),
@@ -146,12 +148,18 @@ def test_part_after_part(pool, tmp_path):
         ("model: {num_filter: 2}", "model: unknown fields ['num_filter']"),
         ("model: {num_key_axes: 3}", "the recipe's model: no model can be made of it (num_key_axes is 0 or 88"),
         ("model: {num_filters: 0}", "the recipe's model: no model can be made of it"),
+        ("listener: {hidden: 2}", "listener: unknown fields ['hidden']"),
+        (
+            "listener: {hidden_size: 0}",
+            "the recipe's listener: no model can be made of it (hidden_size must be above 0",
+        ),
     ],
 )
 def test_recipes_that_cannot_be_used_are_refused(line, sentence, pool, tmp_path, capsys):
     kept = [other for other in RECIPE.splitlines() if not other.startswith(f"{line.partition(':')[0]}:")]
     (tmp_path / "recipe.yaml").write_text("\n".join([*kept, line]))
-    arguments = ["features", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+    part = "listener" if line.startswith("listener") else "features"
+    arguments = [part, "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
     assert train_codec.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
@@ -411,7 +419,7 @@ def test_the_listener_learns(pool):
     torch.manual_seed(0)
     wave = torch.from_numpy(np.load(pool)[:1].astype(np.float32) / 32767)
     onsets = torch.from_numpy(np.load(onsets_path(pool))[:1]).float() / 127
-    objective = ListenerObjective(PianoListenerModel(PianoListenerConfig(hidden_size=48)))
+    objective = ListenerObjective(PianoListenerModel(PianoListenerConfig(hidden_size=24)))
     optimizer = torch.optim.Adam(objective.parameters(), 0.003)
     batch, history = {"input_values": wave, "onsets": onsets}, []
     for _ in range(120):
@@ -431,7 +439,7 @@ def test_what_sounds_alike_is_heard_alike(pool):
     """No distance between a wave and itself; the losses reach the wave, not the listener."""
     wave = torch.from_numpy(np.load(pool).astype(np.float32) / 32767)
     onsets = torch.from_numpy(np.load(onsets_path(pool)))
-    listener = PianoListenerModel(PianoListenerConfig()).requires_grad_(False)
+    listener = PianoListenerModel(PianoListenerConfig(hidden_size=8)).requires_grad_(False)
     output = (wave * 0.5).requires_grad_()
     same = listening_losses(listener, wave, wave, onsets)
     assert float(same["heard"]) == 0 == float(same["velocity"])

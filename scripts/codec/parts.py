@@ -58,7 +58,7 @@ def objective_of(
     """
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
-        return ListenerObjective(trained_listener(listener, recipe.bf16) if go_on else new_listener(recipe.bf16))
+        return ListenerObjective(trained_listener(listener, recipe.bf16) if go_on else new_listener(recipe))
     model = _load_codec(codec or features)
     _check_crops(part, recipe, batches, bool(listener))
     heard = trained_listener(listener, recipe.bf16) if listener else None
@@ -213,10 +213,11 @@ def load_features(folder: str, memory: float) -> SpectralFeatures:
     return _loaded(SpectralFeatures(axes, memory), path)
 
 
-def new_listener(bf16: bool) -> PianoListenerModel:
+def new_listener(recipe: CodecRecipe) -> PianoListenerModel:
     """One that has heard nothing yet."""
-    listener = PianoListenerModel(PianoListenerConfig())
-    listener.bf16 = bf16
+    with model_of("listener"):
+        listener = PianoListenerModel(PianoListenerConfig(**recipe.listener))
+    listener.bf16 = recipe.bf16
     return listener
 
 

@@ -5,10 +5,11 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from modeling_midivalle import PianoEncodecConfig
+from modeling_midivalle import PianoEncodecConfig, PianoListenerConfig
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
 from scripts.training.recipe_file import check_fields, check_ranges, check_trackers, read_recipe
 
+OPTIMIZERS = ("adam", "muon")
 LOSS_WEIGHTS = {"mel": 1.0, "convergence": 0.5, "onset": 0.25, "waveform": 0.2, "commitment": 0.25, "regression": 1.0}
 LOSS_WEIGHTS |= {"adversarial": 0.05, "features": 0.1, "notes": 10.0, "heard": 0.3, "struck": 60.0, "strength": 16.0}
 LOSS_WEIGHTS |= {"keep": 1.0, "kicks": 30.0, "level": 0.0, "velocity": 2.0}
@@ -19,6 +20,7 @@ class CodecRecipe:
     """Settings of one run of `scripts.train_codec`; times in s, levels in dB."""
 
     model: dict = field(default_factory=dict)  # fields of PianoEncodecConfig
+    listener: dict = field(default_factory=dict)  # fields of PianoListenerConfig, of one that begins from nothing
     rooms: list[str] = field(default_factory=lambda: list(ROOMS))  # of rendered audio; each recording's own is jittered
     crop_seconds: float = 2.0
     lead_seconds: float = 0.0  # before a crop: what still sounds in it began there, and the decoder remembers it
@@ -33,6 +35,7 @@ class CodecRecipe:
     memory: float = 0.6  # share of the frame before that the latent leaves out, see SpectralFeatures
     sing_steps: int = 600  # of the decoder: gates alone, through exact synthesis
     kmeans_vectors: int = 400_000  # from 60,000 the codes leave 0.018 of their variance, but 0.11 of new audio's
+    optimizer: str = "adam"  # or muon, at the same rates, see scripts.training.muon
     learning_rate: float = 1e-3
     discriminator_learning_rate: float = 3e-4
     warmup_steps: int = 100
@@ -60,6 +63,8 @@ class CodecRecipe:
             raise ValueError(f"rooms: {self.rooms} are not all of {', '.join(ROOM_NAMES)}")
         if self.batch_size != "auto" and not (isinstance(self.batch_size, int) and self.batch_size > 0):
             raise ValueError(f"batch_size is a number of crops or auto, not {self.batch_size!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
         counts = ("mixed_excerpts", "accumulation", "steps", "kmeans_vectors", "save_steps", "log_steps")
         positive = ("learning_rate", "discriminator_learning_rate", "clip_norm")
         shares = ("memory", "final_learning_rate_share", "codebook_decay", "average_decay")
@@ -78,6 +83,7 @@ class CodecRecipe:
             raise ValueError(f"weights must be at least 0, got {wrong}")
         check_trackers(self.report_to)
         check_fields("model", self.model, PianoEncodecConfig)
+        check_fields("listener", self.listener, PianoListenerConfig)
         if self.excerpt_seconds < self.lead_seconds + self.crop_seconds:
             crop = f"{self.crop_seconds} s after {self.lead_seconds} s"
             raise ValueError(f"crops of {crop} do not fit into excerpts of {self.excerpt_seconds} s")

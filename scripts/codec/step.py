@@ -17,6 +17,7 @@ from scripts.codec.discriminator import MultiScaleSTFTDiscriminator, discriminat
 from scripts.codec.objectives import DecoderObjective, WholeObjective
 from scripts.codec.quantizer import ema_update
 from scripts.codec.recipe import CodecRecipe
+from scripts.training.muon import Muon
 from scripts.training.processes import RunError, any_process, rank, world_size
 from scripts.training.schedules import warmup_cosine
 
@@ -36,7 +37,8 @@ class Learner:
         self.objective, self.model = objective, objective.model
         self.recipe, self.device, self.output = recipe, device, output
         self.trained = [p for p in objective.parameters() if p.requires_grad]
-        self.optimizers = [torch.optim.Adam(self.trained, recipe.learning_rate, recipe.betas)]
+        kind = Muon if recipe.optimizer == "muon" else torch.optim.Adam
+        self.optimizers = [kind(self.trained, recipe.learning_rate, betas=recipe.betas)]
         self.discriminator = None
         if recipe.adversarial_from is not None and isinstance(objective, DecoderObjective | WholeObjective):
             torch.manual_seed(recipe.seed)
