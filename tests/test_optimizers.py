@@ -150,6 +150,30 @@ def test_eden_warms_up_from_half():
     assert [round(eden(n, 0), 4) for n in (0, 10, 20)] == [0.5, 0.75, 1.0]
 
 
+def test_muon_leaves_tables_and_heads_to_adam(make_ar):
+    model = make_ar()
+    matrices, rest = make_optimizer("muon", model, 0.1, (0.9, 0.95), 0.1).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {names[id(p)].rpartition("layers.0.")[2] for p in matrices["params"]}
+    wanted = {f"{place}.weight" for place in ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")}
+    assert wanted < found and rest["momentum"] is None and matrices["weight_decay"] == rest["weight_decay"] == 0.1
+    assert {"lm_head.weight", "model.audio_embedding.weight"} & {names[id(p)] for p in rest["params"]}
+    assert len(matrices["params"]) + len(rest["params"]) == len(names)
+
+
+def test_muon_without_its_momentum_is_adam_and_tensors_shrink():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(4, 3), torch.randn(4, 3)
+    p, q, b = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    b.data = b.data[0].clone()
+    optimizer = Muon([{"params": [p, b], "momentum": None}, {"params": [q]}], 0.1, weight_decay=0.5)
+    p.grad, q.grad, b.grad = gradient, gradient, gradient[0]
+    optimizer.step()
+    assert_close(p.detach(), start * 0.95 - 0.1 * gradient.sign(), atol=1e-5, rtol=0)
+    assert_close(q.detach(), start * 0.95 - 0.1 * 0.2 * 2 * orthogonal(gradient), atol=2e-3, rtol=0)
+    assert_close(b.detach(), start[0] - 0.1 * gradient[0].sign(), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["adamw", "scaled_adam", "muon"])
 def test_by_name_and_on_from_its_state(name):
     """It finds a minimum, and five steps are two and three more with the state between them."""
@@ -165,9 +189,7 @@ def test_by_name_and_on_from_its_state(name):
         return float(loss.detach())
 
     def make(model):
-        if name == "muon":
-            return Muon(model.parameters(), 0.01)
-        return make_optimizer(name, model, 0.05, (0.9, 0.95), 0.0)
+        return make_optimizer(name, model, 0.01 if name == "muon" else 0.05, (0.9, 0.95), 0.0)
 
     other, third = copy.deepcopy(model), copy.deepcopy(model)
     steps(model, make(model), 5)
@@ -186,7 +208,7 @@ def test_by_name_and_on_from_its_state(name):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="'sgd' is not one of adamw, scaled_adam"):
+    with pytest.raises(ValueError, match="'sgd' is not one of adamw, muon, scaled_adam"):
         make_optimizer("sgd", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.0)
     with pytest.raises(ValueError, match="betas must be from 0 to below 1"):
         make_optimizer("scaled_adam", torch.nn.Linear(2, 2), 0.1, (0.9, 1.0), 0.0)

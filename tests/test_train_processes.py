@@ -126,7 +126,9 @@ nar: {hidden_size: 32, num_attention_heads: 2, num_hidden_layers: 2, intermediat
 """
 
 
-@pytest.mark.parametrize(("part", "changes"), [("ar", FRAMES_FIRST), ("nar", AS_PUBLISHED)])
+@pytest.mark.parametrize(
+    ("part", "changes"), [("ar", FRAMES_FIRST), ("nar", AS_PUBLISHED), ("ar", "optimizer: muon\n")]
+)
 def test_fsdp_is_ddp_but_for_rounding(part, changes, command, tmp_path):
     """Whole checkpoints and folders, equal to DDP's after four steps to a hundredth of the learning rate, since Adam
     makes much of a gradient that rounding alone decides; going on from the second is exact."""

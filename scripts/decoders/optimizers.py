@@ -9,6 +9,7 @@ the tensor itself; and the gradient's norm is held below twice its own recent me
 import torch
 
 from scripts.decoders.sharding import gather
+from scripts.training.muon import Muon
 
 SIZE_PERIOD, SIZE_SHARE = 4, 0.1  # steps between changes of size; their learning rate, relative
 SMALLEST, LARGEST, SCALAR_LIMIT = 1e-5, 3.0, 10.0  # root mean squares; value of a lone number
@@ -110,7 +111,7 @@ def _direction(g: torch.Tensor, state: dict, b2: float, eps: float) -> torch.Ten
 
 
 def make_optimizer(name: str, model: torch.nn.Module, lr: float, betas: tuple, weight_decay: float):
-    """The optimiser `name`, `adamw` (decays tensors of two axes or more) or `scaled_adam` (decays nothing).
+    """The optimiser `name`: `adamw`, `muon` (both decay tensors of two axes or more) or `scaled_adam` (nothing).
 
     Raises:
         ValueError: another name, or weight decay where there is none.
@@ -120,8 +121,18 @@ def make_optimizer(name: str, model: torch.nn.Module, lr: float, betas: tuple, w
         if weight_decay:
             raise ValueError("scaled_adam has no weight decay: set weight_decay to 0")
         return ScaledAdam(trained, lr, tuple(betas))
+    if name == "muon":
+        is_matrix = {
+            id(module.weight)
+            for place, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear) and not {"heads", "lm_head"} & set(place.split("."))
+        }
+        matrices = {"params": [p for p in trained if id(p) in is_matrix]}
+        rest = {"params": [p for p in trained if id(p) not in is_matrix], "momentum": None}
+        groups = [group for group in (matrices, rest) if group["params"]]
+        return Muon(groups, lr, betas=betas, weight_decay=weight_decay)
     if name != "adamw":
-        raise ValueError(f"optimizer {name!r} is not one of adamw, scaled_adam")
+        raise ValueError(f"optimizer {name!r} is not one of adamw, muon, scaled_adam")
     tensors = {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay}
     rest = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     return torch.optim.AdamW([group for group in (tensors, rest) if group["params"]], lr, tuple(betas), fused=True)

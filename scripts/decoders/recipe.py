@@ -7,7 +7,11 @@ from pathlib import Path
 from modeling_midivalle import MidiValleARConfig, MidiValleNARConfig
 from scripts.training.recipe_file import check_fields, check_ranges, check_trackers, read_recipe
 
-CHOICES = {"optimizer": ("adamw", "scaled_adam"), "schedule": ("cosine", "eden"), "on_bad_loss": ("stop", "skip")}
+CHOICES = {
+    "optimizer": ("adamw", "muon", "scaled_adam"),
+    "schedule": ("cosine", "eden"),
+    "on_bad_loss": ("stop", "skip"),
+}
 FREE = ("save_steps", "save_total_limit", "log_steps", "report_to", "sample_seconds")  # a resumed run may have others
 
 
@@ -24,7 +28,7 @@ class TrainRecipe:
     gradient_accumulation_steps: int = 1  # batches a step
     gradient_checkpointing: bool = False  # less memory, a third more work; the same gradients
     steps: int = 10_000
-    optimizer: str = "adamw"  # or scaled_adam, the published one, whose learning_rate is relative: 0.05
+    optimizer: str = "adamw"  # or muon, at the same rates, or scaled_adam, the published one, at relative ones: 0.05
     schedule: str = "cosine"  # or eden, the published one
     learning_rate: float = 1e-3
     warmup_steps: int = 200  # of cosine, and its last rate

@@ -7,6 +7,7 @@ as long as Adam's (Liu et al., "Muon is scalable for LLM training", arXiv 2502.1
 """
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 NEWTON_SCHULZ = (
     3.4445,
@@ -22,12 +23,15 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: tensors, or groups of them.
         lr (`float`, defaults to 1e-3): about the root mean square of a step, times five.
-        momentum (`float`, defaults to 0.95): of matrices; kernels are matrices with one row for each output.
+        momentum (`float`, *optional*, defaults to 0.95): of matrices; kernels are matrices with one row for each
+            output. None leaves a group's matrices to Adam: tables, of which a step sees a few rows, and heads.
         betas (`tuple`, defaults to (0.9, 0.99)), eps (`float`, defaults to 1e-8): as in Adam, of the rest.
+        weight_decay (`float`, defaults to 0): share of `lr` by which tensors of two axes and more shrink.
     """
 
-    def __init__(self, params, lr=1e-3, momentum=0.95, betas=(0.9, 0.99), eps=1e-8):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps})
+    def __init__(self, params, lr=1e-3, momentum=0.95, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0):
+        settings = {"lr": lr, "momentum": momentum, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, settings)
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -38,16 +42,23 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    move = _move_matrix if p.ndim > 1 and min(p.flatten(1).shape) > 1 else _move_by_adam
-                    move(p, self.state[p], group)
+                if p.grad is None:
+                    continue
+                if p.ndim > 1:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                is_matrix = group["momentum"] is not None and p.ndim > 1 and min(p.flatten(1).shape) > 1
+                (_move_matrix if is_matrix else _move_by_adam)(p, self.state[p], group)
         return loss
 
 
 def _move_matrix(p: torch.Tensor, state: dict, group: dict) -> None:
     mean = state.setdefault("mean", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
     ahead = p.grad.lerp(mean, group["momentum"])  # Nesterov's
-    direction = orthogonal(ahead.flatten(1)).view(p.shape)
+    is_shared = isinstance(ahead, DTensor)  # by FSDP: a share of a matrix knows nothing of its directions
+    whole = ahead.full_tensor() if is_shared else ahead
+    direction = orthogonal(whole.flatten(1)).view(p.shape)
+    if is_shared:
+        direction = distribute_tensor(direction, p.device_mesh, p.placements, src_data_rank=None)
     p.sub_(direction, alpha=group["lr"] * LENGTH * max(p.flatten(1).shape) ** 0.5)
 
 
