@@ -521,7 +521,7 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
     assert "frame_steps need codebook_start" in capsys.readouterr().err
     (tmp_path / "recipe.yaml").write_text(RECIPE + "optimizer: sgd\n")
     assert run("ar", tmp_path / "out") == 2
-    assert "recipe.yaml: optimizer: 'sgd' is not one of adamw, scaled_adam" in capsys.readouterr().err
+    assert "recipe.yaml: optimizer: 'sgd' is not one of adamw, muon, scaled_adam" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
