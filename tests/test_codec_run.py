@@ -298,8 +298,9 @@ def test_trackers_get_sound_and_curves_at_each_validation(at_once, tracker):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_exactly_and_agree(whole, tmp_path):
+def test_two_processes_go_on_exactly_and_agree(whole, tmp_path, monkeypatch):
     """Under torchrun: 4 steps = 2 + 2; both processes' sums are in the log, and one process can take over."""
+    monkeypatch.setattr(step, "MultiScaleSTFTDiscriminator", MultiScaleSTFTDiscriminator)  # other processes have it
 
     def launch(output):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
