@@ -96,7 +96,11 @@ def test_part_after_part(pool, tmp_path):
     heard, played = (np.load(codes_path(pool, codec_hash(codec), kind)) for kind in ("heard", "played"))
     struck = np.load(onsets_path(pool)).any(2)[:, None]
     assert heard.shape == played.shape == (2, 4, 100) and ((heard != played) & struck).any()
+    (tmp_path / "recipe.yaml").write_text(RECIPE + "optimizer: muon\n")
     assert run("listener") == 0
+    state = torch.load(tmp_path / "listener" / "step_0000002" / "optimizers.pt", weights_only=True)[0]
+    assert "momentum" in state["param_groups"][0]
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
     listener = train_codec.trained_listener(tmp_path / "listener")
     assert all(p.isfinite().all() for p in listener.parameters())
     assert run("decoder", "--features", tmp_path / "features", "--codec", codec) == 0

@@ -1,9 +1,10 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Muon (Jordan et al., 2024): matrices move by their momentum made orthogonal, everything else by Adam.
 
-All directions of such a step are equally long, also those that gradients hardly show: a network of convolutions learns
-in a few hours of audio what takes Adam five times as many. torch's own Muon takes matrices alone, no kernels. Steps are
-as long as Adam's (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982), so its learning rates hold.
+All directions of such a step are equally long, also those that gradients hardly show, so what begins from nothing gets
+further in its first hours, listener and AR alike; what has learned for days gains little (model_cards/training_log.md).
+torch's own Muon takes matrices alone, no kernels. Steps are as long as Adam's (Liu et al., "Muon is scalable for LLM
+training", arXiv 2502.16982), so its learning rates hold.
 """
 
 import torch
