@@ -108,7 +108,7 @@ def moved_by_muon(start, gradients, lr=0.1):
     return steps
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 5), (20, 4)])
+@pytest.mark.parametrize("shape", [(4, 3, 5), (20, 4), (20, 2, 2)])
 def test_muon_goes_as_far_in_every_direction_of_a_gradient(shape):
     """Singular values of 1 to 0.05 become about one; a step's root mean square is a fifth of the learning rate."""
     torch.manual_seed(0)

@@ -10,12 +10,8 @@ training", arXiv 2502.16982), so its learning rates hold.
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-NEWTON_SCHULZ = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of x, x^3 and x^5, by Jordan: singular values come to 0.7 to 1.2 in five turns
-TURNS = 5
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5, by Jordan
+TURNS = 5  # after which singular values are 0.7 to 1.2
 LENGTH = 0.2  # root mean square of Adam's steps, of a learning rate of 1
 
 
