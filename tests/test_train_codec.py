@@ -99,7 +99,8 @@ def test_part_after_part(pool, tmp_path):
     (tmp_path / "recipe.yaml").write_text(RECIPE + "optimizer: muon\n")
     assert run("listener") == 0
     state = torch.load(tmp_path / "listener" / "step_0000002" / "optimizers.pt", weights_only=True)[0]
-    assert "momentum" in state["param_groups"][0]
+    hidden, heads = state["param_groups"]
+    assert hidden["momentum"] and heads["momentum"] is None and len(heads["params"]) == 2
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     listener = train_codec.trained_listener(tmp_path / "listener")
     assert all(p.isfinite().all() for p in listener.parameters())

