@@ -207,6 +207,19 @@ def test_by_name_and_on_from_its_state(name):
     assert least < steps(third, make(third), 300) < 1.05 * least
 
 
+@pytest.mark.parametrize("kind", [Muon, ScaledAdam])
+def test_a_step_asks_its_closure(kind):
+    p = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
+    optimizer = kind([p], 0.1)
+
+    def closure():
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    assert float(optimizer.step(closure).detach()) == 5.0 and (p < torch.tensor([2.0, 1.0])).all()
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="'sgd' is not one of adamw, muon, scaled_adam"):
         make_optimizer("sgd", torch.nn.Linear(1, 1), 0.1, (0.9, 0.95), 0.0)
