@@ -717,6 +717,26 @@ def test_a_row_tells_speed_and_the_time_left(tmp_path, monkeypatch, capsys):
     assert len(run_log.read_log(tmp_path / "run" / "log.jsonl")) == 1 and not capsys.readouterr().out
 
 
+def test_curves_are_drawn_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
+    """Not at every checkpoint: a picture takes a second. By the first process, and not before there is a figure."""
+    now, drawn = [100.0], []
+    monkeypatch.setattr(run_log.time, "time", lambda: now[0])
+    monkeypatch.setattr(run_log, "draw_curves", lambda folder: drawn.append((folder, now[0])))
+    accelerator = SimpleNamespace(is_main_process=True, init_trackers=lambda *_: None, log=lambda *_: None)
+    log = run_log.RunLog(tmp_path, accelerator, 50)
+    log.begin(0, {})
+    log.draw(last=True)
+    log.write(10, 2.0, 1.0, {"code": 1.0})
+    for now[0] in (159.0, 160.0, 161.0, 219.0, 221.0):
+        log.draw()
+    assert drawn == [(tmp_path, 160.0), (tmp_path, 221.0)]
+    now[0] = 222.0
+    log.draw(last=True)
+    accelerator.is_main_process = False
+    log.draw(last=True)
+    assert drawn[2:] == [(tmp_path, 222.0)]
+
+
 def test_learning_curves_by_command(tmp_path, capsys):
     assert run_log.main([str(tmp_path)]) == 2 and "holds no log.jsonl" in capsys.readouterr().err
     (tmp_path / "log.jsonl").write_text('{"step": 1, "hours": 1, "code": 2.0}\n[1]\n')

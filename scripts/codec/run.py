@@ -61,10 +61,8 @@ class Run:
         trackers = installed_trackers(recipe.report_to)  # the processes find one another in the next line
         accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=trackers or None, project_dir=output)
         self.device, self.log = accelerator.device, RunLog(self.output, accelerator, recipe.steps)
-        self.objective, self.model = (
-            objective.to(self.device).train(),
-            objective.model,
-        )  # or cuDNN's LSTM has no gradient
+        self.objective = objective.to(self.device).train()  # or cuDNN's LSTM has no gradient
+        self.model = objective.model
         self.listener = listener or getattr(objective, "listener", None)
         if self.listener is not None:
             self.listener.to(self.device)
@@ -162,7 +160,7 @@ class Run:
         checkpoints.save(self.step, self.learner.tensors(), optimizers, state)
         self.saved = self.step
         self._export()
-        self.log.draw()
+        self.log.draw(last=self.step == self.recipe.steps)
 
     def _results(self) -> tuple[Path, Path]:
         """Where a listener, and where a codec is written."""

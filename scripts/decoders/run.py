@@ -137,12 +137,13 @@ class Run:
                 if self.step % self.recipe.save_steps == 0 and self.step < self.recipe.steps:
                     self._validate()
                     self.save()
+                    self.log.draw()
         if not stopped and self.step > first:
             self._validate()
         self.save()
         self.log.close()
         if not stopped:  # it takes seconds, which a stopped run may not have
-            self.log.draw()
+            self.log.draw(last=True)
         return not stopped
 
     def save(self) -> None:

@@ -25,6 +25,7 @@ from scripts.unfinished import unfinished_file, write_text
 
 LOG, CURVES = "log.jsonl", "learning_curves.png"
 AXES = ("step", "hours", "wall_s")  # what a row counts, and does not measure
+DRAWN_EVERY = 60.0  # s, at least; a picture takes one second
 
 
 class RunLog:
@@ -42,6 +43,7 @@ class RunLog:
     def begin(self, step: int, recipe: dict, **about) -> None:
         """The run starts, or goes on, at `step`; trackers are told of `about` and of the recipe."""
         self._first, self._began = step, time.time()
+        self._drawn = self._began
         scalars = {name: value for name, value in recipe.items() if isinstance(value, int | float | str)}
         self.accelerator.init_trackers("midivalle", scalars | about)
 
@@ -63,10 +65,12 @@ class RunLog:
             print(f"{step}/{self.steps} {row} {speed}", flush=True)
         self.accelerator.log({name.replace("validation_", "validation/"): value for name, value in row.items()}, step)
 
-    def draw(self) -> None:
-        """The curves so far, if there are any; by the first process."""
-        if self.accelerator.is_main_process and _figures(self.folder)[1]:
+    def draw(self, last: bool = False) -> None:
+        """The curves so far, if there are any, once a minute or where they are the `last`; by the first process."""
+        due = last or time.time() - self._drawn >= DRAWN_EVERY
+        if due and self.accelerator.is_main_process and _figures(self.folder)[1]:
             draw_curves(self.folder)
+            self._drawn = time.time()
 
     def show(self, step: int, sounds: dict[str, torch.Tensor]) -> None:
         """Send `sounds`, `(L,)` in [-1, 1] at 32 kHz, and the curves so far to the trackers; by the first process."""
