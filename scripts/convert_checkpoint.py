@@ -61,7 +61,8 @@ def read_codec(path: str | Path) -> tuple[PianoEncodecModel, dict[str, list[str]
 def build_model(
     published: dict[str, torch.Tensor], num_heads: int, codec: PianoEncodecModel | None
 ) -> tuple[MidiValleForConditionalGeneration, dict[str, list[str]]]:
-    """The whole model around the tensors of a published file, which are not copied, and the map of its keys.
+    """The whole model around the tensors of a published file, and the map of its keys. Only heads
+    that are no tables are copied.
 
     Raises:
         CheckpointError: keys or shapes that are not MIDI-VALLE's, or a codec of other codebooks.
@@ -83,6 +84,8 @@ def build_model(
         model = MidiValleForConditionalGeneration(config)
     wanted = {name: value for name, value in model.state_dict().items() if not name.startswith("codec.")}
     ours = to_our_state_dict(published, wanted, ar.num_codebooks - 1)
+    if not nar.tie_word_embeddings:  # no head is a table then, though some may share its memory in the file
+        ours |= {name: value.clone() for name, value in ours.items() if name.startswith("nar.heads.")}
     if codec:
         model.codec = codec
     model.load_state_dict(ours, strict=False, assign=True)  # the keys were compared; those of the codec are in place

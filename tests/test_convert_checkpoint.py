@@ -89,15 +89,18 @@ def len_unique(state):
     return sum({value.data_ptr(): value.numel() for value in state.values()}.values())
 
 
-def test_heads_that_are_no_aliases_stay_their_own(run, published, tmp_path):
-    """Of a model that was trained so; no table replaces them."""
-    for k in range(2):
+@pytest.mark.parametrize("own", [{0}, {1}, {0, 1}])
+def test_heads_that_are_no_aliases_stay_their_own(run, published, tmp_path, own):
+    """Of a model that was trained so; no table replaces them, nor those of its heads that are aliases."""
+    for k in own:
         published[f"nar_predict_layers.{k}.weight"] = published[f"nar_predict_layers.{k}.weight"] + 1.0
     code, _, err = run("new", midi_valle=published)
     assert code == 0, err
     model = AutoModel.from_pretrained(tmp_path / "new")
-    assert torch.equal(model.nar.heads[0].weight, published["nar_predict_layers.0.weight"])
-    assert torch.equal(model.nar.audio_embeddings[2].weight, published["nar_audio_embeddings.2.word_embeddings.weight"])
+    for k in range(2):
+        assert torch.equal(model.nar.heads[k].weight, published[f"nar_predict_layers.{k}.weight"])
+        table = published[f"nar_audio_embeddings.{k + 2}.word_embeddings.weight"]
+        assert torch.equal(model.nar.audio_embeddings[k + 2].weight, table)
 
 
 def test_what_an_audiocraft_export_does_not_say_is_as_in_audiocraft():
