@@ -1,6 +1,8 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Configuration of the piano listener, which hears struck keys in audio."""
 
+from typing import Literal
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -12,6 +14,7 @@ class PianoListenerConfig(PreTrainedConfig):
 
     Args:
         hidden_size (`int`, *optional*, defaults to 96): channels of every layer.
+        quantization (`str`, *optional*): `"int8"` for [`Int8Conv2d`] layers; see `quantize_`.
 
     Example:
 
@@ -24,6 +27,7 @@ class PianoListenerConfig(PreTrainedConfig):
     _auto_class = "AutoConfig"
 
     hidden_size: int = 96
+    quantization: Literal["int8"] | None = None
 
     def validate_architecture(self):
         """Refuse what cannot be built."""

@@ -1,5 +1,6 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""Linear layers with int8 weights: a step of the AR reads all weights for one frame, and int8 is a quarter of fp32."""
+"""Layers with int8 weights. Linear ones are for speed: a step of the AR reads all weights for one frame, and int8 is a
+quarter of fp32. Convolutions are for the size of a file alone: they compute in floating point."""
 
 import warnings
 
@@ -35,9 +36,7 @@ class Int8Linear(nn.Module):
         """The int8 layer nearest to `linear`, on its device."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        weight = linear.weight.detach().float()
-        layer.scale = (weight.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        layer.weight = (weight / layer.scale[:, None]).round().to(torch.int8)
+        layer.weight, layer.scale = round_rows(linear.weight)
         layer.bias = linear.bias
         return layer.train(linear.training)
 
@@ -73,6 +72,50 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class Int8Conv2d(nn.Module):
+    """
+    A convolution whose weights are stored as int8 with one scale per output channel, symmetric (largest magnitude =
+    127). It computes with them as floating-point numbers of its bias' type.
+
+    Args:
+        conv (`nn.Conv2d`): with a bias, unpadded or padded by zeros, of one group; its weights are rounded.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+        weight, scale = round_rows(conv.weight)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = conv.bias
+
+    def to_conv(self) -> nn.Conv2d:
+        """The same convolution with weights in floating point, which can learn."""
+        sizes = self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding, self.dilation
+        conv = nn.Conv2d(*sizes, device=self.bias.device, dtype=self.bias.dtype)
+        conv.weight.data.copy_(self._weight())
+        conv.bias = self.bias
+        return conv
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(inputs, self._weight(), self.bias, self.stride, self.padding, self.dilation)
+
+    def _weight(self) -> torch.Tensor:
+        return self.weight.to(self.bias.dtype) * self.scale.to(self.bias.dtype)[:, None, None, None]
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return f"{sizes}, padding={self.padding}, dilation={self.dilation}"
+
+
+def round_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`weight` `(N, ...)` as int8, and the scale `(N,)` in float32 that it is to be multiplied with."""
+    weight = weight.detach().float()
+    scale = (weight.abs().flatten(1).amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    return (weight / scale.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8), scale
+
+
 def has_cpu_kernel() -> bool:
     """Whether this torch has int8 kernels for this processor."""
     return torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
@@ -103,4 +146,4 @@ def quantize_linears(model: nn.Module) -> None:
                 setattr(parent, name, Int8Linear.from_linear(linear))
 
 
-__all__ = ["Int8Linear"]
+__all__ = ["Int8Conv2d", "Int8Linear"]

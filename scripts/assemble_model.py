@@ -96,6 +96,7 @@ def assemble(
     max_mib: float = MAX_MIB,
     windows: dict[str, float] | None = None,
     listener: str | Path | None = None,
+    quantize_listener: bool = False,
     **playing,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
@@ -107,6 +108,7 @@ def assemble(
         max_mib: largest size of the whole folder, MiB.
         windows: `max_prompt_seconds`, `max_window_seconds` and `onset_delay_seconds`, as in `MidiValleProcessor`.
         listener: folder of `train_codec listener`, or of a model that has one.
+        quantize_listener: store it in int8, as `PianoListenerModel.quantize_` does.
         playing: `as_recorded`, `keys_from_midi`, `mean_vectors` and gains, as in `MidiValleConfig`.
     Returns:
         Parameters of each part by its name.
@@ -135,6 +137,8 @@ def assemble(
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
     rounded = round_weights(model, dtype)
     heard = None if listener is None else load_listener(listener)
+    if quantize_listener and listener is None:
+        raise AssembleError("--quantize-listener is for --listener")
     if listener is not None and not model.config.codec_config.num_key_axes:
         raise AssembleError("--listener: the codec has no axes for what it hears (num_key_axes is 0)")
     if listener is not None and heard is None:
@@ -149,10 +153,12 @@ def assemble(
         if heard is not None:
             heard.config.name_or_path = ""  # it would be saved, with the path of this machine
             wanted = shipped_dtype("codec.", dtype)
-            state = {name: value.to(wanted) for name, value in heard.state_dict().items()}
+            if quantize_listener:
+                heard.quantize_()
+            state = {k: v.to(wanted) if v.is_floating_point() else v for k, v in heard.state_dict().items()}
             heard.save_pretrained(temporary / LISTENER, state_dict=state)
             again = load_listener(temporary).state_dict()  # refuses what is not finite
-            if not all(torch.equal(again[name], value.float()) for name, value in state.items()):
+            if not all(torch.equal(again[name].float(), value.float()) for name, value in state.items()):
                 raise AssembleError("the saved listener does not load as it was saved")
             for code in (temporary / LISTENER).glob("*.py"):  # remote code is looked for beside the model's own
                 os.replace(code, temporary / code.name)
@@ -207,6 +213,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ar", required=True, help="AR folder of scripts.train (RUN/model)")
     parser.add_argument("--nar", required=True, help="NAR folder of scripts.train (RUN/model)")
     parser.add_argument("--listener", help="output of scripts.train_codec listener")
+    parser.add_argument("--quantize-listener", action="store_true", help="store it in int8, half the size of float16")
     parser.add_argument(
         "--output", type=Path, default=Path("checkpoints/starter"), help="folder (default: %(default)s)"
     )
@@ -262,7 +269,16 @@ def main(argv: list[str] | None = None) -> int:
         playing["colour_gains_db"] = args.colour
         dtype = getattr(torch, args.dtype)
         sizes = assemble(
-            args.codec, args.ar, args.nar, args.output, dtype, args.max_mib, windows, args.listener, **playing
+            args.codec,
+            args.ar,
+            args.nar,
+            args.output,
+            dtype,
+            args.max_mib,
+            windows,
+            args.listener,
+            args.quantize_listener,
+            **playing,
         )
     except (ValueError, OSError, SafetensorError) as error:  # a full disk is either of the last two
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_midivalle import MidiValleForConditionalGeneration, PianoListenerConfig, PianoListenerModel
 from scripts import assemble_model
+from scripts.codec.parts import trained_listener
 from scripts.models.model_folder import load_listener
 from scripts.models.trained_parts import codec_hash
 from tokenization import MidiValleTokenizer
@@ -166,6 +167,15 @@ def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path
     assert without_the_repository(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
     assert assemble(tmp_path, "--listener", str(tmp_path / "heard"), "--dtype", "float32") == 0
     assert torch.equal(load_listener(out).last.weight, listener.last.weight)
+    heard = ["--listener", str(tmp_path / "heard"), "--quantize-listener"]
+    assert assemble(tmp_path, *heard) == 0
+    assert stored(out / "listener")["keys.weight"].dtype == torch.int8
+    assert stored(out / "listener")["keys.scale"].dtype == torch.float16
+    assert load_listener(out).config.quantization == "int8" and load_listener(out).keys.scale.dtype == torch.float32
+    assert assemble(tmp_path, *heard[2:]) == 2 and "is for --listener" in capsys.readouterr().err
+    assert without_the_repository(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
+    learns = trained_listener(out)
+    assert learns.config.quantization is None and learns.keys.weight.requires_grad
     (tmp_path / "heard" / "listener" / "config.json").write_text("{")
     assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
     assert "config.json: is damaged" in capsys.readouterr().err

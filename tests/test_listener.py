@@ -77,6 +77,39 @@ def test_it_loads_as_it_was_saved(listener, tmp_path):
     assert torch.equal(loaded.hear(tones(1, 9_000)), listener.hear(tones(1, 9_000)))
 
 
+@torch.no_grad()
+def test_int8(listener, tmp_path):
+    """Near to what it was, half the size of fp16, saved and loaded as it is, and in floating point again."""
+    sound, small = tones(1, 9_600), copy.deepcopy(listener)
+    logits = listener(sound).logits
+    small.quantize_()
+    small.quantize_("int8")
+    near = small(sound).logits
+    assert 0 < (near - logits).norm() / logits.norm() < 0.02
+    kinds = {name: value.dtype for name, value in small.state_dict().items()}
+    assert {name for name, kind in kinds.items() if kind == torch.int8} == {
+        "keys.weight",
+        *(f"layers.{i}.weight" for i in range(13)),
+    }
+    small.save_pretrained(tmp_path / "listener")
+    again, report = AutoModel.from_pretrained(tmp_path / "listener", output_loading_info=True)
+    assert not any(report.values()) and again.config.quantization == "int8"
+    assert {name: value.dtype for name, value in again.state_dict().items()} == kinds
+    assert torch.equal(again(sound).logits, near)
+    half = AutoModel.from_pretrained(tmp_path / "listener", dtype=torch.bfloat16)
+    assert half.keys.weight.dtype == torch.int8 and (half(sound).logits - near).norm() / near.norm() < 0.1
+    again.dequantize_()
+    again.dequantize_()
+    assert again.config.quantization is None and torch.equal(again(sound).logits, near)
+    wanted = {name: value.shape for name, value in listener.state_dict().items()}
+    assert {name: value.shape for name, value in again.state_dict().items()} == wanted
+    with torch.enable_grad():
+        again(sound).logits.sum().backward()
+    assert all(p.grad is not None for name, p in again.named_parameters() if "last" not in name)
+    with pytest.raises(ValueError, match='knows "int8", got'):
+        small.quantize_("int4")
+
+
 def test_a_new_one_hears_nothing_yet():
     torch.manual_seed(0)
     model = PianoListenerModel(PianoListenerConfig())

@@ -222,9 +222,10 @@ def new_listener(recipe: CodecRecipe) -> PianoListenerModel:
 
 
 def trained_listener(folder: str, bf16: bool = False) -> PianoListenerModel:
-    """The trained listener of `train_codec listener`, or of a model folder."""
+    """The trained listener of `train_codec listener`, or of a model folder, in floating point."""
     if (listener := load_listener(folder)) is None:
         raise ValueError(f"--listener {folder}: holds no {LISTENER} folder; give the output of `listener`, or a model")
+    listener.dequantize_()
     listener.bf16 = bf16
     return listener
 
