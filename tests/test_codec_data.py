@@ -4,9 +4,12 @@
 import contextlib
 import io
 import itertools
+import multiprocessing
 import os
 import re
 import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from types import SimpleNamespace
@@ -361,6 +364,35 @@ def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack,
     for option, value in (("--hours", 0), ("--hours", "nan"), ("--processes", 0), ("--seed", -1)):
         with pytest.raises(SystemExit):
             make_pool(option, value)
+
+
+@pytest.mark.parametrize("where", ["submit", "add"])
+def test_who_is_interrupted_does_not_wait_for_its_processes(where, tiny_pack, tmp_path, monkeypatch):
+    """They end with what they are rendering, wherever the interrupt falls."""
+    item, submit, given = RenderedExcerpts.__getitem__, ProcessPoolExecutor.submit, []
+
+    def slow(self, index):
+        if index:
+            time.sleep(3)
+            (tmp_path / f"rendered_{index}").touch()
+        return item(self, index)
+
+    def stop(self, *work):
+        given.append(work)
+        if where == "add" or len(given) == 3:
+            raise KeyboardInterrupt
+        return submit(self, *work)
+
+    monkeypatch.setattr(RenderedExcerpts, "__getitem__", slow)
+    monkeypatch.setattr(*((ProcessPoolExecutor, "submit") if where == "submit" else (PoolFiles, "add")), stop)
+    monkeypatch.setattr(render_pool, "EXCERPT_S", 1.0)
+    monkeypatch.setattr(render_pool, "CHUNK", 1)
+    fork = multiprocessing.get_context("fork")  # a new process would take seconds to import torch
+    monkeypatch.setattr(render_pool.multiprocessing, "get_context", lambda _: fork)
+    words = ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--room", "studio", "--processes", 2]
+    words += ["--hours", 4 / 3600, "--output", tmp_path / "pool.npy"]
+    assert render_pool.main([str(word) for word in words]) == 130
+    assert not multiprocessing.active_children() and not list(tmp_path.glob("rendered_*"))
 
 
 def test_the_files_of_a_pool(tmp_path, monkeypatch):
