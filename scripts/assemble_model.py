@@ -147,7 +147,6 @@ def assemble(
         processor = MidiValleProcessor(extractor, tokenizer, **(windows or {}))
         processor.save_pretrained(temporary)
         if heard is not None:
-            heard.config.name_or_path = ""  # it would be saved, with the path of this machine
             wanted = shipped_dtype("codec.", dtype)
             state = {name: value.to(wanted) for name, value in heard.state_dict().items()}
             heard.save_pretrained(temporary / LISTENER, state_dict=state)
