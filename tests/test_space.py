@@ -85,6 +85,27 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         app.render(piece, "grand", 0, 1, 0)
 
 
+def test_codes_are_drawn_as_the_page_says(app, write_midi, tmp_path):
+    """Of the 50 likeliest, and of these the ones that make up 95 %; as whole numbers they are rounded."""
+    piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0))
+    _, processor, model = app.load()
+    span = app.read(piece, 0, 0.5)
+    inputs = processor(span, end=span.end + 0.1, **app.prompt_files("grand"))
+    wave = model.generate(**inputs, seed=3, temperature=2.0, top_k=50, top_p=0.95)[0, 0].numpy()
+    rate, found = app.render(piece, "grand", 0, 0.5, 2.0, 3)
+    assert np.array_equal(found, np.round(wave[: round((span.end + 0.1) * rate)] * 32767)) and np.abs(wave).max() < 1
+
+
+def test_what_is_just_within_the_limits(app, write_midi, tmp_path, monkeypatch):
+    piece = write_midi(tmp_path / "piece.mid", 2, seconds=5.0)
+    monkeypatch.setattr(app, "MAX_BYTES", piece.stat().st_size)
+    monkeypatch.setattr(app, "MAX_NOTES", 40)
+    assert len(app.read_whole(str(piece)).notes) == 40 and len(app.read(str(piece), 0.0, app.MAX_SECONDS).notes)
+    monkeypatch.setattr(app, "MAX_BYTES", app.MAX_BYTES - 1)
+    with pytest.raises(ValueError, match="piece.mid: the file is larger"):
+        app.read_whole(str(piece))
+
+
 def test_what_is_asked_of_the_hub(app, tmp_path, monkeypatch):
     """A model at the commit that was named; never the default folder, by whose name a stranger could run code here."""
     asked = []
