@@ -151,7 +151,6 @@ def assemble(
         processor = MidiValleProcessor(extractor, tokenizer, **(windows or {}))
         processor.save_pretrained(temporary)
         if heard is not None:
-            heard.config.name_or_path = ""  # it would be saved, with the path of this machine
             wanted = shipped_dtype("codec.", dtype)
             if quantize_listener:
                 heard.quantize_()

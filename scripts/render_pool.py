@@ -67,8 +67,8 @@ def _render(pool: PoolFiles, args: argparse.Namespace) -> None:
         ProcessPoolExecutor(processes, context, _open, (args,)) as workers,
         tqdm(total=pool.items, initial=pool.done, unit="excerpt") as bar,
     ):
-        rendered = [workers.submit(_excerpts, numbers) for numbers in chunks]
         try:
+            rendered = [workers.submit(_excerpts, numbers) for numbers in chunks]
             for numbers in chunks:
                 pool.add(rendered.pop(0).result(), numbers.stop)
                 bar.update(len(numbers))

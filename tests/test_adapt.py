@@ -146,6 +146,16 @@ def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypat
     assert adapt.play(model, processor, recording, adapt.AdaptRecipe(prompt_seconds=(0.5, 1.0)), 2.0, None) == 18 * RATE
 
 
+def test_notes_of_the_held_part_are_those_struck_in_it():
+    """Not what still sounds when it begins, nor what follows it."""
+    notes = np.array([(1.5, 1.0, 50, 80), (2.0, 0.1, 55, 80), (2.5, 0.5, 60, 80), (3.0, 0.5, 64, 80)], NOTE_DTYPE)
+    wave, codes = np.ones(4 * RATE, np.float32), torch.zeros(4, 4 * 50)
+    recording, struck = Recording(wave, notes, codes, codes, MidiValleTokenizer()), notes[1:3].copy()
+    struck["onset"] -= 2
+    found = adapt.heard(recording, wave[:RATE], 2.0, 1.0, lambda wave, rate: struck)
+    assert found == {"timbre distance, dB": pytest.approx(0, abs=1e-6), "onset F1": 1.0}
+
+
 def test_a_held_part_without_notes_is_refused_before_anything_is_learned(folder, tmp_path):
     """All notes are in the first 10 s; of 20 s the last 4 are held back."""
     notes = np.array([(0.5 * i, 0.5, 50 + i, 80) for i in range(20)], NOTE_DTYPE)

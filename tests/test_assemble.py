@@ -100,6 +100,11 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
         assert assemble(tmp_path, gain, "8") == 2
 
 
+def test_the_folder_does_not_say_where_its_parts_lay(parts, tmp_path):
+    assert assemble(tmp_path) == 0
+    assert not [path for path in (tmp_path / "out").glob("*.json") if str(tmp_path) in path.read_text()]
+
+
 def test_notes_are_read_as_the_decoders_have_learned_them(parts, tmp_path, capsys):
     assert assemble(tmp_path) == 0
     processor = AutoProcessor.from_pretrained(tmp_path / "out")

@@ -4,9 +4,12 @@
 import contextlib
 import io
 import itertools
+import multiprocessing
 import os
 import re
 import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from types import SimpleNamespace
@@ -139,6 +142,44 @@ def test_where_a_model_has_generated_codes_half_of_the_crops_have_them(pool):
         codes_path(pool, "0123456789abcdef", kind).unlink()
 
 
+def test_crops_of_several_pools(pool):
+    """All are drawn from, and what lies beside a crop is of its own pool; so it is of whole excerpts."""
+    other, sha256 = pool.with_name("other.npy"), "0123456789abcdef"
+    np.save(other, -np.load(pool)[:2])
+    np.save(onsets_path(other), np.load(onsets_path(pool))[:2] + 50)
+    np.save(codes_path(other, sha256), np.load(codes_path(pool, sha256))[:2] + 500)
+    waves, onsets, codes = {}, {}, {}
+    for p, path in enumerate((pool, other)):
+        waves[p], onsets[p], codes[p] = np.load(path), np.load(onsets_path(path)), np.load(codes_path(path, sha256))
+    items, seen = StoredCrops([pool, other], 0.08, 1, sha256), set()
+    for item in (items[i] for i in range(60)):
+        first = int(item["audio_codes"][0, 0])
+        p = int(first >= 500)
+        e, frame = divmod(first - 500 * p, 40)
+        span = slice(frame, frame + 4)
+        assert np.array_equal(item["audio_codes"], codes[p][e, :, span])
+        assert np.array_equal(item["onsets"], onsets[p][e, span] / np.float32(127))
+        assert np.allclose(item["input_values"], waves[p][e, 640 * frame : 640 * frame + 2560] / np.float32(32767))
+        seen.add((p, e))
+    whole = StoredExcerpts([pool, other])
+    assert len(seen) == len(whole) == 5
+    for i, (p, e) in enumerate(sorted(seen)):
+        assert np.array_equal(whole[i]["wave"], waves[p][e]) and np.array_equal(whole[i]["onsets"], onsets[p][e])
+
+
+def test_what_just_fits(pool):
+    """A crop of a whole excerpt, and a batch of whole ones; more keys than excerpts, or none at all, are refused."""
+    crop, whole = StoredCrops([pool], 0.16, 1, None, 0.04)[0], fixed_batch(StoredExcerpts([pool]), 3, 0.2)
+    assert crop["onsets"].shape == (8, 88) and whole["input_values"].shape == (3, 6400)
+    for file, array, said in (
+        (onsets_path(pool), np.zeros((4, 10, 88), np.uint8), "is of another pool"),
+        (pool, np.zeros((0, 6400), np.int16), "holds int16"),
+    ):
+        np.save(file, array)
+        with pytest.raises(ValueError, match=re.escape(f"{file}: {said}")):
+            StoredCrops([pool], 0.08)
+
+
 def test_pools_with_other_kinds_of_codes_do_not_go_together(pool, tmp_path):
     for path in (pool, onsets_path(pool)):
         shutil.copy(path, path.with_name(path.name.replace("pool", "other")))
@@ -153,10 +194,12 @@ def test_crops_of_excerpts_are_mixed_and_none_is_given_twice():
     """A block of three excerpts (so that batches of six come out even) gives each of its twelve crops once."""
     batches = CropBatches(Numbered(), RECIPE, 6)
     assert (batches.excerpts, batches.crops, batches.batches_per_block) == (3, 4, 2)
-    found = take(batches, 6)
+    found, orders = take(batches, 6), set()
     for block in range(3):
         crops = numbers(found[2 * block]) + numbers(found[2 * block + 1])
         assert sorted(crops) == sorted([3 * block + i for i in (1, 2, 3)] * 4) and crops != sorted(crops)
+        orders.add(tuple(crop - 3 * block for crop in crops))
+    assert len(orders) == 3  # of each block its own
     other = take(CropBatches(Numbered(), replace(RECIPE, seed=4), 6), 2)
     assert [numbers(batch) for batch in other] != [numbers(batch) for batch in found[:2]]
     third = CodecRecipe(crop_seconds=0.4, excerpt_seconds=1.2)  # where 1.2 / 0.4 is a little less than 3
@@ -206,7 +249,7 @@ def test_the_first_waves():
     """As many as are asked for, or a few more, of as many batches."""
     batches = CropBatches(Numbered(), RECIPE, 4)
     waves = first_waves(batches, 9)
-    assert waves.shape == (12, 3200)
+    assert waves.shape == (12, 3200) and len(first_waves(batches, 8)) == 8
     assert torch.equal(waves, torch.cat([batch["input_values"] for batch in take(batches, 3)]))
 
 
@@ -238,6 +281,8 @@ def test_levels_and_noise(pool):
     noisy = CodecRecipe(crop_seconds=0.1, excerpt_seconds=0.4, mixed_excerpts=2, seed=3, noise_db=(-40, -40))
     noise = next(CropBatches(quiet, noisy, 4)())["input_values"] - plain
     assert 20 * noise.std().log10() == pytest.approx(-40, abs=0.3)
+    noise = next(CropBatches(quiet, replace(noisy, noise_db=(-60.0, -40.0)), 4)())["input_values"] - plain
+    assert 20 * noise.std(1).log10().min() > -60.3 and noise.std(1).log10().std() > 0.02
     led = replace(recipe, level_db=(30.0, 31.0), lead_seconds=0.2)  # the lead, which is softer, follows the crop
     assert next(CropBatches(Louder(), led, 4)())["input_values"].abs().max() == pytest.approx(0.97, rel=1e-3)
     bright = CodecRecipe(crop_seconds=0.1, colour_db=6.0, level_db=(30, 31))
@@ -358,9 +403,43 @@ def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack,
     (tmp_path / "pool.state.json").unlink()
     assert make_pool() == (2, f"error: {pool}: exists already; delete it, or give another --output")
     assert pool.stat().st_mtime_ns == made and done == [1, 2]
-    for option, value in (("--hours", 0), ("--hours", "nan"), ("--processes", 0), ("--seed", -1)):
+    for option, value in (("--hours", 0), ("--hours", "nan"), ("--hours", "inf"), ("--processes", 0), ("--seed", -1)):
         with pytest.raises(SystemExit):
             make_pool(option, value)
+
+
+def test_a_pool_that_is_shorter_than_what_a_process_renders_at_a_time(make_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(render_pool, "CHUNK", 4)
+    assert make_pool("--hours", 1e-9)[0] == 0 and np.load(tmp_path / "pool.npy").shape == (1, 32_000)
+
+
+@pytest.mark.parametrize("where", ["submit", "add"])
+def test_who_is_interrupted_does_not_wait_for_its_processes(where, tiny_pack, tmp_path, monkeypatch):
+    """They end with what they are rendering, wherever the interrupt falls."""
+    item, submit, given = RenderedExcerpts.__getitem__, ProcessPoolExecutor.submit, []
+
+    def slow(self, index):
+        if index:
+            time.sleep(3)
+            (tmp_path / f"rendered_{index}").touch()
+        return item(self, index)
+
+    def stop(self, *work):
+        given.append(work)
+        if where == "add" or len(given) == 3:
+            raise KeyboardInterrupt
+        return submit(self, *work)
+
+    monkeypatch.setattr(RenderedExcerpts, "__getitem__", slow)
+    monkeypatch.setattr(*((ProcessPoolExecutor, "submit") if where == "submit" else (PoolFiles, "add")), stop)
+    monkeypatch.setattr(render_pool, "EXCERPT_S", 1.0)
+    monkeypatch.setattr(render_pool, "CHUNK", 1)
+    fork = multiprocessing.get_context("fork")  # a new process would take seconds to import torch
+    monkeypatch.setattr(render_pool.multiprocessing, "get_context", lambda _: fork)
+    words = ["--midi-root", tiny_pack / "midi", "--piano", tiny_pack / "piano", "--room", "studio", "--processes", 2]
+    words += ["--hours", 4 / 3600, "--output", tmp_path / "pool.npy"]
+    assert render_pool.main([str(word) for word in words]) == 130
+    assert not multiprocessing.active_children() and not list(tmp_path.glob("rendered_*"))
 
 
 def test_the_files_of_a_pool(tmp_path, monkeypatch):

@@ -139,6 +139,16 @@ def test_muon_moves_what_is_no_matrix_as_adam_does(shape):
         assert_close(step, p.detach() - before)
 
 
+def test_muon_leaves_what_gets_no_gradient():
+    """Also a weight whose gradient is nothing, as of a part that a batch does not use."""
+    start = torch.randn(3, 4), torch.randn(3, 4), torch.randn(5)
+    unused, *still = (torch.nn.Parameter(tensor.clone()) for tensor in start)
+    for p in still:
+        p.grad = torch.zeros_like(p)
+    Muon([unused, *still], 0.1).step()
+    assert all(torch.equal(p, tensor) for p, tensor in zip((unused, *still), start, strict=True))
+
+
 @pytest.mark.parametrize(
     ("batch", "epoch", "rate"), [(20, 0, 0.05), (5_000, 0, 0.042), (50_000, 3, 0.0141), (300_000, 19, 0.0029)]
 )

@@ -61,6 +61,9 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         "unknown prompt": (piece, "../grand", 0, 1, 0),
         "at most 1 s": (piece, "grand", 0, 1.5, 0),
         "choose a start": (piece, "grand", float("nan"), 1, 0),
+        "choose a start within": (piece, "grand", -0.5, 1, 0),
+        "choose a start within 10 minutes": (piece, "grand", 600.0, 1, 0),
+        "choose a start within 10 minutes and": (piece, "grand", 0, 0, 0),
         "the start is missing": (piece, "grand", None, 1, 0),
         "the seed is missing": (piece, "grand", 0, 1, 0, None),
         "choose a seed": (piece, "grand", 0, 1, 0, -1),
@@ -83,6 +86,28 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MAX_NOTES", 5000)
     with pytest.raises(ValueError, match="too long"):
         app.render(piece, "grand", 0, 1, 0)
+
+
+def test_codes_are_drawn_as_the_page_says(app, write_midi, tmp_path):
+    """Of the 50 likeliest, and of these the ones that make up 95 %; as whole numbers they are rounded."""
+    piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0))
+    _, processor, model = app.load()
+    span = app.read(piece, 0, 0.5)
+    inputs = processor(span, end=span.end + 0.1, **app.prompt_files("grand"))
+    wave = model.generate(**inputs, seed=3, temperature=2.0, top_k=50, top_p=0.95)[0, 0].numpy()
+    rate, found = app.render(piece, "grand", 0, 0.5, 2.0, 3)
+    assert np.array_equal(found, np.round(wave[: round((span.end + 0.1) * rate)] * 32767)) and np.abs(wave).max() < 1
+
+
+def test_what_is_just_within_the_limits(app, write_midi, tmp_path, monkeypatch):
+    piece = write_midi(tmp_path / "piece.mid", 2, seconds=5.0)
+    monkeypatch.setattr(app, "MAX_BYTES", piece.stat().st_size)
+    monkeypatch.setattr(app, "MAX_NOTES", 40)
+    assert len(app.read_whole(str(piece)).notes) == 40 and len(app.read(str(piece), 0.0, app.MAX_SECONDS).notes)
+    assert len(app.render(str(piece), "grand", 0.0, 0.5, 2, app.MAX_SEED)[1])
+    monkeypatch.setattr(app, "MAX_BYTES", app.MAX_BYTES - 1)
+    with pytest.raises(ValueError, match="piece.mid: the file is larger"):
+        app.read_whole(str(piece))
 
 
 def test_what_is_asked_of_the_hub(app, tmp_path, monkeypatch):

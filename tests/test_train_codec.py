@@ -16,6 +16,7 @@ from modeling_midivalle.modeling_piano_encodec import STRUCK, write_keys
 from scripts import train_codec
 from scripts.audio.rendered_audio import RenderedExcerpts, codes_path, onset_roll, onsets_path
 from scripts.codec import parts
+from scripts.codec.data import CropBatches, StoredCrops
 from scripts.codec.features import SpectralFeatures
 from scripts.codec.listener import onset_f1
 from scripts.codec.objectives import (
@@ -37,6 +38,7 @@ from scripts.codec.oscillators import (
     struck_partials,
 )
 from scripts.codec.parts import export_rounded
+from scripts.codec.recipe import CodecRecipe
 from scripts.models.trained_parts import codec_hash
 from scripts.training.processes import RunError
 from tokenization import NOTE_DTYPE
@@ -326,6 +328,22 @@ def test_the_latent_says_what_is_struck():
     assert torch.equal(half_played(latent, onsets)[1::2], played[1::2])
     assert torch.equal(half_played(latent, onsets)[::2], latent[::2])
     assert torch.equal(half_played(latent, onsets, torch.tensor([True, False] * 2)), latent)
+
+
+def test_codebooks_hold_keys_as_heard_and_as_played(pool, tmp_path):
+    """Of an encoder that hears nothing, what is struck is in them all the same: of every other crop that has notes."""
+    torch.manual_seed(0)
+    more = {"num_filters": 2, "hidden_size": 90, "num_lstm_layers": 1, "codebook_size": 256}
+    PianoEncodecModel(PianoEncodecConfig(num_key_axes=88, **more)).save_pretrained(tmp_path / "codec")
+    recipe = CodecRecipe(crop_seconds=0.5, kmeans_vectors=300)
+    batch, struck = next(CropBatches(StoredCrops([pool], 0.5), recipe, 6)()), []
+    for name, known in (("all", [True] * 6), ("heard", [True, False] * 3)):
+        found = {"has_notes": torch.tensor(known)} | batch
+        parts.fit_codebooks(recipe, tmp_path / "codec", lambda found=found: iter([found] * 2), tmp_path / name)
+        keys = PianoEncodecModel.from_pretrained(tmp_path / name).quantizer.layers[0].codebook.embed[:, -88:]
+        struck.append(((keys == 0) | (keys > 1)).all(1).float().mean())
+        assert bool((keys > STRUCK[0]).any()) == all(known)
+    assert 0.3 < struck[0] < 0.7 and struck[1] == 0
 
 
 def test_a_decoder_that_is_too_narrow_for_oscillators_is_refused():

@@ -38,7 +38,7 @@ def load_part(name: str, folder: str | Path):
     if whole and not hasattr(model, name):
         raise PartError(f"--{name} {folder}: was converted without a codec")
     model = getattr(model, name) if whole else model
-    model.config.name_or_path = ""  # it would be saved, with the path of this machine
+    model.config.name_or_path = ""  # a whole model's configuration would tell the path
     return model
 
 
