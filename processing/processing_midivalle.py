@@ -18,7 +18,7 @@ from transformers.utils import logging
 from transformers.utils.versions import require_version
 
 from .audio_midivalle import MAX_CHANNELS, SAMPLING_RATE, check_wave, read_audio, to_mono_32k
-from .prompts_midivalle import check_offset, choose_excerpt
+from .prompts_midivalle import check_level, check_offset, choose_excerpt
 from .windows_midivalle import GRID_S, plan_windows
 
 require_version("transformers>=5.23", "pip install --upgrade transformers")
@@ -49,6 +49,7 @@ class Prompt:
         start (`float`): where in the given recording it begins, s.
         offset (`float`): by how much the onsets of its MIDI were corrected, s.
         remark (`str`): what the user should know of it; mostly empty.
+        gain_db (`float`): by how much `wave` is louder than the given recording.
     """
 
     wave: np.ndarray
@@ -56,6 +57,7 @@ class Prompt:
     start: float = 0.0
     offset: float = 0.0
     remark: str = ""
+    gain_db: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -101,6 +103,9 @@ class MidiValleProcessor(ProcessorMixin):
         onset_delay_seconds (`float`, defaults to 0.0):
             By how much earlier than its MIDI the model is heard to strike: the notes that are to be rendered, not those
             of prompts, are given to it so much later. At most 0.05 s either way.
+        correct_level (`bool`, defaults to `False`):
+            Whether a prompt's recording that is much softer or louder than the velocities of its MIDI tell is brought
+            to a usual level (`check_level`): for a model that has learned from recordings of such levels alone.
         chat_template (`str`, *optional*): As of any processor; MIDI has no use for it.
     """
 
@@ -116,6 +121,7 @@ class MidiValleProcessor(ProcessorMixin):
         max_window_seconds=20.0,
         context_seconds=4.0,
         onset_delay_seconds=0.0,
+        correct_level=False,
         chat_template=None,
     ):
         longest = min(MAX_PROMPT_S, SEQUENCE_S - max_window_seconds)
@@ -133,6 +139,7 @@ class MidiValleProcessor(ProcessorMixin):
             raise ValueError(f"onset_delay_seconds {onset_delay_seconds} must be within {MAX_ONSET_DELAY_S} s")
         self.max_prompt_seconds, self.max_window_seconds = max_prompt_seconds, max_window_seconds
         self.context_seconds, self.onset_delay_seconds = context_seconds, onset_delay_seconds
+        self.correct_level = correct_level
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
 
     def __call__(
@@ -243,7 +250,8 @@ class MidiValleProcessor(ProcessorMixin):
             return midi
         start, end = start or 0.0, math.inf if end is None else end
         if not (_is_number(start) and _is_number(end) and 0 <= start < end):
-            raise ProcessorError(f"start {start} and end {end} s: give numbers, 0 <= start < end")
+            stretch = f"start {start!r}" + (f" and end {end!r}" if end != math.inf else "")
+            raise ProcessorError(f"{stretch}: give numbers of seconds, 0 <= start < end")
         notes, ends = midi.notes, np.minimum(midi.notes["onset"] + midi.notes["duration"], end)
         inside = (notes["onset"] < end) & (ends > start)
         notes = notes[inside].copy()
@@ -257,10 +265,11 @@ class MidiValleProcessor(ProcessorMixin):
     def prepare_prompt(
         self, prompt_midi=None, prompt_audio=None, sampling_rate: float | None = None, sustain: str | None = None
     ) -> Prompt | None:
-        """Check a prompt, correct its offset and take the best part of it; arguments as in `__call__`.
+        """Check a prompt, correct its offset and level, and take the best part of it; arguments as in `__call__`.
 
-        An offset between recording and MIDI of 20 to 300 ms is corrected; `remark` of the result says so, or that they
-        do not seem to belong together. None if neither MIDI nor audio is given.
+        An offset between recording and MIDI of 20 to 300 ms is corrected, and with `correct_level` a level that the
+        velocities do not explain; `remark` of the result says so, or that recording and MIDI do not seem to belong
+        together. None if neither MIDI nor audio is given.
 
         Raises:
             `ValueError`: `ProcessorError` for one without the other, under 1 s, silence, or no note inside.
@@ -290,7 +299,9 @@ class MidiValleProcessor(ProcessorMixin):
             )
         if not ((notes["onset"] >= 0) & (notes["onset"] < seconds)).any():
             raise ProcessorError(f"{performance.name}: no note begins in the {seconds} s of the prompt's audio")
-        return Prompt(wave, notes, start, offset, remark)
+        gain, said = check_level(wave, notes, name) if self.correct_level else (0.0, "")
+        remark = f"{remark}; {said.removeprefix(f'{name}: ')}" if remark and said else remark or said
+        return Prompt(wave * np.float32(10 ** (gain / 20)), notes, start, offset, remark, gain)
 
     def read_prompt(self, prompt_audio, sampling_rate: float | None = None) -> np.ndarray:
         """A recording, of any form that `__call__` takes, as wave `(samples,)`, 32 kHz; ProcessorError if it is under

@@ -313,7 +313,7 @@ def adapt_files(args: argparse.Namespace, output: Path) -> dict:
             f"{args.config}: prompt_seconds up to {recipe.prompt_seconds[1]} and windows of {longest} s do not fit into"
             f" the {SEQUENCE_SECONDS} s of one sequence; lower prompt_seconds"
         )
-    recording, remark = read_recording(args.audio, args.midi, model, processor.tokenizer)
+    recording, remark = read_recording(args.audio, args.midi, model, processor)
     print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
     transcriber = None if args.losses_only else find_transcriber()
     report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)

@@ -106,7 +106,8 @@ def assemble(
         output: folder; its other files stay, its old weights are replaced.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
-        windows: `max_prompt_seconds`, `max_window_seconds` and `onset_delay_seconds`, as in `MidiValleProcessor`.
+        windows: `max_prompt_seconds`, `max_window_seconds`, `onset_delay_seconds` and `correct_level`, as in
+            `MidiValleProcessor`.
         listener: folder of `train_codec listener`, or of a model that has one.
         quantize_listener: store it in int8, as `PianoListenerModel.quantize_` does.
         playing: `as_recorded`, `keys_from_midi`, `mean_vectors` and gains, as in `MidiValleConfig`.
@@ -253,6 +254,11 @@ def main(argv: list[str] | None = None) -> int:
         "--onset-delay", type=float, default=0.0, metavar="S", help="by which the model is heard to strike early, s"
     )
     parser.add_argument(
+        "--correct-level",
+        action="store_true",
+        help="prompts much softer or louder than their velocities tell are brought to the level of rendered recordings",
+    )
+    parser.add_argument(
         "--max-prompt", type=float, default=6.0, metavar="S", help="longest prompt it has learned with, s (%(default)s)"
     )
     parser.add_argument(
@@ -262,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable_progress_bar()
     try:
         windows = {"max_prompt_seconds": args.max_prompt, "max_window_seconds": args.max_window}
-        windows["onset_delay_seconds"] = args.onset_delay
+        windows |= {"onset_delay_seconds": args.onset_delay, "correct_level": args.correct_level}
         playing = {name: getattr(args, name) for name in ("as_recorded", "keys_from_midi", "mean_vectors")}
         playing |= {f"{name}_gain_db": getattr(args, f"{name}_gain") for name in GAINS}
         playing["colour_gains_db"] = args.colour

@@ -2,6 +2,7 @@
 """`python -m scripts.adapt` on a tiny model: an adapter that loads, a base that stays, recordings that are refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ target_seconds: 1.0
 held_share: 0.05
 """
 RATE = 32_000
+PROCESSOR = SimpleNamespace(tokenizer=MidiValleTokenizer(), correct_level=False)
 
 
 @pytest.fixture
@@ -68,8 +70,8 @@ def test_notes_are_those_that_the_model_knows(make_model, tmp_path):
     score.to("tick").dump_midi(tmp_path / "a.mid")
     write_audio(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(61 * RATE))
     for sustain in ("ignore", "extend"):
-        tokenizer = MidiValleTokenizer(sustain=sustain)
-        recording, _ = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), tokenizer)
+        processor = SimpleNamespace(tokenizer=MidiValleTokenizer(sustain=sustain), correct_level=False)
+        recording, _ = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), processor)
         assert (recording.notes["duration"].max() > 0.5) == (sustain == "extend")
 
 
@@ -88,7 +90,7 @@ def test_notes_are_moved_to_where_they_are_heard(late, make_model, tmp_path, mon
     wave = wave[RATE // 2 :][: 61 * RATE]
     write_audio(tmp_path / "a.wav", wave)
     monkeypatch.setattr(own_recording, "encode", lambda codec, wave, notes=None: torch.zeros(4, 61 * 50))
-    recording, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), MidiValleTokenizer())
+    recording, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), PROCESSOR)
     expected = played["onset"] + late
     expected = expected[(expected >= 0) & (expected < 61)]
     assert len(expected) == 119 and np.abs(recording.notes["onset"] - expected).max() < 0.02 and remark
@@ -125,15 +127,29 @@ def test_notes_that_are_left_out_are_told(make_model, tmp_path, monkeypatch):
     score.to("tick").dump_midi(tmp_path / "a.mid")
     write_audio(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).standard_normal(61 * RATE))
     monkeypatch.setattr(own_recording, "encode", lambda codec, wave, notes=None: torch.zeros(4, 61 * 50))
-    _, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), MidiValleTokenizer())
+    _, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), PROCESSOR)
     assert remark.startswith("a.mid: left out notes: 1 ") and "; a.wav: the strikes" in remark
+
+
+def test_a_recording_of_another_level_is_corrected(make_model, write_midi, tmp_path, monkeypatch):
+    """As prompts are, if they are: else a prompt of it would be another piano."""
+    write_midi(tmp_path / "a.mid", 1, 60)
+    wave = 0.001 * np.random.default_rng(0).standard_normal(61 * RATE)
+    write_audio(tmp_path / "a.wav", wave)
+    monkeypatch.setattr(own_recording, "encode", lambda codec, wave, notes=None: torch.zeros(4, 61 * 50))
+    as_is, _ = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), PROCESSOR)
+    corrected = SimpleNamespace(tokenizer=MidiValleTokenizer(), correct_level=True)
+    raised, remark = read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), corrected)
+    gain = raised.wave.std() / as_is.wave.std()
+    assert gain > 10 and np.allclose(raised.wave, gain * as_is.wave, rtol=1e-3, atol=1e-6)
+    assert f"softer than the velocities of its MIDI tell; raised by {20 * np.log10(gain):.0f} dB" in remark
 
 
 def test_silence_is_refused_before_anything_is_learned(make_model, write_midi, tmp_path):
     write_midi(tmp_path / "a.mid", 1)
     write_audio(tmp_path / "a.wav", np.zeros(61 * RATE))
     with pytest.raises(ValueError, match=r"a\.wav: is silence; give a recording of the notes of a\.mid"):
-        read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), MidiValleTokenizer())
+        read_recording(tmp_path / "a.wav", tmp_path / "a.mid", make_model(), PROCESSOR)
 
 
 def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypatch):

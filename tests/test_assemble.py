@@ -83,7 +83,10 @@ def test_the_folder_says_how_it_is_played(parts, tmp_path):
     assert not AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
     assert assemble(tmp_path, "--as-recorded", "--onset-delay", "0.01") == 0
     assert AutoModel.from_pretrained(tmp_path / "out").config.as_recorded
-    assert AutoProcessor.from_pretrained(tmp_path / "out").onset_delay_seconds == 0.01
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor.onset_delay_seconds == 0.01 and processor.correct_level is False
+    assert assemble(tmp_path, "--correct-level") == 0
+    assert AutoProcessor.from_pretrained(tmp_path / "out").correct_level is True
     colour = [0.0, 0.5, 1.0, 2.0, 1.0, 0.0, -1.0, -2.0, -2.5, -3.0]
     assert assemble(tmp_path, "--as-recorded", "--colour", *map(str, colour)) == 0
     assert AutoModel.from_pretrained(tmp_path / "out").config.colour_gains_db == colour

@@ -19,7 +19,7 @@ from symusic import ControlChange, Note, Score, Tempo, Track
 from transformers import AutoProcessor, EncodecFeatureExtractor
 
 from processing import AudioError, MidiValleProcessor, ProcessorError, plan_windows, write_audio
-from processing.prompts_midivalle import choose_excerpt
+from processing.prompts_midivalle import check_level, choose_excerpt
 from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, Performance
 from tokenization.midi_midivalle import to_ticks
 
@@ -509,6 +509,51 @@ def test_a_prompt_as_a_tensor(processor, change):
 PROMPT = {"prompt_midi": midi((0, 1, 60)), "prompt_audio": noise(2), "sampling_rate": RATE}
 
 
+@pytest.mark.parametrize(
+    ("velocity", "level_db", "gain", "said"),
+    [
+        (127, -20, 0, ""),  # the notes tell -3: 1 s of full scale in 2 s
+        (127, -30.9, 0, ""),  # the softest that is usual
+        (127, -31.1, 7.1, "softer than the velocities of its MIDI tell; raised by 7 dB"),  # to 21 below
+        (127, -60, 36, "softer than the velocities of its MIDI tell; raised by 36 dB"),
+        (127, -10, -14, "louder than the velocities of its MIDI tell; lowered by 14 dB"),
+        (40, -36, 0, ""),  # a piano that is played softly: the notes tell 21 less
+        (40, -20, -18, "louder than the velocities of its MIDI tell; lowered by 18 dB"),
+        (1, -20, -18, "lowered by 18 dB"),  # nobody plays so: no softer than recordings are
+        (1, -60, 0, ""),
+    ],
+)
+def test_a_level_that_velocities_do_not_explain(velocity, level_db, gain, said):
+    wave = noise(2)
+    wave *= 10 ** (level_db / 20) / np.sqrt(np.mean(wave**2))
+    notes = np.array([(0.0, 0.8, 60, velocity), (2.0, 1.0, 60, 127)], NOTE_DTYPE)  # the second one is not heard in it
+    found, sentence = check_level(wave, notes, "a.wav")
+    assert found == pytest.approx(gain, abs=0.1) and said in sentence and bool(said) == bool(sentence)
+
+
+def test_levels_of_nothing():
+    notes = np.array([(0.0, 0.8, 60, 90)], NOTE_DTYPE)
+    assert check_level(noise(1, level=0.0), notes, "") == check_level(noise(1), notes[:0], "") == (0.0, "")
+
+
+def test_a_prompt_is_of_a_usual_level_where_the_model_knows_no_others(processor, tmp_path):
+    """Whatever its gain, what the model is given is the same; a usual one stays as it is."""
+    parts = processor.feature_extractor, processor.tokenizer
+    MidiValleProcessor(*parts, correct_level=True).save_pretrained(tmp_path)
+    corrects = MidiValleProcessor.from_pretrained(tmp_path)
+    notes = midi((0, 1, 60), (0.5, 1, 64), (1, 1, 67))
+    quiet, quieter, usual = (corrects.prepare_prompt(notes, noise(2, level=x), RATE) for x in (4e-3, 1e-3, 0.03))
+    assert np.allclose(quiet.wave, quieter.wave, rtol=1e-4, atol=1e-7) and quiet.wave.dtype == np.float32
+    assert quieter.gain_db - quiet.gain_db == pytest.approx(12.04, abs=0.01) and 10 < quiet.gain_db < 40
+    assert usual.gain_db == 0.0 and usual.remark == "" and np.array_equal(usual.wave, noise(2, level=0.03))
+    said = f"softer than the velocities of its MIDI tell; raised by {quiet.gain_db:.0f} dB"
+    assert quiet.remark == f"prompt audio: the recording is {said}"
+    longer = corrects.prepare_prompt(notes, noise(12, level=1e-3), RATE)
+    assert re.fullmatch(r"prompt audio: 0 to 8 s are used; the recording is softer .*; raised by \d+ dB", longer.remark)
+    untouched = processor.prepare_prompt(notes, noise(2, level=1e-3), RATE)
+    assert untouched.gain_db == 0.0 and np.array_equal(untouched.wave, noise(2, level=1e-3))
+
+
 def float_wav(wave):
     """The bytes of a file of 32-bit floats."""
     soundfile.write(file := io.BytesIO(), wave, RATE, "FLOAT", format="WAV")
@@ -551,10 +596,10 @@ def float_wav(wave):
             "no note sounds between 3 and 8",
         ),
         ({"midi": midi((1, 1, 60)), "end": 0.5}, ProcessorError, "no note sounds between 0.0 and 0.5 s"),
-        ({"start": -1.0}, ProcessorError, "give numbers, 0 <= start < end"),
-        ({"start": math.nan}, ProcessorError, "give numbers, 0 <= start < end"),
-        ({"start": 0.5, "end": 0.25}, ProcessorError, "give numbers, 0 <= start < end"),
-        ({"end": "0.5"}, ProcessorError, "give numbers, 0 <= start < end"),
+        ({"start": -1.0}, ProcessorError, "^start -1.0: give numbers of seconds, 0 <= start < end"),
+        ({"start": math.nan}, ProcessorError, "^start nan: give numbers of seconds"),
+        ({"start": 0.5, "end": 0.25}, ProcessorError, "^start 0.5 and end 0.25: give numbers of seconds"),
+        ({"end": "0.5"}, ProcessorError, "^start 0.0 and end '0.5': give numbers of seconds"),
         ({"sampling_rate": "32000"}, AudioError, "sampling rate '32000' is no number"),
         ({"prompt_audio": io.BytesIO(b"text")}, AudioError, "prompt audio: is not WAV or FLAC"),
         ({"start": 0.5, "end": 0.50001}, ProcessorError, "no note sounds between 0.5 and 0.50001 s"),  # not a sample

@@ -265,6 +265,7 @@ def test_bad_input_gets_one_sentence(case, run, inputs):
         (("good.mid", "nowhere.wav"), "nowhere.wav: exists already; add --force"),
         (("good.mid", ""), "'' names no file: give OUTPUT.wav"),
         (("good.mid", "folder.wav", "--force"), "folder.json: is a folder; give the output another name"),
+        (("good.mid", "folder.json"), "folder.json: is a folder; give a file in it, or --output-dir folder.json"),
         (("good.mid",), "give INPUT.mid and OUTPUT.wav"),
         (("good.mid", "a.wav", "b.wav"), "give INPUT.mid and OUTPUT.wav"),
         ((), "give INPUT.mid and OUTPUT.wav"),
@@ -806,8 +807,9 @@ def test_a_damaged_manifest(place, value, tmp_path):
 
 @pytest.fixture
 def music(tmp_path):
-    """A folder of three performances and a bad file."""
+    """A folder of three performances and a bad file, and one of nothing."""
     (tmp_path / "music").mkdir()
+    (tmp_path / "nothing").mkdir()
     for name, notes in (("a", 14), ("b", 3), ("c", 8)):
         save_midi(tmp_path / "music" / f"{name}.mid", *[(t / 3, 0.3, 60 + t) for t in range(notes)])
     (tmp_path / "music" / "bad.mid").write_text("no music")
@@ -817,14 +819,15 @@ def music(tmp_path):
     return tmp_path
 
 
-MANY = ("music", "--output-dir", "out", "--batch-size", 2, "--temperature", 1, "--ring-out", 0)
+MANY = ("nothing", "music", "--output-dir", "out", "--batch-size", 2, "--temperature", 1, "--ring-out", 0)
 
 
 def test_many_files_in_batches(music, run, monkeypatch):
-    """Windows of two files at a time; the bad file is named and stops nobody; a second start does nothing again."""
+    """Windows of two files at a time; what is no music is named and stops nobody; a second start does nothing again."""
     calls = counted(monkeypatch)
     code, out, err = run(*MANY)
     assert code == 2 and "bad.mid: not a MIDI file" in err and out.count("s on cpu") == 3
+    assert "nothing: holds no .mid, .midi, .kar, .smf file" in err
     assert calls == [2, 2, 2]  # first windows of a and b; where b ends, c takes its place
     assert sorted(os.listdir("out")) == ["a.json", "a.wav", "b.json", "b.wav", "c.json", "c.wav"]
     for name in "abc":
@@ -838,7 +841,7 @@ def test_many_files_in_batches(music, run, monkeypatch):
     assert code == 2 and err.count("exists already; add --force") == 3 and calls == []
     (music / "other").mkdir()
     save_midi(music / "other" / "c.mid", (0.0, 0.3, 60))  # would have the same name
-    code, _, err = run("other", *MANY[1:])
+    code, _, err = run("other", *MANY[2:])
     assert code == 2 and "c.wav: exists already; add --force" in err and calls == []
     told = Path("out/a.json").read_text()
     Path("out/a.json").write_text(told.replace("out/a.wav", "out/a.flac"))  # of another file, which shares it
@@ -891,16 +894,16 @@ def test_a_journal_of_another_user_and_a_long_name_stop_nobody(music, run, monke
 
 def test_an_interrupted_batch_goes_on_with_the_same_bits(music, run, monkeypatch):
     (music / "music" / "bad.mid").unlink()
-    assert run(*MANY)[0] == 0
+    assert run(*MANY[1:])[0] == 0
     expected = {name: Path(f"out/{name}.wav").read_bytes() for name in "abc"}
     for path in Path("out").iterdir():
         path.unlink()
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
-        assert run(*MANY)[0] == 130
+        assert run(*MANY[1:])[0] == 130
     assert sorted(os.listdir("out")) == [".a.wav.windows", ".c.wav.windows", "b.json", "b.wav"]
     calls = counted(monkeypatch)
-    assert run(*MANY)[0] == 0 and calls == [2]
+    assert run(*MANY[1:])[0] == 0 and calls == [2]
     assert {name: Path(f"out/{name}.wav").read_bytes() for name in "abc"} == expected
 
 

@@ -143,7 +143,7 @@ class AudioWriter:
         try:
             self.waiting = tempfile.TemporaryFile(dir=self.path.parent)
         except OSError as error:
-            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error})") from error
+            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error.strerror})") from error
 
     def write(self, wave: np.ndarray) -> None:
         """Append `wave` `(samples,)` or `(samples, channels)`, full scale 1.0; `AudioError` if it is not finite floats,
@@ -189,7 +189,7 @@ class AudioWriter:
         try:
             write()
         except (OSError, soundfile.SoundFileError) as error:
-            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error})") from error
+            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error.strerror})") from error
 
 
 def write_audio(

@@ -1,8 +1,10 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""Prompts that users bring: which part of a recording is used, and whether its MIDI is in time with it.
+"""Prompts that users bring: which part of a recording is used, whether its MIDI is in time with it, and its level.
 
 A prompt whose MIDI is some 100 ms off teaches the model to play as much off, so its offset is measured: the rise of
-the recording's energy in each pitch class, against the strikes that the MIDI says.
+the recording's energy in each pitch class, against the strikes that the MIDI says. And to the model a recording at a
+low gain is one of a softer, duller piano, since a piano that is played softly is both, so a level that the velocities
+do not explain is made up for.
 """
 
 import numpy as np
@@ -20,6 +22,11 @@ CLEAR = 14.0  # peak of the correlation above its median, in median deviations: 
 FEWEST_NOTES, SHORTEST_S = 4, 1.5  # with less an offset cannot be told
 IN_TIME_S, CORRECTED_S = 0.02, 0.3  # a smaller offset is none, a larger one is not corrected but told
 CLIPPED = 0.999  # samples from here on count as clipped
+# How loud recordings are, dB RMS of full scale, above what their velocities tell (see `expected_level`): 99 of 100 that
+# the starter has learned from, and their median; and the levels of nine of ten of them
+LOUDNESS_DB, USUAL_LOUDNESS_DB, LEVELS_DB = (-28.0, -11.0), -21.0, (-38.0, -18.5)
+VELOCITY_LAW_DB = 42.0  # from velocity 12.7 to 127: of the pianos in these recordings
+SHORTEST_TONE_S, LONGEST_TONE_S, RELEASE_S = 0.2, 1.0, 0.2  # in which a note gives its energy
 
 
 def measure_offset(wave: np.ndarray, notes: np.ndarray) -> tuple[float, float]:
@@ -100,6 +107,43 @@ def choose_excerpt(wave: np.ndarray, notes: np.ndarray, seconds: float) -> float
         broken = clipped[last] - clipped[first]
         scores.append(bands + 0.1 * min(struck.sum(), 30) - held.sum() - 0.5 * cut.sum() - 0.01 * broken)
     return float(starts[int(np.argmax(scores))])
+
+
+def expected_level(notes: np.ndarray, seconds: float) -> float:
+    """RMS, dB, of a piano whose tones are of full scale at velocity 127, by its notes alone; -inf without notes.
+
+    Args:
+        notes (`np.ndarray` with fields `onset`, `duration`, `velocity`): In s; those struck from 0 to `seconds` count.
+        seconds (`float`): Length of the recording.
+    """
+    notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]
+    power = (np.maximum(notes["velocity"], 1) / 127.0) ** (VELOCITY_LAW_DB / 10)
+    with np.errstate(divide="ignore"):
+        tones = np.clip(notes["duration"] + RELEASE_S, SHORTEST_TONE_S, LONGEST_TONE_S)
+        return float(10 * np.log10((power * tones).sum() / seconds))
+
+
+def check_level(wave: np.ndarray, notes: np.ndarray, name: str) -> tuple[float, str]:
+    """The gain, dB, that brings a recording to a usual level where its velocities do not explain its own (0 if they do,
+    or if there is nothing to be heard), and a sentence for the user; mostly empty.
+
+    Args:
+        wave (`np.ndarray` of shape `(samples,)`): 32 kHz.
+        notes (`np.ndarray` with fields `onset`, `duration`, `velocity`): In s from the start of `wave`.
+    """
+    power = float(np.mean(np.square(wave, dtype=np.float64)))
+    expected = expected_level(notes, len(wave) / SAMPLING_RATE)
+    if not power > 0 or not np.isfinite(expected):
+        return 0.0, ""
+    level = 10 * np.log10(power)
+    if LOUDNESS_DB[0] <= level - expected <= LOUDNESS_DB[1]:
+        return 0.0, ""
+    gain = float(np.clip(expected + USUAL_LOUDNESS_DB, *LEVELS_DB) - level)
+    is_raised, found = gain > 0, "softer" if level - expected < LOUDNESS_DB[0] else "louder"
+    if is_raised is not (found == "softer"):  # velocities that no level of a recording fits
+        return 0.0, ""
+    said = f"{name}: the recording is {found} than the velocities of its MIDI tell"
+    return gain, f"{said}; {'raised' if is_raised else 'lowered'} by {abs(gain):.0f} dB"
 
 
 def _rise(wave: np.ndarray) -> np.ndarray:

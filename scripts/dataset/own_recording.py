@@ -8,7 +8,7 @@ import torch
 
 from processing.audio_midivalle import SAMPLING_RATE, read_audio, to_mono_32k
 from processing.processing_midivalle import SILENCE
-from processing.prompts_midivalle import check_offset
+from processing.prompts_midivalle import check_level, check_offset
 from scripts.audio.rendered_audio import onset_roll
 from tokenization.midi_midivalle import load_performance
 
@@ -82,9 +82,9 @@ class Recording:
         return [self.batch([(end - prompt_s, float(start))], prompt_s, target_s) for start in starts]
 
 
-def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, str]:
-    """A recording with its MIDI, moved in time by up to 0.3 s if need be, and a sentence on that, and on notes of the
-    MIDI that are left out (mostly empty).
+def read_recording(audio: str, midi: str, model, processor) -> tuple[Recording, str]:
+    """A recording with its MIDI, moved in time by up to 0.3 s if need be, at a usual level if `processor` corrects that
+    of prompts, and a sentence on these and on notes of the MIDI that are left out (mostly empty).
 
     Raises:
         ValueError: files that cannot be read; under 1 or over 10 minutes; hardly a note.
@@ -95,7 +95,7 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
         raise RecordingError(f"{Path(audio).name}: lasts {seconds:.0f} s; give {SHORTEST_S:.0f} to {LONGEST_S:.0f} s")
     if np.abs(wave).max() < SILENCE:
         raise RecordingError(f"{Path(audio).name}: is silence; give a recording of the notes of {Path(midi).name}")
-    performance = load_performance(midi, tokenizer.sustain)
+    performance = load_performance(midi, processor.tokenizer.sustain)
     notes = performance.notes.copy()
     offset, remark = check_offset(wave, notes, Path(audio).name)
     notes["onset"] += offset
@@ -104,8 +104,12 @@ def read_recording(audio: str, midi: str, model, tokenizer) -> tuple[Recording, 
         raise RecordingError(
             f"{Path(midi).name}: {len(notes)} notes lie within the recording; {FEWEST_NOTES} are needed"
         )
-    said = "; ".join(filter(None, (performance.warning, remark)))
-    return Recording(wave, notes, encode(model.codec, wave), encode(model.codec, wave, notes), tokenizer), said
+    gain, level = check_level(wave, notes, Path(audio).name) if processor.correct_level else (0.0, "")
+    wave = wave * np.float32(10 ** (gain / 20))
+    said = "; ".join(filter(None, (performance.warning, remark, level)))
+    return Recording(
+        wave, notes, encode(model.codec, wave), encode(model.codec, wave, notes), processor.tokenizer
+    ), said
 
 
 @torch.no_grad()

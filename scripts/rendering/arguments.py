@@ -179,6 +179,8 @@ def check_paths(args: argparse.Namespace):
     for output in args.paths[0 if args.from_manifest else 1 :]:
         if not Path(output).name:
             raise RenderError(f"'{output}' names no file: give OUTPUT.wav")
+        if Path(output).is_dir():
+            raise RenderError(f"{output}: is a folder; give a file in it, or --output-dir {output}")
         for path in outputs_of(args, Path(output)):
             if os.path.lexists(path) and not args.force:  # a link that leads nowhere too
                 raise RenderError(f"{path.name}: exists already; add --force to replace it")
@@ -189,7 +191,7 @@ def check_sampling(args: argparse.Namespace):
     if not 0 <= args.seed <= 2**62:
         raise RenderError(f"--seed {args.seed} is outside 0 to 2^62")
     if args.temperature is not None and not args.temperature >= 0:
-        raise RenderError(f"--temperature {args.temperature} must not be negative")
+        raise RenderError(f"--temperature {args.temperature} must be 0 or more")
     if args.top_k is not None and not 0 <= args.top_k <= 2**62:
         raise RenderError(f"--top-k {args.top_k} is outside 0 to 2^62")
     if args.top_p is not None and not 0 < args.top_p <= 1:

@@ -129,12 +129,10 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
         return [Task(Path(args.paths[0]), check_output(args.paths[1]) if len(args.paths) == 2 else None)]
     tasks = []
     for path in map(Path, args.paths):
-        found = visible_files(path, MIDI_ENDINGS) if path.is_dir() else [path]
-        if not found:
-            raise RenderError(f"{path}: holds no {', '.join(MIDI_ENDINGS)} file")
-        tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format or 'wav'}") for file in found]
+        found = visible_files(path, MIDI_ENDINGS) if path.is_dir() else []
+        tasks += [Task(file, Path(args.output_dir) / f"{file.stem}.{args.format or 'wav'}") for file in found or [path]]
     writers = {}
-    for task in tasks:
+    for task in (task for task in tasks if not task.source.is_dir()):
         for path in outputs_of(args, task.output):  # a.mid has a.report.json, and so would a.report.mid
             if (other := writers.setdefault(path, task)) is not task:
                 raise RenderError(f"{other.source} and {task.source} would both become {path.name}: rename one of them")
@@ -143,7 +141,9 @@ def find_tasks(args: argparse.Namespace, recorded: dict | None) -> list[Task]:
 
 def check_names(args: argparse.Namespace, task: Task, inputs: list[Path]) -> None:
     """RenderError, before anything is rendered, for what must or can not be written even with --force: the prompt's own
-    files (`inputs`, resolved), folders, names that libsndfile does not take."""
+    files (`inputs`, resolved), folders, names that libsndfile does not take. And for a folder without MIDI."""
+    if args.output_dir and task.source.is_dir():
+        raise RenderError(f"{task.source}: holds no {', '.join(MIDI_ENDINGS)} file")
     for path in outputs_of(args, task.output) if task.output else ():
         if len(os.fsencode(path.name)) > LONGEST_NAME:
             raise RenderError(f"{path}: is too long a name; rename {task.source}, or give the output another name")

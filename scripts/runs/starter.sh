@@ -29,7 +29,7 @@ jobs=()
 
 assemble() {  # assemble CODEC OUTPUT OPTION...; the onset delay is measured: minus the onset bias
   $python -m scripts.assemble_model --codec "$1" --ar "$out/ar/model" --nar "$out/nar/model" \
-    --listener "$out/listener" --as-recorded --onset-delay 0.01 --output "${@:2}"
+    --listener "$out/listener" --quantize-listener --as-recorded --correct-level --onset-delay 0.01 --output "${@:2}"
 }
 
 # Now the codec's decoder learns from codes that AR and NAR have generated, and from their notes.
