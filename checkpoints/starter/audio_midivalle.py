@@ -143,7 +143,8 @@ class AudioWriter:
         try:
             self.waiting = tempfile.TemporaryFile(dir=self.path.parent)
         except OSError as error:
-            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error.strerror})") from error
+            reason = f"cannot be written to {self.path.parent} ({error.strerror or error})"
+            raise AudioError(f"{self.path.name}: {reason}") from error
 
     def write(self, wave: np.ndarray) -> None:
         """Append `wave` `(samples,)` or `(samples, channels)`, full scale 1.0; `AudioError` if it is not finite floats,
@@ -189,7 +190,8 @@ class AudioWriter:
         try:
             write()
         except (OSError, soundfile.SoundFileError) as error:
-            raise AudioError(f"{self.path.name}: cannot be written to {self.path.parent} ({error.strerror})") from error
+            reason = f"cannot be written to {self.path.parent} ({error.strerror or error})"
+            raise AudioError(f"{self.path.name}: {reason}") from error
 
 
 def write_audio(
