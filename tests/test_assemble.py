@@ -153,7 +153,7 @@ def test_the_folder_loads_in_fp32_and_equals_the_rounded_parts(parts, dtype, tmp
 
 
 def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path, capsys):
-    """In fp16, with its code where transformers looks for it."""
+    """In fp16 or int8, with its code where transformers looks for it."""
     assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
     assert "the codec has no axes for what it hears" in capsys.readouterr().err
     codec = make_model("keys").codec
@@ -172,7 +172,6 @@ def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path
     loaded = load_listener(out)
     for name, value in listener.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.half().float())
-    assert without_the_repository(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
     assert assemble(tmp_path, "--listener", str(tmp_path / "heard"), "--dtype", "float32") == 0
     assert torch.equal(load_listener(out).last.weight, listener.last.weight)
     heard = ["--listener", str(tmp_path / "heard"), "--quantize-listener"]
