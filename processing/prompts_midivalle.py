@@ -22,7 +22,7 @@ CLEAR = 14.0  # peak of the correlation above its median, in median deviations: 
 FEWEST_NOTES, SHORTEST_S = 4, 1.5  # with less an offset cannot be told
 IN_TIME_S, CORRECTED_S = 0.02, 0.3  # a smaller offset is none, a larger one is not corrected but told
 CLIPPED = 0.999  # samples from here on count as clipped
-# How loud recordings are, dB RMS of full scale, above what their velocities tell (see `expected_level`): 99 of 100 that
+# How loud recordings are, dB RMS of full scale, above what their velocities tell (see `expected_level`): 98 of 100 that
 # the starter has learned from, and their median; and the levels of nine of ten of them
 LOUDNESS_DB, USUAL_LOUDNESS_DB, LEVELS_DB = (-28.0, -11.0), -21.0, (-38.0, -18.5)
 VELOCITY_LAW_DB = 42.0  # from velocity 12.7 to 127: of the pianos in these recordings

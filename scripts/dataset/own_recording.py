@@ -107,9 +107,8 @@ def read_recording(audio: str, midi: str, model, processor) -> tuple[Recording, 
     gain, level = check_level(wave, notes, Path(audio).name) if processor.correct_level else (0.0, "")
     wave = wave * np.float32(10 ** (gain / 20))
     said = "; ".join(filter(None, (performance.warning, remark, level)))
-    return Recording(
-        wave, notes, encode(model.codec, wave), encode(model.codec, wave, notes), processor.tokenizer
-    ), said
+    heard, played = encode(model.codec, wave), encode(model.codec, wave, notes)
+    return Recording(wave, notes, heard, played, processor.tokenizer), said
 
 
 @torch.no_grad()
