@@ -101,7 +101,7 @@ def test_a_recording_is_drawn_by_its_length(lengths, least, most, tmp_path, writ
     assert least < drawn.count("1.wav") < most
 
 
-def test_nothing_that_is_learned_validates(tmp_path):
+def test_nothing_that_is_learned_validates(tmp_path, write_midi):
     """Without a column split each recording is of one split, all of its rows, and a few are held out of a few."""
     rows = [{"audio": f"{i}.wav", "midi": f"{i}.mid", "recording_id": f"r{i // 2}"} for i in range(120)]
     write_table(tmp_path / "pairs.csv", "audio,midi,recording_id", *rows)
@@ -111,22 +111,30 @@ def test_nothing_that_is_learned_validates(tmp_path):
     for name in ("a.wav", "a.mid", "b.wav", "b.mid"):
         (tmp_path / "few").mkdir(exist_ok=True)
         (tmp_path / "few" / name).touch()
+    for name in "ab":
+        write_midi(tmp_path / "few" / f"{name}.mid")
     (learned,), (held,) = (read_pairs(tmp_path / "few", split)[1] for split in ("train", "validation"))
     assert {learned.audio, held.audio} == {"a.wav", "b.wav"}
     with pytest.raises(MidiError, match="few: of 2 recordings none is for 'test'; give a table with a column split"):
         read_pairs(tmp_path / "few", "test")
 
 
-def test_a_folder_of_pairs(tmp_path):
-    """Names are matched with their folders; what has no partner is no pair, but listed; without any it is an error."""
-    names = ("a/one.wav", "a/one.mid", "b/one.flac", "b/one.midi", "two.wav", "b/.three.wav")
+def test_a_folder_of_pairs(tmp_path, write_midi):
+    """Names are matched with their folders; what has no partner, or no notes, is no pair, but listed; without any it is
+    an error."""
+    names = ("a/one.wav", "a/one.mid", "b/one.flac", "b/one.midi", "two.wav", "b/.three.wav", "bad.mid", "bad.wav")
     for name in (*names, "a/one.flac", "four.mid", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    with pytest.raises(MidiError, match=r"no MIDI of a pair can be used \(one.mid: the file is empty"):
+        read_pairs(tmp_path)
+    for name in ("a/one.mid", "b/one.midi"):
+        write_midi(tmp_path / name)
     _, pairs, left_out = read_pairs(tmp_path)
     assert [(p.audio, p.midi) for p in pairs] == [("a/one.wav", "a/one.mid"), ("b/one.flac", "b/one.midi")]
     no_partner = "no audio or MIDI of its name is beside it"
     reasons = {"a/one.flac": "another file of its name is used", "four.mid": no_partner, "two.wav": no_partner}
+    reasons["bad.mid"] = "bad.mid: the file is empty; give a MIDI file"
     assert {item["source"]: item["reason"] for item in left_out} == reasons
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "folder.mid").mkdir()

@@ -292,7 +292,8 @@ def _beside(base: Path, midi: str) -> str:
 
 
 def _same_names(folder: Path) -> tuple[list[Pair], list[dict]]:
-    """Audio and MIDI files of one name, in the same folder; and those that have no such partner, or that are second."""
+    """Audio and MIDI files of one name, in the same folder; and those that have no such partner, that are second, or
+    whose MIDI cannot be used (in a corpus with a table, which may be large, that is found when a row is drawn)."""
     files = [path.relative_to(folder) for path in visible_files(folder, (*MIDI_ENDINGS, *AUDIO_ENDINGS))]
     midi, audio = (
         {p.with_suffix(""): str(p) for p in files if p.suffix.lower() in endings}
@@ -301,9 +302,15 @@ def _same_names(folder: Path) -> tuple[list[Pair], list[dict]]:
     names = sorted(midi.keys() & audio.keys())
     if not names:
         raise MidiError(f"{folder}: no table of a known corpus, and no audio file with MIDI of its name beside it")
-    pairs = [Pair(audio[name], midi[name], audio[name], "unknown") for name in names]
-    used = {path for pair in pairs for path in (pair.audio, pair.midi)}
-    alone = []
+    pairs, alone, used = [], [], {path for name in names for path in (audio[name], midi[name])}
+    for name in names:
+        try:
+            load_performance(folder / midi[name])
+            pairs.append(Pair(audio[name], midi[name], audio[name], "unknown"))
+        except MidiError as error:
+            alone.append({"source": midi[name], "reason": str(error)})
+    if not pairs:
+        raise MidiError(f"{folder}: no MIDI of a pair can be used ({alone[0]['reason']})")
     for path in files:
         if str(path) not in used:
             is_second = path.with_suffix("") in (midi if path.suffix.lower() in AUDIO_ENDINGS else audio)
