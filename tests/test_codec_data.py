@@ -264,6 +264,9 @@ def test_a_lead_is_what_sounds_before():
     ramp = ramp / ((ramp[:, -1:] - ramp[:, :1]) / 9599)
     torch.testing.assert_close(ramp - ramp[:, :1], torch.arange(9600.0).double().expand(4, -1), atol=0.01, rtol=0)
     assert sorted(set(ramp[:, 0].round().int().tolist())) == [1, 3201]
+    noted = next(CropBatches(Numbered(), recipe, 4)())
+    assert torch.equal(noted["lead_onsets"], noted["onsets"].repeat(1, 2, 1))  # struck every five frames, as in crops
+    assert torch.equal(noted["onsets"].amax((1, 2)), torch.full((4,), 64 / 127))
 
 
 def test_levels_and_noise(pool):
