@@ -19,7 +19,8 @@ from symusic import ControlChange, Note, Score, Tempo, Track
 from transformers import AutoProcessor, EncodecFeatureExtractor
 
 from processing import AudioError, MidiValleProcessor, ProcessorError, plan_windows, write_audio
-from processing.prompts_midivalle import check_level, choose_excerpt
+from processing.prompts_midivalle import check_level, choose_excerpt, expected_level
+from scripts.audio.pianos import performance_level
 from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, Performance
 from tokenization.midi_midivalle import to_ticks
 
@@ -529,6 +530,13 @@ def test_a_level_that_velocities_do_not_explain(velocity, level_db, gain, said):
     notes = np.array([(0.0, 0.8, 60, velocity), (2.0, 1.0, 60, 127)], NOTE_DTYPE)  # the second one is not heard in it
     found, sentence = check_level(wave, notes, "a.wav")
     assert found == pytest.approx(gain, abs=0.1) and said in sentence and bool(said) == bool(sentence)
+
+
+def test_velocities_tell_what_the_pianos_of_the_training_play():
+    notes = random_performance(3, 20.0, 6).notes
+    notes["onset"] -= notes["onset"].min()
+    seconds = (notes["onset"] + notes["duration"]).max()
+    assert expected_level(notes, seconds) == pytest.approx(20 * np.log10(performance_level(notes)), abs=1e-6)
 
 
 def test_levels_of_nothing():

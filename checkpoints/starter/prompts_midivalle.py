@@ -25,8 +25,8 @@ CLIPPED = 0.999  # samples from here on count as clipped
 # How loud recordings are, dB RMS of full scale, above what their velocities tell (see `expected_level`): 98 of 100 that
 # the starter has learned from, and their median; and the levels of nine of ten of them
 LOUDNESS_DB, USUAL_LOUDNESS_DB, LEVELS_DB = (-28.0, -11.0), -21.0, (-38.0, -18.5)
-VELOCITY_LAW_DB = 42.0  # from velocity 12.7 to 127: of the pianos in these recordings
-SHORTEST_TONE_S, LONGEST_TONE_S, RELEASE_S = 0.2, 1.0, 0.2  # in which a note gives its energy
+VELOCITY_LAW_DB = 42.0  # from velocity 12.7 to 127: of the pianos in these recordings (`scripts/audio/pianos.py`)
+RELEASE_S, LONGEST_TONE_S = 0.2, 1.0  # a note gives its energy while it lasts and is released, at most so long
 
 
 def measure_offset(wave: np.ndarray, notes: np.ndarray) -> tuple[float, float]:
@@ -119,7 +119,7 @@ def expected_level(notes: np.ndarray, seconds: float) -> float:
     notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]
     power = (np.maximum(notes["velocity"], 1) / 127.0) ** (VELOCITY_LAW_DB / 10)
     with np.errstate(divide="ignore"):
-        tones = np.clip(notes["duration"] + RELEASE_S, SHORTEST_TONE_S, LONGEST_TONE_S)
+        tones = np.minimum(notes["duration"] + RELEASE_S, LONGEST_TONE_S)
         return float(10 * np.log10((power * tones).sum() / seconds))
 
 
