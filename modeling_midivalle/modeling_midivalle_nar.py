@@ -133,7 +133,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         check_midi_ids(midi_ids, B, self.config.midi_vocab_sizes)
         given = stage.tolist() if torch.is_tensor(stage) else [stage] * B
         if not isinstance(given, list) or len(given) != B or not all(1 <= s < K for s in given):
-            raise ValueError(f"stage must be 1 to {K - 1}, or so for each of the {B} rows, got {stage}")
+            raise ValueError(f"stage must be 1 to {K - 1}, or so for each row ({B}), got {stage}")
         device = audio_codes.device
         if midi_attention_mask is None:
             midi_attention_mask = torch.ones_like(midi_ids[..., 0])
@@ -260,7 +260,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         """
         quarter = int(lengths.min()) // 4
         if not quarter:
-            raise ValueError(f"an excerpt has {int(lengths.min())} frames; a prefix needs at least 4")
+            raise ValueError(f"the frames of an excerpt are {int(lengths.min())}; a prefix needs at least 4")
         return min(int(torch.randint(quarter, 2 * quarter, (1,), generator=generator)), 150)
 
 

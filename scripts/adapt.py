@@ -40,6 +40,7 @@ from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
 from scripts.training.schedules import warmup_cosine
 from scripts.unfinished import write_json
+from scripts.wording import counted
 from tokenization.midi_midivalle import Performance
 from tokenization.tokenization_midivalle import SEQUENCE_SECONDS
 
@@ -314,7 +315,7 @@ def adapt_files(args: argparse.Namespace, output: Path) -> dict:
             f" the {SEQUENCE_SECONDS} s of one sequence; lower prompt_seconds"
         )
     recording, remark = read_recording(args.audio, args.midi, model, processor)
-    print(f"{recording.seconds:.0f} s, {len(recording.notes)} notes. {remark}", flush=True)
+    print(f"{recording.seconds:.0f} s, {counted(len(recording.notes), 'note')}. {remark}", flush=True)
     transcriber = None if args.losses_only else find_transcriber()
     report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)
     write_json(output / "report.json", report)
@@ -346,7 +347,8 @@ def main(argv: list[str] | None = None) -> int:
     print(table(report["before"], report["after"], report["codec"]))
     folder = str(args.output_dir)
     print(
-        f"{report['steps']} steps; the adapter is in {folder}: scripts.render --adapter, model.load_adapter({folder!r})"
+        f"{counted(report['steps'], 'step')}; the adapter is in {folder}: scripts.render --adapter, "
+        f"model.load_adapter({folder!r})"
     )
     return 0
 

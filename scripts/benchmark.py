@@ -31,6 +31,7 @@ from modeling_midivalle.generation_midivalle import GeneratedFrames
 from scripts.models.model_folder import load_model, model_folder
 from scripts.rendering.manifest import MOST_THREADS
 from scripts.rendering.resources import bytes_of_row
+from scripts.wording import counted
 
 MARKS = (100, 250, 1000)  # frames at which the cost of a frame is looked at
 AROUND = 20  # frames before them that are looked at
@@ -256,8 +257,9 @@ def report(result: dict) -> str:
     """The result as lines for a reader."""
     what = result["model"] or f"preset {result['preset']}, random weights"
     lines = [
-        f"{what}, {result['quantize'] or result['dtype']}, batch {result['batch']}, {result['frames']} frames; "
-        f"{result['processor']}, {result['threads']} threads, torch {result['torch']}, {result['date']}"
+        f"{what}, {result['quantize'] or result['dtype']}, batch {result['batch']}, "
+        f"{counted(result['frames'], 'frame')}; {result['processor']}, "
+        f"{counted(result['threads'], 'thread')}, torch {result['torch']}, {result['date']}"
     ]
     for name, part in result["parts"].items():
         wall, cpu = (part[key] * 1e3 for key in ("seconds_per_frame", "cpu_seconds_per_frame"))

@@ -38,6 +38,7 @@ from scripts.published.weights import (
     to_our_state_dict,
 )
 from scripts.unfinished import unfinished_folder
+from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"
@@ -225,9 +226,9 @@ def main(argv: list[str] | None = None) -> int:
     for c in checks:
         print(f"{'ok  ' if c.passed else 'FAIL'} {c.name}: {c.difference:.3g} (at most {c.tolerance:g})")
     if failed := sum(not c.passed for c in checks):
-        print(f"error: {failed} of {len(checks)} checks failed; no folder was written", file=sys.stderr)
+        print(f"error: {failed} of {counted(len(checks), 'check')} failed; no folder was written", file=sys.stderr)
         return 1
-    print(f"{args.output}: {len(report['keys'])} tensors")
+    print(f"{args.output}: {counted(len(report['keys']), 'tensor')}")
     return 0
 
 

@@ -51,6 +51,7 @@ from scripts.dataset.shards import DEFAULT_SUSTAIN, shard_names
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import follow_parent
+from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import SUSTAIN_MODES, MidiError
 
@@ -269,10 +270,10 @@ def main(argv: list[str] | None = None) -> int:
     rows, reasons = tally[args.split]
     skipped = sum(reasons.values())
     for reason, count in reasons.most_common(10):
-        print(f"skipped {count} items: {reason}", file=sys.stderr)
-    left_out = f", {len(excluded)} recordings left out" if excluded else ""
+        print(f"skipped {counted(count, 'item')}: {reason}", file=sys.stderr)
+    left_out = f", {counted(len(excluded), 'recording')} left out" if excluded else ""
     listed = " (see skipped.jsonl)" if skipped or excluded else ""
-    print(f"{rows} items made, {skipped} skipped{left_out}{listed}, in {args.output_dir}")
+    print(f"{counted(rows, 'item')} made, {skipped} skipped{left_out}{listed}, in {args.output_dir}")
     if skipped > args.max_skipped * (rows + skipped):
         print(f"error: more than {args.max_skipped:.0%} of the items were skipped (--max-skipped)", file=sys.stderr)
         return 1

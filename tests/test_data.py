@@ -670,14 +670,14 @@ def test_a_folder_whose_name_looks_like_a_pattern(tiny_data, tokenizer, tmp_path
 
 def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):
     files = shard_files(tiny_data, "train")
-    with pytest.raises(DataError, match="too few items of train for 1 batches of 9"):
+    with pytest.raises(DataError, match=r"too few items of train for a batch of 9 on each process \(1\)"):
         next(iter(TrainingStream(files, tokenizer, 9)))
     with pytest.raises(DataError, match="no test-"):
         shard_files(tiny_data, "test")
     for name in ("jazz", "jazz-test"):  # neither is part of the other
         shutil.copy(tiny_data / "validation-00000-of-00001.parquet", tmp_path / f"{name}-00000-of-00001.parquet")
     assert shard_files(tmp_path, "jazz") == [str(tmp_path / "jazz-00000-of-00001.parquet")]
-    with pytest.raises(DataError, match="too few items of jazz-test for 1 batches of 99"):
+    with pytest.raises(DataError, match=r"too few items of jazz-test for a batch of 99 on each process \(1\)"):
         next(iter(TrainingStream(shard_files(tmp_path, "jazz-test"), tokenizer, 99)))
     for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet"):
         shutil.copy(tiny_data / name, tmp_path)

@@ -313,5 +313,5 @@ def test_pieces_have_means_of_their_own(make_model, make_rows):
     assert (half - low).abs().max() > 1e-5
     torch.testing.assert_close(half, model.generate(rows[:1], target_frames=20)[0], atol=1e-6, rtol=1e-4)
     for wrong in ([0.5], [0.5, 1.5], [0.5, math.nan]):
-        with pytest.raises(ValueError, match="mean_velocities must be 2 numbers from 0 to 1"):
+        with pytest.raises(ValueError, match="mean_velocities must be numbers from 0 to 1, one for each piece"):
             model.generate(rows, mean_velocities=torch.tensor(wrong), **given)

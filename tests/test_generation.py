@@ -473,7 +473,7 @@ def test_nan_raises(make_model, song):
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"nar_temperature": -1.0}, "nar_temperature must be at least 0"),
         ({"top_p": 0.0}, "top_p"),
-        ({"seed": [1, 2, 3]}, "one for each of the 1 rows"),
+        ({"seed": [1, 2, 3]}, r"one for each row \(1\), got 3"),
         ({"seed": torch.tensor(3)}, r"seed must be an integer or a list of integers, got tensor\(3\)"),
         ({"target_frames": 3.5}, "target_frames must be whole numbers, got 3.5"),
         (
@@ -732,11 +732,11 @@ def test_draws_depend_on_seed_and_window_alone(make_model, pieces):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"window_counts": torch.tensor([3, 2])}, r"window_counts \[3, 2\] must be positive and sum up to the 4"),
+        ({"window_counts": torch.tensor([3, 2])}, r"window_counts \[3, 2\] must be positive and sum up to .* \(4\)"),
         ({"window_counts": torch.tensor([4, 0])}, "window_counts"),
         ({"context_frames": torch.tensor([0, 1])}, "context_frames must be 4 numbers"),
         ({"context_frames": torch.tensor([0, -1, 0, 0])}, "context_frames must be 4 numbers"),
-        ({"context_frames": torch.tensor([0, 21, 25, 0])}, "a context of 21 frames is more than the 20"),
+        ({"context_frames": torch.tensor([0, 21, 25, 0])}, "context_frames 21 is more than the 20 that"),
         ({"context_frames": torch.tensor([0, 20, 1570, 0])}, "1604 frames of prompt, context and target"),
         ({"prompt_codes": torch.zeros(4, 4, 9, dtype=torch.long)}, r"prompt_codes must be \(2, 4, P\)"),
     ],

@@ -208,7 +208,7 @@ def test_drawn_stages_are_balanced_and_repeat():
     ("change", "message"),
     [
         ({"stage": 4}, "stage must be 1 to 3"),
-        ({"stage": torch.tensor([1, 4])}, "stage must be 1 to 3, or so for each of the 2 rows"),
+        ({"stage": torch.tensor([1, 4])}, "stage must be 1 to 3, or so for each row"),
         ({"stage": torch.tensor([0, 1])}, "stage must be 1 to 3"),
         ({"stage": torch.tensor([1])}, "stage must be 1 to 3"),
         ({"audio_codes": torch.zeros(2, 3, 9, dtype=torch.long)}, "audio_codes"),

@@ -115,7 +115,7 @@ def test_nothing_that_is_learned_validates(tmp_path, write_midi):
         write_midi(tmp_path / "few" / f"{name}.mid")
     (learned,), (held,) = (read_pairs(tmp_path / "few", split)[1] for split in ("train", "validation"))
     assert {learned.audio, held.audio} == {"a.wav", "b.wav"}
-    with pytest.raises(MidiError, match="few: of 2 recordings none is for 'test'; give a table with a column split"):
+    with pytest.raises(MidiError, match="few: none of 2 recordings is for 'test'; give a table with a column split"):
         read_pairs(tmp_path / "few", "test")
 
 

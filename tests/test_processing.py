@@ -473,7 +473,7 @@ def test_a_long_piece_is_planned_quickly():
 def test_notes_left_out_are_reported(processor, caplog):
     processor.tokenizer.mark_held = False
     processor.window_inputs(performance((0, 30, 60), (16, 1, 62)), 15.0, 20.0)
-    assert "1 notes that sound at 11.0 s are left out" in caplog.text
+    assert "notes that sound at 11.0 s are left out there (1)" in caplog.text
 
 
 def test_windows_of_several_pieces(processor):
@@ -613,7 +613,11 @@ def float_wav(wave):
         ({"start": 0.5, "end": 0.50001}, ProcessorError, "no note sounds between 0.5 and 0.50001 s"),  # not a sample
         ({"start": 0.99999}, ProcessorError, "no note sounds from 0.99999 s on"),
         ({"sustain": "half"}, MidiError, "sustain is 'half'"),
-        ({"midi": [midi((0, 1, 60))] * 2, "end": [1.0]}, ProcessorError, "2 MIDI inputs beside a list of 1"),
+        (
+            {"midi": [midi((0, 1, 60))] * 2, "end": [1.0]},
+            ProcessorError,
+            "MIDI inputs is 2, but a list beside them has 1",
+        ),
         (
             {"midi": [midi((0, 1, 60))] * 2, "prompt_midi": [midi((0, 1, 60)), None], "prompt_audio": [noise(2), None]},
             ProcessorError,

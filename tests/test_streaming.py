@@ -226,7 +226,7 @@ def test_damage_is_named_by_file_and_row(open_stream, folder, tmp_path):
         damaged(edit("prompt_codes", lambda codes: codes[:-1]))
     with pytest.raises(DataError, match=f"{name}, row 5: target_onset is not finite"):
         damaged(edit("target_onset", lambda onsets: [float("nan"), *onsets[1:]]))
-    with pytest.raises(DataError, match="the 2 shards hold no rows"):
+    with pytest.raises(DataError, match="holds no rows, in 2 shards"):
         open_stream(write(tmp_path / "empty", [0, 0]))
 
 

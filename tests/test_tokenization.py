@@ -380,7 +380,7 @@ def test_texts_and_paths_are_told_apart(tokenizer, tmp_path, monkeypatch):
     six = tokenizer([text, text], padding=True, return_tensors="pt")["input_ids"]  # six long, and yet not rows
     assert six.tolist() == [flat, flat]
     assert tokenizer("Pitch_60 forte")["input_ids"] == [flat[0], tokenizer.mask_token_id]
-    assert said == ["1 of 2 words are no MIDI tokens, 'forte' first; a MIDI file's name ends in .mid"]
+    assert said == ["words that are no MIDI tokens: 1 of 2, 'forte' first; a MIDI file's name ends in .mid"]
     for midi in (str(GOLDEN), GOLDEN, GOLDEN.read_bytes()):
         with pytest.raises(MidiError, match=r"for MIDI call the tokenizer itself, tokenizer\(midi\)"):
             tokenizer.encode(midi)

@@ -247,11 +247,14 @@ def _tracks(data: bytes, name: str) -> list[tuple[int, int]]:
         size = int.from_bytes(data[position + 4 : position + 8], "big")
         start, position = position + 8, position + 8 + size
         if position > len(data):
-            raise MidiError(f"{name}: the file is cut short ({position - len(data)} bytes are missing)")
+            raise MidiError(f"{name}: the file is cut short (missing bytes: {position - len(data)})")
         if is_track:
             tracks.append((start, position))
     if len(tracks) != announced:
-        raise MidiError(f"{name}: the header announces {announced} tracks, the file holds {len(tracks)}; it is damaged")
+        raise MidiError(
+            f"{name}: its header announces another number of tracks ({announced}) than it holds ({len(tracks)})"
+            "; it is damaged"
+        )
     return tracks
 
 
@@ -348,7 +351,7 @@ def _collect(score: Score, seconds, name: str, note_ons: int) -> tuple[np.ndarra
         columns.append(np.stack([fields[key].astype(np.int64) for key in ("time", "duration", "pitch", "velocity")]))
     report["unended_notes"] = note_ons - score.note_num()
     if score.note_num() == 0:
-        unended = f" but {note_ons} that never end; export it again" if note_ons else ""
+        unended = f" that end (of {note_ons}); export it again" if note_ons else ""
         raise MidiError(f"{name}: holds no notes{unended}")
     time, duration, pitch, velocity = np.concatenate(columns, 1) if columns else np.empty((4, 0), np.int64)
     piano = (pitch >= PITCH_MIN) & (pitch <= PITCH_MAX)

@@ -251,7 +251,7 @@ def _decode(file: soundfile.SoundFile, name: str) -> np.ndarray:
         raise AudioError(f"{name}: its header does not tell how long it is; save it again, to a file")
     if file.frames * file.channels > MAX_SAMPLES:
         raise AudioError(
-            f"{name}: {file.frames} samples in {file.channels} channels are too many (limit {MAX_SAMPLES})"
+            f"{name}: {file.frames * file.channels} samples of all channels together are too many (limit {MAX_SAMPLES})"
         )
     wave = np.empty((file.frames, file.channels), np.float32)
     for start in range(0, len(wave), BLOCK):

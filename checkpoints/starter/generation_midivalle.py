@@ -277,7 +277,9 @@ class MidiValleGenerationMixin(GenerationMixin):
         [`generate_stream`]."""
         means = torch.full((pieces,), 0.5) if mean_velocities is None else torch.as_tensor(mean_velocities)
         if means.shape != (pieces,) or not ((means >= 0) & (means <= 1)).all():
-            raise ValueError(f"mean_velocities must be {pieces} numbers from 0 to 1, got {means.tolist()}")
+            raise ValueError(
+                f"mean_velocities must be numbers from 0 to 1, one for each piece ({pieces}), got {means.tolist()}"
+            )
         if not (self.config.velocity_gain_db and self.config.keys_from_midi):
             return [None] * pieces
         given = self.config.codec_config.num_oscillators, self.config.frame_rate
@@ -508,7 +510,10 @@ class MidiValleGenerationMixin(GenerationMixin):
         lengths = torch.full((B,), codes.shape[-1]) if lengths is None else lengths
         check_integers(f"{what}_lengths", lengths)
         if lengths.shape != (B,) or not 0 <= int(lengths.min()) <= int(lengths.max()) <= codes.shape[-1]:
-            raise ValueError(f"{what}_lengths must be {B} numbers from 0 to {codes.shape[-1]}, got {lengths.tolist()}")
+            raise ValueError(
+                f"{what}_lengths must be numbers from 0 to {codes.shape[-1]}, one for each row ({B}), got "
+                f"{lengths.tolist()}"
+            )
         return codes.to(input_ids.device), lengths.to(input_ids.device)
 
     def _check_mask(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -529,11 +534,13 @@ class MidiValleGenerationMixin(GenerationMixin):
         check_integers("window_counts", window_counts)
         counts = window_counts.tolist()
         if not counts or min(counts) < 1 or sum(counts) != W:
-            raise ValueError(f"window_counts {counts} must be positive and sum up to the {W} windows of input_ids")
+            raise ValueError(f"window_counts {counts} must be positive and sum up to the windows of input_ids ({W})")
         context_frames = torch.zeros(W, dtype=torch.long) if context_frames is None else context_frames
         check_integers("context_frames", context_frames)
         if context_frames.shape != (W,) or int(context_frames.min()) < 0:
-            raise ValueError(f"context_frames must be {W} numbers from 0, got {context_frames.tolist()}")
+            raise ValueError(
+                f"context_frames must be numbers from 0, one for each window ({W}), got {context_frames.tolist()}"
+            )
         return counts, context_frames
 
     def _check_target(
@@ -555,8 +562,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         target_frames = target_frames.expand(B) if target_frames.ndim == 0 else target_frames
         if target_frames.shape != (B,) or int(target_frames.min()) < 1:
             raise ValueError(
-                f"target_frames must be {B} positive numbers, got {target_frames.tolist()}; without target_frames the "
-                "MIDI must hold notes after the prompt"
+                f"target_frames must be positive numbers, one for each row ({B}), got {target_frames.tolist()}; "
+                "without target_frames the MIDI must hold notes after the prompt"
             )
         bars = self.config.ar_config.midi_vocab_sizes[5] - 4
         limit = bars * TICKS_PER_BAR * UNITS_PER_TICK // UNITS_PER_FRAME

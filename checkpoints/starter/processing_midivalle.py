@@ -422,8 +422,8 @@ class MidiValleProcessor(ProcessorMixin):
         rows, report = self.encode_window(performance, start, end, prompt)
         if report["held_left_out"]:
             logger.warning(
-                f"{performance.name}: {report['held_left_out']} notes that sound at {start - self.context_of(start)} s "
-                "are left out there: this model knows no held notes"
+                f"{performance.name}: notes that sound at {start - self.context_of(start)} s are left out "
+                f"there ({report['held_left_out']}): this model knows no held notes"
             )
         return rows
 
@@ -475,7 +475,10 @@ def _per_item(value, count: int) -> list:
     if not isinstance(value, (list, tuple)):
         return [value] * count
     if len(value) != count:
-        raise ProcessorError(f"{count} MIDI inputs beside a list of {len(value)}; give as many, or one value for all")
+        raise ProcessorError(
+            f"the number of MIDI inputs is {count}, but a list beside them has {len(value)}; give as many, or one value"
+            " for all"
+        )
     return list(value)
 
 

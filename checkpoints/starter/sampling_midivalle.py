@@ -98,7 +98,7 @@ def draw_seeds(seed: int | list[int] | None, B: int) -> list[int]:
     if not all(isinstance(one, Integral) for one in seeds):
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}")
     if len(seeds) != B:
-        raise ValueError(f"seed must be one integer or one for each of the {B} rows, got {len(seeds)}")
+        raise ValueError(f"seed must be one integer or one for each row ({B}), got {len(seeds)}")
     return [int(one) % 2**63 for one in seeds]
 
 
@@ -131,7 +131,7 @@ def length_mask(lengths: torch.LongTensor, width: int) -> torch.LongTensor:
 def last_frames(codes: torch.LongTensor, count: int) -> torch.LongTensor:
     """The last `count` frames of `codes` `(1, K, T)`; ValueError if there are fewer."""
     if count > codes.shape[-1]:
-        raise ValueError(f"a context of {count} frames is more than the {codes.shape[-1]} that are there")
+        raise ValueError(f"context_frames {count} is more than the {codes.shape[-1]} that are there")
     return codes[..., codes.shape[-1] - count :]
 
 

@@ -359,8 +359,8 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         unknown = [word for word in words if word not in self._flat_ids]
         if unknown:
             logger.warning_once(
-                f"{len(unknown)} of {len(words)} words are no MIDI tokens, {unknown[0]!r} first; a MIDI file's name "
-                "ends in .mid"
+                f"words that are no MIDI tokens: {len(unknown)} of {len(words)}, {unknown[0]!r} first; a MIDI file's "
+                "name ends in .mid"
             )
         return words
 

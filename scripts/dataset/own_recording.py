@@ -10,6 +10,7 @@ from processing.audio_midivalle import SAMPLING_RATE, read_audio, to_mono_32k
 from processing.processing_midivalle import SILENCE
 from processing.prompts_midivalle import check_level, check_offset
 from scripts.audio.rendered_audio import onset_roll
+from scripts.wording import counted
 from tokenization.midi_midivalle import load_performance
 
 FRAMES_PER_SECOND, GRID_S = 50, 0.5
@@ -102,7 +103,7 @@ def read_recording(audio: str, midi: str, model, processor) -> tuple[Recording, 
     notes = notes[(notes["onset"] >= 0) & (notes["onset"] < seconds)]
     if len(notes) < FEWEST_NOTES:
         raise RecordingError(
-            f"{Path(midi).name}: {len(notes)} notes lie within the recording; {FEWEST_NOTES} are needed"
+            f"{Path(midi).name}: {counted(len(notes), 'note')} within the recording; {FEWEST_NOTES} are needed"
         )
     gain, level = check_level(wave, notes, Path(audio).name) if processor.correct_level else (0.0, "")
     wave = wave * np.float32(10 ** (gain / 20))

@@ -20,6 +20,7 @@ from scripts.audio.pianos import SAMPLING_RATE
 from scripts.audio.rendered_audio import content_sha256, of_split
 from scripts.audio.visible_files import visible_files
 from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
+from scripts.wording import counted
 from tokenization.midi_midivalle import MidiError, load_performance
 from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
@@ -268,7 +269,9 @@ def _held_out(source: Path, pairs: list[Pair], split: str | None) -> list[Pair]:
         return pairs
     chosen = of_split([pair.recording_id for pair in pairs], split)
     if not chosen:
-        raise MidiError(f"{source}: of {len(pairs)} recordings none is for {split!r}; give a table with a column split")
+        raise MidiError(
+            f"{source}: none of {counted(len(pairs), 'recording')} is for {split!r}; give a table with a column split"
+        )
     return [pair for pair in pairs if pair.recording_id in chosen]
 
 

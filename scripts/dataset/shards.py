@@ -21,6 +21,7 @@ from huggingface_hub import DatasetCard
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from processing.processing_midivalle import FRAME_RATE
+from scripts.wording import counted
 from tokenization import NOTE_DTYPE
 
 NOTE_FIELDS = NOTE_DTYPE.names
@@ -63,7 +64,7 @@ def shard_files(source: str | Path, split: str) -> list[str]:
     expected = shard_names(split, int(files[0].removesuffix(".parquet").split("-of-")[-1]))
     missing = sorted(set(expected) - {file.rsplit("/", 1)[-1] for file in files})
     if missing or len(files) != len(expected):
-        there = f"{len(files)} of {len(expected)} shards of {split}"
+        there = f"{len(files)} of {counted(len(expected), 'shard')} of {split}"
         raise DataError(f"{source}: {there} (missing: {_names(missing)}); finish it with scripts.prepare_dataset")
     return files
 
@@ -98,13 +99,13 @@ def read_footers(files: list[str]) -> tuple[dict, list[int], str]:
         footers = list(pool.map(_footer, files))
     bad = [str(footer) for footer in footers if isinstance(footer, DataError)]
     if bad:
-        raise DataError(f"{len(bad)} of {len(files)} shards cannot be used: {_names(bad, '; ')}")
+        raise DataError(f"{len(bad)} of {counted(len(files), 'shard')} cannot be used: {_names(bad, '; ')}")
     folder = files[0].rsplit("/", 1)[0]
     if len({footer.metadata[b"midivalle"] for footer in footers}) > 1:
         raise DataError(f"{folder}: shards of different codecs or layouts are mixed")
     rows = [footer.num_rows for footer in footers]
     if not sum(rows):
-        raise DataError(f"{folder}: the {len(files)} shards hold no rows")
+        raise DataError(f"{folder}: holds no rows, in {counted(len(files), 'shard')}")
     groups = [footer.row_group(i).to_dict() for footer in footers for i in range(footer.num_row_groups)]
     return json.loads(footers[0].metadata[b"midivalle"]), rows, hashlib.sha256(repr(groups).encode()).hexdigest()[:12]
 
@@ -184,7 +185,7 @@ class Shards:
         except Exception as error:  # of a dozen libraries, and none of them names the file
             raise DataError(f"{file}: cannot be read from row {count} on ({_line(error)})") from error
         if count != self.rows[shard]:
-            raise DataError(f"{file}: {count} rows could be read, but there were {self.rows[shard]} at the start")
+            raise DataError(f"{file}: of {counted(self.rows[shard], 'row')} at the start {count} could be read")
         table = pa.concat_tables(tables).select(COLUMNS).combine_chunks()
         self._check(file, table)
         return table

@@ -21,6 +21,7 @@ import torch
 
 from processing.processing_midivalle import FRAME_RATE
 from scripts.dataset.shards import DataError, Shards, codes_of, dataset_info, notes_of, row_of, shard_files
+from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 
 __all__ = ["DataError", "TrainingStream", "codes_of", "dataset_info", "notes_of", "shard_files"]
@@ -109,10 +110,12 @@ class TrainingStream:
             blocks = self._blocks(self.epoch)
             total = sum(len(batches) for _, batches in blocks)
             if total < self.world_size:
-                size = f"{self.batch_frames} frames" if self.batch_frames else self.batch_size
+                size = counted(self.batch_frames, "frame") if self.batch_frames else self.batch_size
                 folder, name = self.shards.files[0].rsplit("/", 1)
                 split = name.rsplit("-", 3)[0]
-                raise DataError(f"{folder}: too few items of {split} for {self.world_size} batches of {size}")
+                raise DataError(
+                    f"{folder}: too few items of {split} for a batch of {size} on each process ({self.world_size})"
+                )
             groups = (total - self.position) // self.world_size
             end = self.position + groups * self.world_size
             mine = range(self.position + self.rank, end, self.world_size)

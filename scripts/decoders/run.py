@@ -247,7 +247,7 @@ class Run:
         if self.recipe.on_bad_loss == "stop":
             raise BadLossError(f"{told}; the weights are unharmed (on_bad_loss: skip would pass over it)")
         if self.skipped > self.recipe.max_skipped:
-            raise BadLossError(f"{told}; {self.skipped} such steps are more than max_skipped")
+            raise BadLossError(f"{told}; max_skipped is {self.recipe.max_skipped}")
         self.accelerator.print(f"passed over ({self.skipped} of {self.recipe.max_skipped}): {told}", flush=True)
 
     @torch.no_grad()

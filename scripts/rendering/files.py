@@ -53,6 +53,7 @@ from scripts.rendering.pieces import Job, encode_prompt, frames_of, keys_of, rec
 from scripts.rendering.resources import batch_rows, choose_threads
 from scripts.rendering.scheduling import layouts, schedule, steps_again
 from scripts.unfinished import write_json
+from scripts.wording import counted
 from tokenization import Performance, load_performance
 from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
@@ -183,7 +184,7 @@ def load_task(args: argparse.Namespace, processor, task: Task, recorded: dict | 
         task.windows = [(0.0, task.windows[-1][1])]
     if recorded and (count := len(recorded["attempts"])) != len(task.windows):
         raise RenderError(
-            f"{Path(args.from_manifest).name}: tells of {count} windows where {task.performance.name} has "
+            f"{Path(args.from_manifest).name}: tells of {counted(count, 'window')} where {task.performance.name} has "
             f"{len(task.windows)} now: it is damaged or of another version; render the MIDI file anew"
         )
     task.sha256 = file_sha256(task.source)
@@ -197,9 +198,9 @@ def describe_changes(processor, performance, windows) -> str:
     clipped, held = (sum(report[key] for report in reports) for key in ("clipped_durations", "held_left_out"))
     parts = [performance.warning.removeprefix(f"{performance.name}: ")] if performance.warning else []
     if clipped:
-        parts.append(f"notes that sound for more than 6 s in one window are clipped there ({clipped} times)")
+        parts.append(f"notes that sound for more than 6 s in one window are clipped there ({counted(clipped, 'time')})")
     if held:
-        parts.append(f"notes that sound on from before a window's context are left out there ({held} times)")
+        parts.append(f"notes that sound on from before a window's context are left out there ({counted(held, 'time')})")
     return f"{performance.name}: {'; '.join(parts)}" if parts else ""
 
 
@@ -464,16 +465,17 @@ def finish(setting: Setting, task: Task, job: Job) -> None:
         report = setting.verifier.report(job)
         write_json(task.output.with_suffix(".report.json"), report)
         total = report["summary"]
-        say(f"{task.output.name}: {total['right']} of {total['notes']} notes are heard, onset F1 {total['f1']}")
+        say(f"{task.output.name}: {total['right']} of {counted(total['notes'], 'note')} heard, onset F1 {total['f1']}")
     write_json(manifest_path(task.output), content)
     if job.journal:
         job.journal.remove()
     seconds = job.samples / rate
     turned_down = f", turned down by {-20 * math.log10(gain):.1f} dB to avoid clipping" if gain < 1 else ""
-    resumed = f", {job.resumed} windows were there already" if job.resumed else ""
+    resumed = f", {counted(job.resumed, 'window')} there already" if job.resumed else ""
     made = seconds - (job.windows[job.resumed - 1][1] if job.resumed else 0.0)  # what was there costs next to nothing
     print(
-        f"{task.output}: {seconds:.3f} s, {len(task.performance.notes)} notes, {len(job.windows)} windows, "
+        f"{task.output}: {seconds:.3f} s, {counted(len(task.performance.notes), 'note')}, "
+        f"{counted(len(job.windows), 'window')}, "
         f"{setting.label}, {took:.1f} s on {model.device} ({made / took:.2f}x real time){resumed}{turned_down}",
         file=sys.stderr if args.stream else sys.stdout,
     )

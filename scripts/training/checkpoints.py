@@ -31,6 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scripts.training.processes import RunError, rank, together, world_size
+from scripts.wording import counted
 
 MANIFEST = "MANIFEST.json"
 TENSORS, OPTIMIZERS, STATE = "tensors.safetensors", "optimizers.pt", "state.json"
@@ -222,7 +223,7 @@ def damage(path: Path) -> str | None:
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes, not {size}"
+            return f"{name} has {counted(file.stat().st_size, 'byte')}, not {size}"
         if _sha256(file) != digest:
             return f"{name} has changed"
     return None
