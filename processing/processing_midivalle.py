@@ -6,7 +6,6 @@ The target's time zero is the end of the prompt's *audio*, on the frame grid. Pr
 """
 
 import dataclasses
-import io
 import math
 import os
 from typing import TypedDict
@@ -160,11 +159,13 @@ class MidiValleProcessor(ProcessorMixin):
         With a list of MIDI inputs every other argument may be a list of the same length, or one value for all.
 
         Args:
-            midi (path, `bytes`, `symusic.Score` or a loaded performance; or a list): What is to be rendered.
+            midi (path, `bytes`, binary file, `symusic.Score` or a loaded performance; or a list):
+                What is to be rendered.
             prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
             prompt_audio (path, `bytes`, binary file or array, *optional*):
-                Recording of the prompt: WAV or FLAC of any rate, or an array or CPU tensor `(samples,)`,
-                `(samples, channels)` or `(channels, samples)`, or what `datasets` gives of an `Audio` column. At least
+                Recording of the prompt: WAV or FLAC of any rate, or an array, list of numbers or tensor `(samples,)`,
+                an array or tensor `(samples, channels)` or `(channels, samples)`, or what `datasets` gives of an
+                `Audio` column. At least
                 1 s; a multiple of 0.5 s up to `max_prompt_seconds` is used (see `prepare_prompt`).
             sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
             start, end (`float`, *optional*):
@@ -200,6 +201,8 @@ class MidiValleProcessor(ProcessorMixin):
         midis = list(midi) if isinstance(midi, (list, tuple)) else [midi]
         if not midis:
             raise ProcessorError("midi is an empty list; give at least one MIDI input")
+        if isinstance(prompt_audio, (list, tuple)) and prompt_audio and _is_number(prompt_audio[0]):
+            prompt_audio = np.array(prompt_audio)  # samples, not prompts
         prompt_arguments = (prompt_midi, prompt_audio, sampling_rate, sustain)
         if any(isinstance(value, (list, tuple)) for value in prompt_arguments):
             columns = [_per_item(value, len(midis)) for value in prompt_arguments]
@@ -228,7 +231,7 @@ class MidiValleProcessor(ProcessorMixin):
         """Read a MIDI input and cut a span out of it.
 
         Args:
-            midi (path, `bytes`, `symusic.Score` or a loaded performance): What to read.
+            midi (path, `bytes`, binary file, `symusic.Score` or a loaded performance): What to read.
             sustain (`str`, *optional*): `"extend"` or `"ignore"`; the tokenizer's by default. Not for a performance.
             start, end (`float`, *optional*):
                 Span in s, anywhere. `start` becomes time zero (a note that already sounds there has a negative
@@ -429,9 +432,7 @@ class MidiValleProcessor(ProcessorMixin):
 
     def _read_wave(self, audio, sampling_rate: float | None, name: str) -> tuple[np.ndarray, float]:
         """A file, bytes, array or tensor -> float wave `(samples,)` or `(samples, channels)` and its rate."""
-        if isinstance(audio, io.IOBase):  # an open file; it has a `detach` too
-            audio = audio.read()
-        if isinstance(audio, (str, os.PathLike, bytes, bytearray)):
+        if isinstance(audio, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(audio, "read"):
             return _read_file(audio, name)
         if isinstance(audio, dict) and {"array", "sampling_rate"} <= set(audio):  # as `datasets` gave it before 4.0
             audio, sampling_rate = audio["array"], audio["sampling_rate"]
@@ -487,7 +488,7 @@ def _is_number(value) -> bool:
 
 
 def _read_file(source, name: str) -> tuple[np.ndarray, float]:
-    """Float wave `(samples,)` or `(samples, channels)`, full scale 1.0, and its rate, Hz, of a path or bytes."""
+    """Float wave `(samples,)` or `(samples, channels)`, full scale 1.0, and rate, Hz, of what `read_audio` takes."""
     wave, sampling_rate = read_audio(source, name)
     _check_level(wave, name)
     return wave, sampling_rate

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,6 +170,41 @@ def test_batch_equals_single(processor):
         assert batch["padding_mask"][i].tolist() == [1] * samples + [0] * (96_000 - samples)
         assert batch["prompt_lengths"][i] == single["prompt_lengths"][0]
         first += windows
+
+
+@pytest.mark.parametrize("form", [bytearray, memoryview, io.BytesIO, "open file", "temporary file"])
+def test_midi_and_audio_come_as_bytes_or_open_files(processor, form, tmp_path):
+    """Alike, for the piece and both halves of the prompt; a file that is closed is refused."""
+    write_audio(tmp_path / "p.wav", noise(1.0), RATE)
+    inputs = {"midi": midi((0, 1, 60)), "prompt_midi": midi((0, 1, 40)), "prompt_audio": tmp_path / "p.wav"}
+    inputs["prompt_audio"] = inputs["prompt_audio"].read_bytes()
+
+    def given(data):
+        if form == "open file":
+            path = tmp_path / f"{len(data)} {len(list(tmp_path.iterdir()))}"
+            path.write_bytes(data)
+            return path.open("rb")
+        if form != "temporary file":
+            return form(data)
+        file = tempfile.NamedTemporaryFile()  # not an `io.IOBase`
+        file.write(data)
+        file.seek(0)
+        return file
+
+    expected, found = processor(**inputs), processor(**{name: given(data) for name, data in inputs.items()})
+    assert expected.keys() == found.keys() and all(torch.equal(expected[name], found[name]) for name in expected)
+    if "file" in str(form):
+        for name, data in inputs.items():
+            file = given(data)
+            file.close()
+            with pytest.raises((MidiError, AudioError), match="cannot be read .*closed file"):
+                processor(**inputs | {name: file})
+
+
+def test_a_list_of_numbers_is_one_recording(processor):
+    prompt = {"midi": midi((0, 1, 60)), "prompt_midi": midi((0, 1, 40)), "sampling_rate": RATE}
+    found = processor(**prompt, prompt_audio=noise(1.0).tolist())
+    assert torch.equal(found["input_values"], processor(**prompt, prompt_audio=noise(1.0))["input_values"])
 
 
 def test_one_prompt_serves_a_batch(processor):
@@ -610,6 +646,9 @@ def float_wav(wave):
         ({"end": "0.5"}, ProcessorError, "^start 0.0 and end '0.5': give numbers of seconds"),
         ({"sampling_rate": "32000"}, AudioError, "sampling rate '32000' is no number"),
         ({"prompt_audio": io.BytesIO(b"text")}, AudioError, "prompt audio: is not WAV or FLAC"),
+        ({"prompt_audio": io.StringIO("text")}, AudioError, "prompt audio: the file is open as text; open it with"),
+        ({"midi": io.StringIO("text")}, MidiError, "MIDI: the file is open as text; open it with mode 'rb'"),
+        ({"prompt_audio": [0.5, 1] * 16_000 + [None]}, ProcessorError, "prompt_audio has shape .* and type object"),
         ({"start": 0.5, "end": 0.50001}, ProcessorError, "no note sounds between 0.5 and 0.50001 s"),  # not a sample
         ({"start": 0.99999}, ProcessorError, "no note sounds from 0.99999 s on"),
         ({"sustain": "half"}, MidiError, "sustain is 'half'"),

@@ -6,12 +6,14 @@ track or channel that has no notes, note-ons that never end, tracks beyond the a
 2^31 ticks), so a byte scan finds the pedal and the lost notes and refuses files that it cannot account for.
 """
 
+import io
 import math
 import os
 import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from symusic import Score
@@ -73,7 +75,7 @@ def to_ticks(seconds) -> np.ndarray:
 
 
 def load_performance(
-    midi: "str | os.PathLike | bytes | Score", sustain: str = "extend", name: str | None = None
+    midi: "str | os.PathLike | bytes | BinaryIO | Score", sustain: str = "extend", name: str | None = None
 ) -> Performance:
     """Read the piano notes of a MIDI input in real time.
 
@@ -82,8 +84,9 @@ def load_performance(
     see `Performance.report`.
 
     Args:
-        midi (`str`, `os.PathLike`, `bytes` or `symusic.Score`):
-            A file of at most 5 MB, its bytes, or a score in any time unit.
+        midi (`str`, `os.PathLike`, `bytes`, binary file or `symusic.Score`):
+            A file of at most 5 MB, its bytes (`bytearray` and `memoryview` too), one that is open for reading, or a
+            score in any time unit.
         sustain (`str`):
             `"extend"` lengthens notes by the sustain and sostenuto pedals (see `extend_by_pedal`), `"ignore"` keeps
             key-up times.
@@ -101,7 +104,9 @@ def load_performance(
         name = name or Path(midi).name
         midi = _read(midi, name)
     name = name or "MIDI"
-    if isinstance(midi, (bytes, bytearray)):
+    if hasattr(midi, "read"):
+        midi = _read_open(midi, name)
+    if isinstance(midi, (bytes, bytearray, memoryview)):
         score, pedals, note_ons, last_tick = _parse(bytes(midi), name)
     else:
         score = _in_ticks(midi, name)
@@ -200,6 +205,16 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if isinstance(error, MidiError):
             raise
+        raise MidiError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _read_open(file, name: str) -> bytes:
+    """An open file from where it stands on."""
+    if isinstance(file, io.TextIOBase):
+        raise MidiError(f"{name}: the file is open as text; open it with mode 'rb'")
+    try:
+        return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
         raise MidiError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
@@ -302,7 +317,9 @@ def _variable_length(data: bytes, position: int) -> tuple[int, int]:
 
 def _in_ticks(score: Score, name: str) -> Score:
     if not hasattr(score, "ticks_per_quarter"):
-        raise MidiError(f"{name}: {type(score).__name__} is not MIDI; give a path, bytes or a symusic Score")
+        raise MidiError(
+            f"{name}: {type(score).__name__} is not MIDI; give a path, bytes, an open file or a symusic Score"
+        )
     if not 1 <= score.ticks_per_quarter <= 32767:
         raise MidiError(f"{name}: resolution {score.ticks_per_quarter} is not in 1 to 32767 ticks per quarter")
     if any(track.notes.numpy()["duration"].min(initial=0) < 0 for track in score.tracks):  # `to` makes them 0

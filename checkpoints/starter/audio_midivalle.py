@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -34,11 +35,12 @@ class AudioError(ValueError):
     """Audio that cannot be used; the message names the file, what is wrong and, if of use, what to do."""
 
 
-def read_audio(audio: str | os.PathLike | bytes, name: str | None = None) -> tuple[np.ndarray, int]:
+def read_audio(audio: "str | os.PathLike | bytes | BinaryIO", name: str | None = None) -> tuple[np.ndarray, int]:
     """Read a WAV (also RF64) or FLAC file of PCM or float samples.
 
     Args:
-        audio (`str`, `os.PathLike` or `bytes`): A file of at most 200 MB, or its bytes.
+        audio (`str`, `os.PathLike`, `bytes` or binary file):
+            A file of at most 200 MB, its bytes (`bytearray` and `memoryview` too), or one that is open for reading.
         name (`str`, *optional*): Name for messages, if not the file's own.
 
     Returns:
@@ -47,7 +49,10 @@ def read_audio(audio: str | os.PathLike | bytes, name: str | None = None) -> tup
     Raises:
         `AudioError`: not such a file, damaged, empty, with NaN, or beyond the limits (8 to 192 kHz, 8 channels).
     """
-    if isinstance(audio, (bytes, bytearray)):
+    if hasattr(audio, "read"):
+        name = name or "audio"
+        data = _read_open(audio, name)
+    elif isinstance(audio, (bytes, bytearray, memoryview)):
         name, data = name or "audio", bytes(audio)
     else:
         name = name or Path(audio).name
@@ -223,6 +228,16 @@ def _read(path: str | os.PathLike, name: str) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if isinstance(error, AudioError):
             raise
+        raise AudioError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _read_open(file, name: str) -> bytes:
+    """An open file from where it stands on."""
+    if isinstance(file, io.TextIOBase):
+        raise AudioError(f"{name}: the file is open as text; open it with mode 'rb'")
+    try:
+        return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: it is closed
         raise AudioError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 

@@ -10,6 +10,7 @@ at the left edge of a window stands at the edge with its remaining duration, and
 import math
 import os
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import numpy as np
 from symusic import Score
@@ -90,12 +91,12 @@ class MidiValleTokenizer(PreTrainedTokenizer):
     # --- MIDI -> ids
 
     def load_performance(
-        self, midi: "str | os.PathLike | bytes | Score", sustain: str | None = None, name: str | None = None
+        self, midi: "str | os.PathLike | bytes | BinaryIO | Score", sustain: str | None = None, name: str | None = None
     ) -> Performance:
         """Read the piano notes of a MIDI input, as `midi_midivalle.load_performance` does.
 
         Args:
-            midi (`str`, `os.PathLike`, `bytes` or `symusic.Score`): What to read.
+            midi (`str`, `os.PathLike`, `bytes`, binary file or `symusic.Score`): What to read.
             sustain (`str`, *optional*): `"extend"` or `"ignore"`; `self.sustain` by default.
             name (`str`, *optional*): Name for messages, if not the file's own.
 
@@ -127,7 +128,7 @@ class MidiValleTokenizer(PreTrainedTokenizer):
         a text. Words that are no tokens become `unk_token`, and are logged.
 
         Args:
-            midi (path, `bytes`, `symusic.Score`, or a list of these): Inputs of at most 32 s.
+            midi (path, `bytes`, binary file, `symusic.Score`, or a list of these): Inputs of at most 32 s.
             padding, padding_side, max_length, pad_to_multiple_of, return_tensors:
                 As in `pad`; for MIDI padding is `True` and return_tensors `"np"` by default.
             add_special_tokens (`bool`): Put a BOS row first and an EOS row last. Texts get none.
