@@ -5,7 +5,8 @@
 
 Needs peft (`make install-peft`). AR, NAR or both learn (`part` of the recipe), codec and weights stay; then what the
 sound still lacks in ten parts of the spectrum is measured, and made up for. The end of the recording is held back: a
-table of what the model made of it before and after, also in `report.json`. The folder is an adapter:
+table of what the model made of it before and after, also in `report.json`. The folder is an adapter, with a card
+(`README.md`, the base's licence), as the Hub has them:
 
     python -m scripts.render piece.mid piece.wav --adapter my_piano --prompt-audio mine.wav --prompt-midi mine.mid
 
@@ -15,6 +16,7 @@ table of what the model made of it before and after, also in `report.json`. The 
 
 import argparse
 import importlib.util
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -33,13 +35,14 @@ from scripts.decoders.objectives import DecoderLosses
 from scripts.measuring.metrics import colour_difference, timbre_distance
 from scripts.measuring.note_onsets.scores import note_scores
 from scripts.measuring.transcription import Transcriber, TranscriptionError
-from scripts.models.model_folder import DEFAULT_MODEL, load_model, load_processor, model_folder
+from scripts.models.model_folder import ADAPTER_FILES, DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.rendering.pieces import render_wave
+from scripts.training.adapter_card import CARD, adapter_card, base_facts
 from scripts.training.processes import run_errors
 from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
 from scripts.training.schedules import warmup_cosine
-from scripts.unfinished import write_json
+from scripts.unfinished import write_json, write_text
 from scripts.wording import counted
 from tokenization.midi_midivalle import Performance
 from tokenization.tokenization_midivalle import SEQUENCE_SECONDS
@@ -319,6 +322,11 @@ def adapt_files(args: argparse.Namespace, output: Path) -> dict:
     transcriber = None if args.losses_only else find_transcriber()
     report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)
     write_json(output / "report.json", report)
+    figures = table(report["before"], report["after"], report["codec"])
+    about = (recipe, recording.seconds, len(recording.notes), report["steps"])
+    write_text(output / CARD, adapter_card(output.name, args.model, folder, *about, figures))
+    config = json.loads((output / ADAPTER_FILES[0]).read_text())  # peft names the base by its path on this machine
+    write_json(output / ADAPTER_FILES[0], config | {"base_model_name_or_path": base_facts(args.model, folder)[0]})
     return report
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from symusic import ControlChange, Note, Score, Track
 from transformers import AutoModel, EncodecFeatureExtractor
@@ -19,6 +20,7 @@ from scripts.dataset import own_recording
 from scripts.dataset.folder import midi_bytes
 from scripts.dataset.own_recording import Recording, encode, read_recording
 from scripts.measuring.metrics import colour_difference
+from scripts.training.adapter_card import adapter_card
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 RECIPE = """
@@ -239,6 +241,13 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, cap
     assert "| loss, codebook 3 |" in out and "4 steps" in out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["before"].keys() == report["after"].keys() and report["before"] != report["after"]
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.library_name, card.data.license, card.data.base_model) == ("peft", "other", None)
+    assert "from 1.0 min\nof a recording with 2" in card.text and "steps: 4" in card.text.split("```yaml")[1]
+    assert '"model", trust_remote_code=True' in card.text and "which tells no licence" in card.text
+    assert out.partition("\n| held part")[2].partition("\n4 steps")[0] in card.text
+    base = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == "model" and str(tmp_path) not in card.content  # no path of this machine
     weights = load_file(path)
     assert weights and all("lora_" in name and ".codec." not in name for name in weights)
     assert {name.split("ar.model")[0] for name in weights if "ar.model" in name} and any(
@@ -258,6 +267,17 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, cap
             else name.replace(".weight", ".base_layer.weight").replace(".bias", ".base_layer.bias")
         )
         assert torch.equal(state[place], value), name
+
+
+def test_a_card_tells_the_licence_and_the_hub_id_of_the_base(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\ntags: [piano]\n---\n# Base\n")
+    text = adapter_card("mine", "owner/base", tmp_path, adapt.AdaptRecipe(), 90.0, 400, 240, "| no figures |")
+    card = ModelCard(text)
+    found = card.data.to_dict()
+    assert (found["base_model"], found["license"], found["library_name"]) == ("owner/base", "cc-by-nc-sa-4.0", "peft")
+    assert "from 1.5 min\nof a recording with 400 notes" in card.text and "Steps done: 240" in card.text
+    assert "seed: 0" in card.text and "licence holds for them too: cc-by-nc-sa-4.0." in card.text
+    assert adapter_card("mine", str(tmp_path), tmp_path, adapt.AdaptRecipe(), 90.0, 400, 240, "").count("owner/") == 0
 
 
 class Falling(torch.nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 DEFAULT_MODEL = "checkpoints/starter"
 LISTENER = "listener"  # folder of a `PianoListenerModel` in a model folder
-HUB_FILES = ["*.json", "*.safetensors", "prompts/*"]  # data only: the code is this repository's
+HUB_FILES = ["*.json", "*.safetensors", "prompts/*", "README.md"]  # data only: the code is this repository's
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
