@@ -71,6 +71,14 @@ def check_size(file: str, limit: int) -> None:
         raise SpaceError(f"{Path(file).name}: the file is larger than {limit // 1_000_000} MB")
 
 
+def check_number(label: str, value) -> None:
+    """Refuse what is not a number: None of an emptied field, or a text of a program that calls the page."""
+    if value is None:
+        raise SpaceError(f"the {label} is missing; give a number")
+    if not isinstance(value, int | float):
+        raise SpaceError(f"the {label} is {str(value)[:20]!r}; give a number")
+
+
 def read_whole(midi: str):
     """An uploaded MIDI file (a `Performance`); a ValueError of one sentence if it is unusable or too much."""
     check_size(midi, MAX_BYTES)
@@ -154,8 +162,7 @@ def render(
     """
     began, (_, processor, model) = time.monotonic(), load()
     for label, value in (("start", start), ("length", seconds), ("temperature", temperature), ("seed", seed)):
-        if not isinstance(value, int | float):  # an emptied field gives None
-            raise SpaceError(f"the {label} is missing; give a number")
+        check_number(label, value)
     if not 0 <= seed <= MAX_SEED:
         raise SpaceError(f"choose a seed from 0 to {MAX_SEED}")
     if not 0 <= temperature <= 2:
@@ -193,6 +200,20 @@ def build():
         except ValueError as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
 
+    def checked(label: str, field):
+        """A field that says what is wrong with a value before it compares it with its limits."""
+        preprocess = field.preprocess
+
+        def check(value):
+            try:
+                check_number(label, value)
+            except SpaceError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+            return preprocess(value)
+
+        field.preprocess = check
+        return field
+
     names = prompt_names()
     with gr.Blocks(title="MIDI-VALLE", delete_cache=(600, 3600)) as page:
         gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
@@ -206,10 +227,11 @@ def build():
             with gr.Row():
                 prompt_audio = gr.File(label="Recording", file_types=[".wav", ".flac"], elem_id="prompt_audio")
                 prompt_midi = gr.File(label="Its MIDI", file_types=[".mid", ".midi"], elem_id="prompt_midi")
-        start = gr.Number(0, label="Start (s)", minimum=0)
-        seconds = gr.Slider(1, MAX_SECONDS, 15, step=1, label="Length (s)")
-        temperature = gr.Slider(0, 1.5, 0, step=0.1, label="Temperature (0: always the likeliest sound)")
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+        start = checked("start", gr.Number(0, label="Start (s)", minimum=0))
+        seconds = checked("length", gr.Slider(1, MAX_SECONDS, 15, step=1, label="Length (s)"))
+        likeliest = "Temperature (0: always the likeliest sound)"
+        temperature = checked("temperature", gr.Slider(0, 1.5, 0, step=0.1, label=likeliest))
+        seed = checked("seed", gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED))
         go = gr.Button("Render", variant="primary", elem_id="go")
         out = gr.Audio(label="Performance", elem_id="out")
         inputs = [midi, prompt, start, seconds, temperature, seed, prompt_audio, prompt_midi]

@@ -70,7 +70,8 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
         f"choose a seed from 0 to {2**31 - 1}": (piece, "grand", 0, 1, 0, 2**31),
         "choose a temperature": (piece, "grand", 0, 1, -1),
         "choose a temperature from 0 to 2": (piece, "grand", 0, 1, 2.5),
-        "the length is missing": (piece, "grand", 0, "1", 0),
+        "the length is missing": (piece, "grand", 0, None, 0),
+        "the start is '0'; give a number": (piece, "grand", "0", 1, 0),
         "gone.mid: the file is not here any more; upload it again": (str(tmp_path / "gone.mid"), "grand", 0, 1, 0),
         "larger than 2 MB": (str(tmp_path / "big.mid"), "grand", 0, 1, 0),
         "text.mid": (str(tmp_path / "text.mid"), "grand", 0, 1, 0),
@@ -226,6 +227,12 @@ def test_the_page(app, write_midi, tmp_path, monkeypatch):
     monkeypatch.setattr(gradio, "Warning", lambda text, **options: said.append(text))
     assert functions[0].fn(piece, "grand", 0, 0.5, 0, 0, audio, piece)[0] == 32_000
     assert len(said) == 1 and "s are used" in said[0]
+    fields = {field.label.split(" (")[0]: field for field in functions[0].inputs}
+    for name in ("Start", "Length", "Temperature", "Seed"):  # of a program; gradio alone compares it with its limits
+        for value, said_of_it in (("0", "is '0'; give a number"), (None, "is missing; give a number")):
+            with pytest.raises(gradio.Error, match=f"the {name.lower()} {said_of_it}"):
+                fields[name].preprocess(value)
+        assert fields[name].preprocess(1) == 1
     with pytest.raises(gradio.Error, match="recording is missing"):
         functions[0].fn(piece, "grand", 0, 0.5, 0, 0, None, piece)
 
