@@ -55,7 +55,7 @@ def read_audio(audio: "str | os.PathLike | bytes | BinaryIO", name: str | None =
     elif isinstance(audio, (bytes, bytearray, memoryview)):
         name, data = name or "audio", bytes(audio)
     else:
-        name = name or Path(audio).name
+        name = name or Path(audio).name or repr(str(audio))
         data = _read(audio, name)
     if len(data) > MAX_BYTES:
         raise AudioError(f"{name}: {len(data)} bytes are too many (limit {MAX_BYTES})")

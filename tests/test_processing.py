@@ -648,6 +648,13 @@ def float_wav(wave):
         ({"prompt_audio": io.BytesIO(b"text")}, AudioError, "prompt audio: is not WAV or FLAC"),
         ({"prompt_audio": io.StringIO("text")}, AudioError, "prompt audio: the file is open as text; open it with"),
         ({"midi": io.StringIO("text")}, MidiError, "MIDI: the file is open as text; open it with mode 'rb'"),
+        ({"prompt_audio": (RATE, noise(2))}, ProcessorError, "a list of unlike parts; give samples, and sampling_rate"),
+        (
+            {"prompt_audio": np.full(RATE, np.inf)},
+            AudioError,
+            "prompt audio: holds samples that are not finite numbers",
+        ),
+        ({"midi": "."}, MidiError, "^'.': not a regular file; give a MIDI file"),
         ({"prompt_audio": [0.5, 1] * 16_000 + [None]}, ProcessorError, "prompt_audio has shape .* and type object"),
         ({"start": 0.5, "end": 0.50001}, ProcessorError, "no note sounds between 0.5 and 0.50001 s"),  # not a sample
         ({"start": 0.99999}, ProcessorError, "no note sounds from 0.99999 s on"),

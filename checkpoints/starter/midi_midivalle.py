@@ -101,7 +101,7 @@ def load_performance(
     if sustain not in SUSTAIN_MODES:
         raise MidiError(f"sustain is {sustain!r}; choose one of {SUSTAIN_MODES}")
     if isinstance(midi, (str, os.PathLike)):
-        name = name or Path(midi).name
+        name = name or Path(midi).name or repr(str(midi))
         midi = _read(midi, name)
     name = name or "MIDI"
     if hasattr(midi, "read"):

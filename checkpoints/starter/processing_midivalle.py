@@ -202,7 +202,7 @@ class MidiValleProcessor(ProcessorMixin):
         if not midis:
             raise ProcessorError("midi is an empty list; give at least one MIDI input")
         if isinstance(prompt_audio, (list, tuple)) and prompt_audio and _is_number(prompt_audio[0]):
-            prompt_audio = np.array(prompt_audio)  # samples, not prompts
+            prompt_audio = [prompt_audio] * len(midis)  # samples, not prompts
         prompt_arguments = (prompt_midi, prompt_audio, sampling_rate, sustain)
         if any(isinstance(value, (list, tuple)) for value in prompt_arguments):
             columns = [_per_item(value, len(midis)) for value in prompt_arguments]
@@ -446,7 +446,12 @@ class MidiValleProcessor(ProcessorMixin):
         if hasattr(audio, "detach"):  # a tensor; NumPy has no bfloat16
             audio = audio.detach().cpu()
             audio = audio.float() if audio.is_floating_point() else audio
-        wave = np.asarray(audio)
+        try:
+            wave = np.asarray(audio)
+        except ValueError as error:
+            raise ProcessorError(
+                "prompt_audio is a list of unlike parts; give samples, and sampling_rate beside them"
+            ) from error
         if sampling_rate is None:
             raise ProcessorError("prompt_audio is an array; give its sampling_rate in Hz too")
         if wave.ndim not in (1, 2) or wave.dtype.kind not in "fi":
@@ -496,8 +501,8 @@ def _read_file(source, name: str) -> tuple[np.ndarray, float]:
 
 def _check_level(wave: np.ndarray, name: str) -> None:
     """ProcessorError if `wave`, of floats, is far beyond full scale."""
-    if wave.size and np.abs(wave).max() > LOUDEST:
-        peak = np.abs(wave).max()
+    peak = np.abs(wave).max(initial=0)
+    if LOUDEST < peak < math.inf:
         raise ProcessorError(f"{name} reaches {peak:.0f}, but full scale is 1.0: divide 16-bit samples by 32768")
 
 
