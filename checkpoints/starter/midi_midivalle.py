@@ -368,7 +368,7 @@ def _collect(score: Score, seconds, name: str, note_ons: int) -> tuple[np.ndarra
         columns.append(np.stack([fields[key].astype(np.int64) for key in ("time", "duration", "pitch", "velocity")]))
     report["unended_notes"] = note_ons - score.note_num()
     if score.note_num() == 0:
-        unended = f" that end (of {note_ons}); export it again" if note_ons else ""
+        unended = f" that end (note-ons: {note_ons}); export it again" if note_ons else ""
         raise MidiError(f"{name}: holds no notes{unended}")
     time, duration, pitch, velocity = np.concatenate(columns, 1) if columns else np.empty((4, 0), np.int64)
     piano = (pitch >= PITCH_MIN) & (pitch <= PITCH_MAX)

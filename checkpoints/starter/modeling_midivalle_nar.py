@@ -260,7 +260,7 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         """
         quarter = int(lengths.min()) // 4
         if not quarter:
-            raise ValueError(f"the frames of an excerpt are {int(lengths.min())}; a prefix needs at least 4")
+            raise ValueError(f"an excerpt is shorter than the 4 frames that a prefix needs: {int(lengths.min())}")
         return min(int(torch.randint(quarter, 2 * quarter, (1,), generator=generator)), 150)
 
 
