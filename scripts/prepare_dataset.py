@@ -11,7 +11,10 @@ An item is a target of one performance and a prompt from elsewhere in the same r
 csv, any folder of audio and MIDI files of the same names, or a csv (columns audio, midi, and optionally recording_id,
 licence, split). Where nothing says which split a recording is of, one in twenty, at least one, is for validation and
 one in twenty for test. What cannot be read is left out and listed with the reason in `skipped.jsonl`. Notes last as the
-pedals have them; for the published model, which knows no pedal, add `--sustain ignore`.
+pedals have them; for the published model, which knows no pedal, add `--sustain ignore`. Recordings keep their level;
+for a model whose processor corrects that of prompts (`correct_level`, as the starter's does), add `--correct-level`:
+what is much softer or louder than its velocities tell is brought to a usual level, by one gain (`gain_db`) for all of a
+recording.
 
 Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
 stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by
@@ -127,7 +130,7 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
         about |= {"target_seconds": data.target_seconds, "split": data.split}
         if data.min_target_seconds is not None:
             about["min_target_seconds"] = data.min_target_seconds
-        about |= _sustain(args)
+        about |= _choices(args)
         while (shard := shards.get()) is not None:
             rows, skipped = make_rows(recordings, _items(args, shard), data, codec, args.batch_size)
             write_shard(_shard_path(args, shard), rows, data.keep_audio, about, skipped, settings)
@@ -165,12 +168,13 @@ def _settings(args: argparse.Namespace, recordings) -> dict:
     """What decides the items of the split and their numbers."""
     names = ("items", "prompt_seconds", "target_seconds", "min_target_seconds", "keep_audio")
     settings = {name: getattr(args, name) for name in names} | {"shards": _shard_count(args)}
-    return settings | {"codec_sha256": codec_hash(args.codec)} | recordings.settings | _sustain(args)
+    return settings | {"codec_sha256": codec_hash(args.codec)} | recordings.settings | _choices(args)
 
 
-def _sustain(args: argparse.Namespace) -> dict:
-    """What settings and shards say of it; nothing if it is what all had before there was a choice."""
-    return {} if args.sustain == DEFAULT_SUSTAIN else {"sustain": args.sustain}
+def _choices(args: argparse.Namespace) -> dict:
+    """What settings and shards say of pedals and levels; nothing if it is what all had before there was a choice."""
+    said = {} if args.sustain == DEFAULT_SUSTAIN else {"sustain": args.sustain}
+    return said | ({"correct_level": True} if args.correct_level else {})
 
 
 def _shard_count(args: argparse.Namespace) -> int:
@@ -207,6 +211,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sustain", choices=SUSTAIN_MODES, default=DEFAULT_SUSTAIN, help="notes as the pedals have them, or not"
     )
+    parser.add_argument("--correct-level", action="store_true", help="of recordings, as the processor may of prompts")
     parser.add_argument("--keep-audio", action="store_true", help="store the audio too, FLAC, 85 MB an hour")
     parser.add_argument("--shard-items", type=int, default=64, help="items of a shard, at most")
     parser.add_argument("--divisible-by", type=int, default=1, help="of the number of shards: processes x workers")
@@ -224,6 +229,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.room = args.room or list(ROOMS)
     if args.midi_root and not args.piano:
         parser.error("--midi-root needs at least one --piano")
+    if args.midi_root and args.correct_level:
+        parser.error("--correct-level is for --pairs: what is rendered has the level of its velocities")
     if any(s % 0.5 for s in (args.prompt_seconds, args.target_seconds, args.min_target_seconds or 0)):
         parser.error("--prompt-seconds, --target-seconds and --min-target-seconds must be multiples of 0.5")
     shortest = args.target_seconds if args.min_target_seconds is None else args.min_target_seconds
@@ -246,7 +253,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 1 if too much had to be skipped, 2 on input that cannot be used."""
     args = parse(argv)
     seconds = (args.prompt_seconds, args.target_seconds)
-    data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, args.min_target_seconds, args.sustain)
+    how = (args.min_target_seconds, args.sustain, args.correct_level)
+    data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, *how)
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise SourceError("--device cuda: no GPU is available")

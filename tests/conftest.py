@@ -241,7 +241,7 @@ def _prepare_here(arguments):
 
     args, shards, done = prepare_dataset.parse(arguments), queue.Queue(), queue.Queue()
     fields = (args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio, args.min_target_seconds)
-    fields += (args.sustain,)
+    fields += (args.sustain, args.correct_level)
     count = -(-args.items // args.shard_items)
     for shard in [*range(count), None]:
         shards.put(shard)

@@ -333,6 +333,24 @@ def test_pairs_from_end_to_end(prepare_here, pairs, tmp_path):
         assert len(soundfile.read(io.BytesIO(row["target_audio"]["bytes"]))[0]) == RATE
 
 
+def test_corrected_levels_are_told(in_this_process, prepare_here, prepare_command, pairs, tiny_pack, tmp_path, capsys):
+    """By each row and by the card; splits of other levels do not go with them. What is rendered has none to correct."""
+    folder, pairs = tmp_path / "data", ["--pairs", str(pairs)]
+    with open(tmp_path / "pairs.csv", "a") as f:
+        f.write("long.flac,long.mid,hall,CC0,other\n")
+    soundfile.write(tmp_path / "long.flac", 1e-3 * np.random.default_rng(0).standard_normal(5 * RATE), RATE)
+    prepare_here(folder, *pairs, "--correct-level")
+    rows = list(load_dataset(str(folder), split="train", streaming=True))
+    gains = {row["recording_id"]: row["gain_db"] for row in rows}
+    assert rows and gains["hall"] > 10
+    assert "| `gain_db` | by which both windows" in (folder / "README.md").read_text()
+    command = ["--codec", str(tiny_pack / "codec"), "--output-dir", str(folder), "--split", "other", *pairs]
+    assert prepare_dataset.main(command) == 2 and "(correct_level was True, is False)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prepare_command(tmp_path / "new", "--correct-level")
+    assert "--correct-level is for --pairs" in capsys.readouterr().err
+
+
 def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):
     """At 32 kHz mono nothing is resampled: a window is a slice of the file, silent where the file has ended."""
     ramp = np.arange(3 * RATE, dtype=np.float64) / 2**20

@@ -9,9 +9,12 @@ import pytest
 import soundfile
 import soxr
 
+from processing.prompts_midivalle import check_level
+from scripts.dataset import paired_recordings
+from scripts.dataset.folder import midi_bytes
 from scripts.dataset.paired_recordings import PairedRecordings, read_pairs, read_stretch
-from scripts.dataset.recordings import DataArguments
-from tokenization import MidiError
+from scripts.dataset.recordings import DataArguments, relative_notes
+from tokenization import NOTE_DTYPE, MidiError, load_performance
 
 MAESTRO = "canonical_composer,canonical_title,split,year,midi_filename,audio_filename,duration"
 ATEPP = "artist,artist_id,track,track_duration,composer,composition_id,score_path,midi_path,youtube_links,quality"
@@ -168,6 +171,48 @@ def test_a_folder_of_pairs(tmp_path, write_midi):
         (tmp_path / "two.csv").write_text(text)
         with pytest.raises(MidiError, match=f"two.csv: .*{said}"):
             read_pairs(tmp_path / "two.csv", "train")
+
+
+@pytest.mark.parametrize(("level", "corrected"), [(0.001, True), (0.1, False), (0.9, True)])
+def test_the_level_of_a_recording_is_corrected_as_a_whole(level, corrected, tmp_path):
+    """As the processor does it of a prompt: one gain for both windows, whichever they are, and none where velocities
+    explain the level; the half of it that is played softly stays as much softer."""
+    notes = [(0.25 * i, 0.3, 60 + i % 5, 30 if i < 24 else 90) for i in range(48)]
+    (tmp_path / "a.mid").write_bytes(midi_bytes(np.array(notes, NOTE_DTYPE)))
+    wave = level * np.random.default_rng(0).uniform(-1, 1, 12 * 32_000)
+    wave[: 6 * 32_000] *= 0.1
+    soundfile.write(tmp_path / "a.wav", wave, 32_000, subtype="FLOAT")
+    recordings, gains = PairedRecordings(tmp_path, 0), set()
+    gain, said = check_level(wave.astype(np.float32), np.array(notes, NOTE_DTYPE), "a.wav")
+    for index in range(6):
+        as_is, found = (
+            recordings.draw(index, DataArguments("train", 1.0, 1.0, 0, False, correct_level=c)) for c in (0, 1)
+        )
+        assert "gain_db" not in as_is[2]
+        gains.add(found[2]["gain_db"])
+        for before, after in zip(as_is[:2], found[:2], strict=True):
+            assert np.allclose(after.wave, before.wave * 10 ** (found[2]["gain_db"] / 20), rtol=1e-4)
+    assert len(gains) == 1 and gains.pop() == pytest.approx(gain, abs=0.01)
+    assert (gain != 0) is (said != "") is corrected
+
+
+def test_the_level_is_that_of_the_part_that_is_used(tmp_path, write_midi, monkeypatch):
+    """Not of the speech before the performance, nor of what is behind as much as fits into memory; and what is raised
+    does not clip."""
+    monkeypatch.setattr(paired_recordings, "LEVEL_S", 5.0)
+    row = {"split": "train", "midi_filepath": "a.mid", "mp3_filepath": "a.wav", "duration_sec": "9"}
+    write_table(tmp_path / "pijama.csv", PIJAMA, row | {"performance_start_sec": "3", "performance_end_sec": "9"})
+    write_midi(tmp_path / "a.mid", seconds=9.0)
+    wave = 1e-3 * np.random.default_rng(0).uniform(-1, 1, 9 * 32_000)
+    wave[3 * 32_000 :: 3_200] = 0.4
+    wave[: 2 * 32_000] = wave[8 * 32_000 :] = 0.1
+    soundfile.write(tmp_path / "a.wav", wave, 32_000, subtype="FLOAT")
+    data = DataArguments("train", 1.0, 1.0, 0, False, correct_level=True)
+    prompt, target, about = PairedRecordings(tmp_path, 0, "train").draw(0, data)
+    notes = relative_notes(load_performance(tmp_path / "a.mid").notes, 3, 5)
+    gain, _ = check_level(wave[3 * 32_000 : 8 * 32_000].astype(np.float32), notes, "a.wav")
+    assert about["gain_db"] == pytest.approx(gain, abs=0.01) and gain > 8
+    assert max(np.abs(prompt.wave).max(), np.abs(target.wave).max()) == pytest.approx(0.97, abs=1e-4)
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 22_050])

@@ -46,6 +46,8 @@ COLUMNS = {  # what the card tells of them
     "prompt_onset, _duration, _pitch, _velocity": "the same notes exactly, s; before 0: struck before the window",
     "prompt_codes": "codes of the codec, (K, T) flattened, int16",
     "prompt_audio": "the window, FLAC, if it was kept",
+    "gain_db": "by which both windows are louder than the recording, dB, less where a peak would clip; if levels were "
+    "corrected (`--correct-level`)",
 }
 BODY = """
 # {name}
@@ -67,10 +69,12 @@ Licences of the sources are told row by row. What could not be used is listed wi
 """
 
 
-def features(keep_audio: bool) -> Features:
+def features(keep_audio: bool, correct_level: bool = False) -> Features:
     """Columns of a shard; audio last, so that what training reads lies together."""
     columns = {"id": Value("int64")}
     columns |= dict.fromkeys(("recording_id", "piano", "room", "licence"), Value("string"))
+    if correct_level:
+        columns["gain_db"] = Value("float32")
     columns |= {"midi_ids": List(List(Value("int16"), length=6)), "target_frames": Value("int32")}
     for part in ("prompt", "target"):
         columns |= {f"{part}_source": Value("string"), f"{part}_start_s": Value("float64")}
@@ -89,11 +93,11 @@ def write_shard(
 
     Args:
         rows: values by column, audio as `{"bytes", "path"}`: the encoder of `datasets.Audio` would need torchcodec.
-        about: kept in the footer as `midivalle`, equal in all shards.
+        about: kept in the footer as `midivalle`, equal in all shards; with `correct_level`, rows hold `gain_db`.
         skipped: items that are not in `rows`, and why; kept as `skipped`.
         settings: what else decides the items, for `check_folder`; kept as `settings`.
     """
-    schema = features(keep_audio).arrow_schema
+    schema = features(keep_audio, about.get("correct_level", False)).arrow_schema
     notes = {"midivalle": json.dumps(about), "skipped": json.dumps(skipped), "settings": json.dumps(settings or {})}
     schema = schema.with_metadata(schema.metadata | {k.encode(): v.encode() for k, v in notes.items()})
     options = {"compression": "zstd", "write_page_checksum": True}
@@ -122,12 +126,13 @@ def flac(wave: np.ndarray) -> dict:
 
 def check_folder(folder: Path, split: str, settings: dict) -> None:
     """Refuse to add shards of a split to others that were made differently, or may have been; shards of other splits
-    need only be of the same codec and pedals, and have the same columns, which the card tells of all.
+    need only be of the same codec, pedals and levels, and have the same columns, which the card tells of all.
 
     Raises:
         DataError: made with other `settings`, by an earlier version that does not tell them, or damaged; by its name.
     """
-    settings = {"sustain": DEFAULT_SUSTAIN} | settings
+    before_choice = {"sustain": DEFAULT_SUSTAIN, "correct_level": False}  # of shards that do not say
+    settings = before_choice | settings
     for (name, count), files in _shards(folder).items():
         for file in files:
             try:
@@ -135,8 +140,8 @@ def check_folder(folder: Path, split: str, settings: dict) -> None:
             except DataError as error:
                 raise DataError(f"{error}; delete it, and it is made anew") from error
             made = {"shards": count} | json.loads(metadata[b"midivalle"]) | json.loads(metadata.get(b"settings", b"{}"))
-            made = {"sustain": DEFAULT_SUSTAIN} | made
-            shared = settings.keys() if name == split else {"codec_sha256", "keep_audio", "sustain"}
+            made = before_choice | made
+            shared = settings.keys() if name == split else {"codec_sha256", "keep_audio", *before_choice}
             told = shared & made.keys()
             changed = changed_settings({key: made[key] for key in told}, {key: settings[key] for key in told})
             if changed:

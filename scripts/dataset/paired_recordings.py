@@ -16,8 +16,10 @@ import numpy as np
 import soundfile
 
 from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
+from processing.prompts_midivalle import check_level
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.audio.rendered_audio import content_sha256, of_split
+from scripts.audio.rooms import without_clipping
 from scripts.audio.visible_files import visible_files
 from scripts.dataset.recordings import LEAD_S, TAIL_S, DataArguments, Window, relative_notes
 from scripts.wording import counted
@@ -27,6 +29,7 @@ from tokenization.tokenization_midivalle import MIDI_ENDINGS
 AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
 SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # as tables have it -> as we call it
 HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90)}  # by composition
+LEVEL_S = 600.0  # of a recording that its level is judged by, at most: more does not fit into memory
 MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
 
 
@@ -200,7 +203,11 @@ class PairedRecordings:
         return {"seed": self.seed, "pairs_sha256": hashlib.sha256(table.encode()).hexdigest()[:12]}
 
     def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
-        """Prompt and target windows of item `index`, which do not overlap, and its provenance."""
+        """Prompt and target windows of item `index`, which do not overlap, and its provenance.
+
+        With `data.correct_level` a recording that is much softer or louder than its velocities tell is brought to a
+        usual level (`check_level`), both windows by the same `gain_db`: a prompt tells how loud a velocity is.
+        """
         rng = np.random.default_rng([self.seed, index])
         pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
         pair = self.pairs[pick]
@@ -215,6 +222,11 @@ class PairedRecordings:
         prompt = self._window(notes, pair, first + prompt_start, data.prompt_seconds, 0, 0)
         target = self._window(notes, pair, first + start, target_seconds, LEAD_S, TAIL_S)
         about = {"recording_id": pair.recording_id, "piano": "", "room": "", "licence": pair.licence}
+        if data.correct_level:
+            about["gain_db"] = _gain(self.base / pair.audio, self.base / pair.midi, data.sustain, first, length)
+            if about["gain_db"]:
+                loud = [window.wave * 10 ** (about["gain_db"] / 20) for window in (prompt, target)]
+                prompt.wave, target.wave = without_clipping(*loud)
         return prompt, target, about
 
     def _window(self, notes: np.ndarray, pair: Pair, start: float, seconds: float, lead: float, tail: float) -> Window:
@@ -335,6 +347,15 @@ def _length(path: Path) -> float:
             return file.frames / file.samplerate
     except soundfile.SoundFileError as error:
         raise MidiError(f"{path.name}: cannot be read as audio ({error})") from error
+
+
+@lru_cache(maxsize=4096)
+def _gain(audio: Path, midi: Path, sustain: str, start: float, seconds: float) -> float:
+    """The gain, dB, that `check_level` gives of these seconds of a recording, or of the first `LEVEL_S` of them."""
+    seconds = min(seconds, LEVEL_S)
+    notes = _notes(midi, sustain).copy()
+    notes["onset"] -= start
+    return check_level(read_stretch(audio, start, seconds), notes, audio.name)[0]
 
 
 @lru_cache(maxsize=256)
