@@ -66,7 +66,7 @@ class Drawn(Dataset):
         seconds = self.data.target_seconds
         for i in range(TRIES):
             prompt, target = self._draw(index + i * REDRAW)
-            if target is not None and ((target.notes["onset"] >= 0) & (target.notes["onset"] < seconds)).any():
+            if target is not None and (target.notes["onset"] >= 0).any():
                 break
         else:
             raise MidiError(f"of {TRIES} excerpts that were drawn, none has a note and a MIDI file that can be used")

@@ -160,8 +160,11 @@ def test_a_recording_that_ends_in_silence_is_played_to_its_end(folder, monkeypat
     codes = torch.zeros(4, 20 * 50, dtype=torch.long)
     recording = Recording(np.ones(20 * RATE, np.float32), notes, codes, codes, MidiValleTokenizer())
     monkeypatch.setattr(adapt, "heard", lambda recording, wave, *_: len(wave))
+    render_wave, rung = adapt.render_wave, []
+    monkeypatch.setattr(adapt, "render_wave", lambda *given: rung.append(given[5]) or render_wave(*given))
     model, processor = adapt.load_model(folder, "cpu"), adapt.load_processor(folder)
     assert adapt.play(model, processor, recording, adapt.AdaptRecipe(prompt_seconds=(0.5, 1.0)), 2.0, None) == 18 * RATE
+    assert rung == [10.0]
 
 
 def test_notes_of_the_held_part_are_those_struck_in_it():
@@ -235,6 +238,7 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, cap
     measure, written = adapt.measure, []
     path = tmp_path / "out" / "adapter_model.safetensors"
     monkeypatch.setattr(adapt, "measure", lambda *given: written.append(path.is_file()) or measure(*given))
+    monkeypatch.setattr(adapt, "learn_colour", lambda *_: path.unlink())  # it is kept before, and again with its colour
     assert run(61, "--losses-only") == 0
     assert written == [False, True]  # whatever becomes of the figures after, the adapter is there
     out = capsys.readouterr().out
@@ -281,26 +285,32 @@ def test_a_card_tells_the_licence_and_the_hub_id_of_the_base(tmp_path):
 
 
 class Falling(torch.nn.Module):
-    """A loss of constant slope in one weight."""
+    """A loss of constant slope in one weight, beside another that rises by a share of it."""
 
-    def __init__(self):
+    def __init__(self, share=0.0):
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.weight, self.share, self.modes = torch.nn.Parameter(torch.zeros(())), share, set()
 
     def forward(self, batch, step, total):
-        return {"code": self.weight * batch["slope"]}
+        self.modes.add(self.training)
+        return {"code": self.weight * batch["slope"], "latent": -self.share * self.weight * batch["slope"]}
+
+    def measure(self, batch, stage):
+        self.modes.add(self.training)
+        return {"code": batch + stage, "top10": 0.5}
 
 
-def test_learning_goes_by_the_recipe():
-    """As fast as it says at each step, on what was drawn for that step from before the end, as long as it may."""
+def test_learning_goes_by_the_recipe(monkeypatch):
+    """As fast as it says at each step, however steep, on what was drawn for that step from before the end, as long as
+    it may."""
     recipe, drawn = adapt.AdaptRecipe(steps=6, warmup_steps=2, learning_rate=0.01, seed=3), []
 
     class Drawing:
-        slope = 0.1
+        slope = 1.0
 
         def draw(self, rng, recipe, end):
             drawn.append((int(rng.integers(2**31)), end))
-            return {"slope": torch.tensor(self.slope)}
+            return {"slope": torch.tensor(self.slope * 10.0 ** (len(drawn) % 3))}
 
     losses = {"ar": Falling()}
     trained = list(losses["ar"].parameters())
@@ -308,7 +318,14 @@ def test_learning_goes_by_the_recipe():
     rates = [0.01 * adapt.warmup_cosine(step, 2, 6, 0.05) for step in range(6)]
     assert losses["ar"].weight.item() == pytest.approx(-sum(rates), rel=1e-3) and rates[0] < rates[2] > rates[5]
     wanted = [int(np.random.default_rng([3, step]).integers(2**31)) for step in range(6)]
-    assert drawn == [(number, 7.0) for number in wanted]
+    assert drawn == [(number, 7.0) for number in wanted] and losses["ar"].modes == {True}
+    rising = {"nar": Falling(share=0.5)}  # the latent counts more than the codes
+    adapt.learn(rising, list(rising["nar"].parameters()), Drawing(), recipe, 7.0)
+    assert rising["nar"].weight.item() == pytest.approx(sum(rates), rel=1e-3)
+    recipe.max_minutes, clock = 1.0, iter(range(0, 600, 30))
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt.time, "time", lambda: next(clock))
+        assert adapt.learn(losses, trained, Drawing(), recipe, 7.0) == 2
     Drawing.slope = float("nan")
     with pytest.raises(adapt.AdaptError, match="step 0: the loss is nan; lower learning_rate"):
         adapt.learn(losses, trained, Drawing(), recipe, 7.0)
@@ -316,8 +333,73 @@ def test_learning_goes_by_the_recipe():
     assert adapt.learn(losses, trained, Drawing(), recipe, 7.0) == 0
 
 
-def test_an_adapter_begins_as_its_seed_says(make_model):
+def test_figures_are_means_without_dropout():
+    part = {name: Falling() for name in ("ar", "nar")}
+    assert adapt.measure(part, [1.0, 2.0], 2) == {
+        "loss, codebook 0": 1.5,
+        "top-10 accuracy, codebook 0": 0.5,
+        "loss, codebook 1": 2.5,
+        "top-10 accuracy, codebook 1": 0.5,
+    }
+    assert part["ar"].modes == part["nar"].modes == {False}
+
+
+def test_a_prompt_is_what_is_heard_just_before():
+    notes = np.array([(1.5, 0.2, 50, 80), (2.5, 1.0, 60, 80), (5.0, 1.0, 64, 80)], NOTE_DTYPE)
+    recording = Recording(np.arange(8 * RATE), notes, torch.zeros(4, 8 * 50), None, MidiValleTokenizer())
+    prompt = adapt.prompt_of(recording, adapt.AdaptRecipe(prompt_seconds=(1.0, 2.0)), 4.0)
+    assert np.array_equal(prompt.wave, np.arange(2 * RATE, 4 * RATE))
+    assert prompt.notes["pitch"].tolist() == [60, 64] and prompt.notes["onset"].tolist() == [0.5, 3.0]
+
+
+def test_what_the_colour_is_measured_on(monkeypatch):
+    """The last minute and a half before what is held back, behind a prompt, if there are notes in it; of a model that
+    plays as recorded."""
+    model, played = SimpleNamespace(colour=None, config=SimpleNamespace(as_recorded=True)), []
+
+    def play(model, processor, recording, recipe, begin, seconds):
+        played.append((begin, seconds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt, "played", play)
+    recording = SimpleNamespace(notes=np.array([(4.0, 9.0, 50, 80), (150.0, 1.0, 60, 80)], NOTE_DTYPE))
+    recipe = adapt.AdaptRecipe(prompt_seconds=(1.0, 6.0))
+    for end in (200.0, 151.0):
+        with pytest.raises(KeyboardInterrupt):
+            adapt.learn_colour(model, None, recording, recipe, end)
+    assert played == [(110.0, 90.0), (61.0, 90.0)]
+    adapt.learn_colour(model, None, recording, recipe, 50.0)
+    recording.notes["onset"] = 7.0
+    with pytest.raises(KeyboardInterrupt):
+        adapt.learn_colour(model, None, recording, recipe, 50.0)
+    model.config.as_recorded = False
+    adapt.learn_colour(model, None, recording, recipe, 50.0)
+    assert played[2:] == [(6.0, 44.0)]
+
+
+def test_what_is_held_back_is_heard_in_half_seconds():
+    found = [adapt.held_seconds(SimpleNamespace(seconds=seconds), 10.0) for seconds in (20.74, 100.0)]
+    assert found == [10.5, 36.0]
+
+
+@pytest.mark.parametrize(("prompt", "share"), [(12.0, 0.2), (1.0, 0.1)])
+def test_a_recording_with_no_room_for_a_target_is_refused(prompt, share, tmp_path):
+    """Before what is held back, or in it."""
+    codes = torch.zeros(4, 20 * 50, dtype=torch.long)
+    recording = Recording(np.zeros(20 * RATE), np.zeros(0, NOTE_DTYPE), codes, codes, MidiValleTokenizer())
+    recipe = adapt.AdaptRecipe(
+        prompt_seconds=(1.0, prompt), target_seconds=4.5 if share == 0.2 else 2.5, held_share=share
+    )
+    with pytest.raises(adapt.AdaptError, match="the held part or the rest is shorter than a target: change held_share"):
+        adapt.adapt(None, None, recording, recipe, None, False, tmp_path / "out")
+
+
+def test_an_adapter_begins_as_its_recipe_says(make_model):
     pytest.importorskip("peft", reason="make install-peft")
+    model = make_model()
+    adapt.add_adapter(model, adapt.AdaptRecipe(rank=3, alpha=7.0, dropout=0.25))
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (3, 7.0, 0.25)
     first = [adapt.add_adapter(make_model(), adapt.AdaptRecipe(seed=seed))[0] for seed in (0, 0, 1)]
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
