@@ -372,11 +372,11 @@ def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):
 
 
 def test_bad_pairs(pairs, tmp_path):
-    with pytest.raises(MidiError, match="expected columns audio, midi"):
+    with pytest.raises(MidiError, match="expected columns audio, midi.*between commas; found wave, score"):
         (tmp_path / "bad.csv").write_text("wave,score\na,b\n")
         PairedRecordings(str(tmp_path / "bad.csv"), 0)
     (tmp_path / "bad.csv").write_bytes(b"audio,midi\n" + 9_999 * b"a" + b",\xff\n")
-    with pytest.raises(MidiError, match="bad.csv: cannot be read as a table"):
+    with pytest.raises(MidiError, match="bad.csv: cannot be read as a table; save it as csv in UTF-8, or give"):
         PairedRecordings(str(tmp_path / "bad.csv"), 0)
     text = (tmp_path / "pairs.csv").read_text()
     (tmp_path / "marked.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets save it

@@ -57,15 +57,18 @@ def test_no_midi_that_can_be_used(make, tiny_pack, tmp_path):
     assert said.count("0.mid: not a MIDI file") == 1
 
 
-def test_sampled_codes_are_of_the_seed(make, tmp_path):
+def test_sampled_codes_are_of_the_seed(make, tmp_path, monkeypatch):
+    """Each item of one of its own."""
     GenerationConfig(do_sample=True, temperature=1.0).save_pretrained(tmp_path / "model")
-    pools = []
+    pools, seeds, generate = [], [], generate_pool.generate
+    monkeypatch.setattr(generate_pool, "generate", lambda *given: seeds.extend(given[4]) or generate(*given))
     for _ in range(2):
         assert make("--items", 3)[0] == 0
         pools.append(files_of(tmp_path))
         for path in tmp_path.glob("pool*"):
             path.unlink()
     assert all(np.array_equal(array, pools[1][name]) for name, array in pools[0].items())
+    assert seeds[:3] == seeds[3:] and len(set(seeds)) == 3
 
 
 def files_of(folder):
@@ -81,6 +84,7 @@ def test_a_pool(make, interrupted_pool, tmp_path, monkeypatch):
     assert whole["pool.npy"].shape == (5, 32_000) and codes.shape == (5, 4, 50) and onsets.shape == (5, 50, 88)
     assert np.abs(whole["pool.npy"]).max(1).min() > 300 and 0 <= codes.min() < codes.max() < 2048
     assert len({row.tobytes() for row in codes}) == 5 and (onsets > 0).any((1, 2)).all()
+    assert 100 < onsets.max() < 120  # velocities
     np.save(codes_path(pool, sha256), np.zeros_like(codes))
     kinds = [StoredCrops([pool], 0.3, 0, sha256, 0.2)[i] for i in range(20)]
     assert (
@@ -131,7 +135,8 @@ def test_mean_vectors_beside_the_codes(make, tmp_path):
 
 
 def test_what_the_model_is_told(make, tmp_path, monkeypatch):
-    """Notes as its tokenizer says, and which keys are struck, whatever its configuration says."""
+    """Notes as its tokenizer says, after the longest prompt, and which keys are struck, whatever its configuration
+    says."""
     config = tmp_path / "model" / "config.json"
     config.write_text(config.read_text().replace('"keys_from_midi": true', '"keys_from_midi": false'))
     MidiValleTokenizer(sustain="ignore").save_pretrained(tmp_path / "model")
@@ -139,10 +144,11 @@ def test_what_the_model_is_told(make, tmp_path, monkeypatch):
 
     def look(pool, model, drawn, *_):
         told.append((model.config.keys_from_midi, model.config.mean_vectors, drawn.data.sustain))
+        told.append((drawn.data.prompt_seconds, drawn.data.target_seconds))
         raise ValueError("enough")
 
     monkeypatch.setattr(generate_pool, "_generate_items", look)
-    assert make("--items", 1, "--mean-vectors")[0] == 2 and told == [(True, True, "ignore")]
+    assert make("--items", 1, "--mean-vectors")[0] == 2 and told == [(True, True, "ignore"), (1.0, 1.0)]
 
 
 def test_a_target_without_notes_is_drawn_again(tiny_pack):

@@ -126,7 +126,7 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
         known = "; ".join(f"{layout.name}: {layout.midi}" for layout in LAYOUTS[1:])
         raise MidiError(
             f"{source}: expected columns audio, midi (and optionally recording_id, licence, split) and one row, or "
-            f"those of a known corpus ({known})"
+            f"those of a known corpus ({known}), between commas; found {', '.join(header) or 'nothing'}"
         )
     if not rows:
         raise MidiError(f"{source}: expected columns audio, midi (and optionally recording_id, licence) and one row")
@@ -252,8 +252,10 @@ def _read(file: Path) -> tuple[list[str], list[dict]]:
             table = csv.DictReader(f)
             written = [row for row in table if any(isinstance(cell, str) and cell.strip() for cell in row.values())]
             return table.fieldnames or [], written
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise MidiError(f"{file}: cannot be read as a table ({error})") from error
+    except UnicodeDecodeError as error:
+        raise MidiError(f"{file}: cannot be read as a table; save it as csv in UTF-8, or give a folder") from error
+    except (OSError, csv.Error) as error:
+        raise MidiError(f"{file}: cannot be read as a table ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _layout(header: list[str]) -> Layout | None:

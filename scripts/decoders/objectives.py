@@ -35,7 +35,9 @@ def start_from_codebooks(core, codebooks: torch.Tensor) -> None:
     K, size, D = codebooks.shape
     width = core.config.hidden_size
     if width <= D:
-        raise ValueError(f"codebooks of {D} axes do not fit into hidden_size {width}; give no start or a wider model")
+        raise ValueError(
+            f"codebooks of {D} axes do not fit into hidden_size {width}; set codebook_start: false, or widen the model"
+        )
     tables = getattr(core, "audio_embeddings", None)  # of a NAR
     pairs = [(core.model.audio_embedding, core.lm_head)] if tables is None else zip(tables, [None, *core.heads])
     stack = core.model if tables is None else core
