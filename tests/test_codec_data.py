@@ -618,6 +618,11 @@ def test_recordings_are_refused_in_one_sentence(tmp_path):
     soundfile.write(tmp_path / "bad.wav", np.zeros(0), 32_000)
     with pytest.raises(SourceError, match=r"bad\.wav: holds no samples; take it out"):
         RecordedExcerpts([tmp_path], 1.0)
+    soundfile.write(tmp_path / "bad.wav", np.zeros(32_000), 32_000)
+    (tmp_path / "bad.mid").write_bytes(b"no MIDI")  # it would be drawn after hours of learning
+    with pytest.raises(SourceError, match=r"bad\.wav: the MIDI beside it cannot be used .bad\.mid: .*mend it, or take"):
+        RecordedExcerpts([tmp_path], 1.0)
+    (tmp_path / "bad.mid").unlink()
     for value, said in (
         ("x.wav", "column audio is string, not audio"),
         ({"bytes": None, "path": "x"}, "no audio; save"),

@@ -717,6 +717,27 @@ def test_a_row_tells_speed_and_the_time_left(tmp_path, monkeypatch, capsys):
     assert len(run_log.read_log(tmp_path / "run" / "log.jsonl")) == 1 and not capsys.readouterr().out
 
 
+def test_a_log_goes_on_behind_its_checkpoint(tmp_path):
+    """Later rows are dropped, by the first process; trackers are told the plain settings, and are ended."""
+    told, ended = [], []
+    tracker = SimpleNamespace(finish=lambda: ended.append(True))
+    accelerator = SimpleNamespace(is_main_process=False, trackers=[tracker], log=lambda *_: None)
+    accelerator.init_trackers = lambda *given: told.append(given)
+    log = run_log.RunLog(tmp_path, accelerator, 50)
+    log.begin(10, {"steps": 50, "rate": 0.5, "name": "x", "betas": [0.8, 0.9]}, parameters=7)
+    assert told == [("midivalle", {"steps": 50, "rate": 0.5, "name": "x", "parameters": 7})]
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(f'{{"step": {step}, "hours": 1}}\n' for step in (9, 10, 11)) + '{"step": 12, "ho')
+    log.cut(10)
+    assert path.read_text().endswith('"ho')
+    accelerator.is_main_process = True
+    log.cut(10)
+    assert [row["step"] for row in map(json.loads, path.read_text().splitlines())] == [9, 10]
+    log.write(10, 2.0, 60.0, {})  # where it went on
+    log.close()
+    assert ended == [True]
+
+
 def test_curves_are_drawn_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
     """Not at every checkpoint: a picture takes a second. By the first process, and not before there is a figure."""
     now, drawn = [100.0], []

@@ -21,7 +21,7 @@ from processing.audio_midivalle import check_wave, read_audio, to_int16, to_mono
 from scripts.audio.pianos import SAMPLING_RATE, SourceError
 from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll, sounding_excerpt
 from scripts.audio.visible_files import visible_files
-from tokenization.midi_midivalle import NOTE_DTYPE, load_performance
+from tokenization.midi_midivalle import NOTE_DTYPE, MidiError, load_performance
 from tokenization.tokenization_midivalle import MIDI_ENDINGS
 
 AUDIO_FILES = (".wav", ".flac")
@@ -40,7 +40,7 @@ class RecordedExcerpts(Dataset):
     Attributes:
         digest (`str`): tells these files from others, by their places in `paths`, their sizes and what MIDI holds.
     Raises:
-        SourceError: nothing is there, or a file is neither, or holds nothing.
+        SourceError: nothing is there, or a file is neither, or holds nothing, or the MIDI beside it cannot be used.
     """
 
     def __init__(self, paths, seconds: float, seed: int = 0):
@@ -134,8 +134,11 @@ def _recordings(path: Path) -> list[AudioFile | ShardRow]:
         if path.suffix.lower() in AUDIO_FILES:
             if not (seconds := soundfile.info(path).duration):
                 raise SourceError(f"{path}: holds no samples; take it out")
+            _midi_beside(str(path))  # now, not when it is drawn, after hours of learning
             return [AudioFile(path, seconds)]
         shard = pq.ParquetFile(path)
+    except MidiError as error:
+        raise SourceError(f"{path}: the MIDI beside it cannot be used ({error}); mend it, or take it out") from error
     except (soundfile.SoundFileError, RuntimeError, pa.ArrowInvalid, OSError) as error:
         raise SourceError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     names = [field.name for field in shard.schema_arrow if field.name.split("_")[-1] == "audio"]
