@@ -760,8 +760,10 @@ def test_curves_are_drawn_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
 
 def test_learning_curves_by_command(tmp_path, capsys):
     assert run_log.main([str(tmp_path)]) == 2 and "holds no log.jsonl" in capsys.readouterr().err
-    (tmp_path / "log.jsonl").write_text('{"step": 1, "hours": 1, "code": 2.0}\n[1]\n')
-    assert run_log.main([str(tmp_path)]) == 2 and "line 2: not a row of a training log" in capsys.readouterr().err
+    row = '{"step": 1, "hours": 1, "code": 2.0}\n'
+    for rest in ("[1]\n", '{"step": 1, "code": 2.0}\n', '{"step": 1, "ho\n' + row):  # cut short, but not at the end
+        (tmp_path / "log.jsonl").write_text(row + rest)
+        assert run_log.main([str(tmp_path)]) == 2 and "line 2: not a row of a training log" in capsys.readouterr().err
     (tmp_path / "log.jsonl").write_text(
         '{"step": 1, "hours": 1, "code": 2.0, "validation_code_0": 3.0}\n{"step": 2, "co'
     )
