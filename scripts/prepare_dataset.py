@@ -14,7 +14,9 @@ one in twenty for test. What cannot be read is left out and listed with the reas
 pedals have them; for the published model, which knows no pedal, add `--sustain ignore`. Recordings keep their level;
 for a model whose processor corrects that of prompts (`correct_level`, as the starter's does), add `--correct-level`:
 what is much softer or louder than its velocities tell is brought to a usual level, by one gain (`gain_db`) for all of a
-recording.
+recording. They are taken to be in time with their MIDI; where that is not sure, `--correct-offset` moves MIDI that is
+20 to 300 ms off (`offset_s`), as the processor does, and leaves out what is further off or does not seem to belong
+together.
 
 Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
 stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by
@@ -172,9 +174,9 @@ def _settings(args: argparse.Namespace, recordings) -> dict:
 
 
 def _choices(args: argparse.Namespace) -> dict:
-    """What settings and shards say of pedals and levels; nothing if it is what all had before there was a choice."""
+    """What settings and shards say of pedals and corrections; nothing of what all had before there was a choice."""
     said = {} if args.sustain == DEFAULT_SUSTAIN else {"sustain": args.sustain}
-    return said | ({"correct_level": True} if args.correct_level else {})
+    return said | {name: True for name in ("correct_level", "correct_offset") if getattr(args, name)}
 
 
 def _shard_count(args: argparse.Namespace) -> int:
@@ -212,6 +214,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--sustain", choices=SUSTAIN_MODES, default=DEFAULT_SUSTAIN, help="notes as the pedals have them, or not"
     )
     parser.add_argument("--correct-level", action="store_true", help="of recordings, as the processor may of prompts")
+    parser.add_argument("--correct-offset", action="store_true", help="between recordings and their MIDI, likewise")
     parser.add_argument("--keep-audio", action="store_true", help="store the audio too, FLAC, 85 MB an hour")
     parser.add_argument("--shard-items", type=int, default=64, help="items of a shard, at most")
     parser.add_argument("--divisible-by", type=int, default=1, help="of the number of shards: processes x workers")
@@ -229,8 +232,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args.room = args.room or list(ROOMS)
     if args.midi_root and not args.piano:
         parser.error("--midi-root needs at least one --piano")
-    if args.midi_root and args.correct_level:
-        parser.error("--correct-level is for --pairs: what is rendered has the level of its velocities")
+    if args.midi_root and (args.correct_level or args.correct_offset):
+        parser.error("--correct-level and --correct-offset are for --pairs: what is rendered needs neither")
     if any(s % 0.5 for s in (args.prompt_seconds, args.target_seconds, args.min_target_seconds or 0)):
         parser.error("--prompt-seconds, --target-seconds and --min-target-seconds must be multiples of 0.5")
     shortest = args.target_seconds if args.min_target_seconds is None else args.min_target_seconds
@@ -253,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 1 if too much had to be skipped, 2 on input that cannot be used."""
     args = parse(argv)
     seconds = (args.prompt_seconds, args.target_seconds)
-    how = (args.min_target_seconds, args.sustain, args.correct_level)
+    how = (args.min_target_seconds, args.sustain, args.correct_level, args.correct_offset)
     data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, *how)
     try:
         if args.device == "cuda" and not torch.cuda.is_available():

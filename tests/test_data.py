@@ -348,7 +348,27 @@ def test_corrected_levels_are_told(in_this_process, prepare_here, prepare_comman
     assert prepare_dataset.main(command) == 2 and "(correct_level was True, is False)" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         prepare_command(tmp_path / "new", "--correct-level")
-    assert "--correct-level is for --pairs" in capsys.readouterr().err
+    assert "--correct-level and --correct-offset are for --pairs" in capsys.readouterr().err
+
+
+def test_corrected_offsets_are_told(prepare_here, pairs, tmp_path):
+    """By each row and the card; what is too far off is listed."""
+    rng = np.random.default_rng(0)
+    notes = [(onset, 0.2, rng.integers(45, 80), 80) for onset in np.sort(rng.uniform(0.2, 5.5, 30))]
+    (tmp_path / "long.mid").write_bytes(midi_bytes(np.array(notes, NOTE_DTYPE)))
+    for name, late in (("long.flac", 0.1), ("short.wav", 0.6)):
+        wave, time = np.zeros(7 * RATE), np.arange(RATE) / RATE
+        for onset, pitch in [note[::2] for note in notes]:
+            tone = np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time) * np.exp(-8 * time)
+            wave[round((onset + late) * RATE) :][:RATE] += 0.02 * tone
+        soundfile.write(tmp_path / name, wave, RATE)
+    folder = tmp_path / "data"
+    prepare_here(folder, "--pairs", pairs, "--correct-offset")
+    rows = [row for table in tables(folder) for row in table.to_pylist()]
+    assert rows and all(row["offset_s"] == pytest.approx(0.1, abs=0.02) and "gain_db" not in row for row in rows)
+    assert "| `offset_s` | by which the notes were moved" in (folder / "README.md").read_text()
+    skipped = [json.loads(line)["reason"] for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    assert skipped and all(said.startswith("short.wav: ") and "too much to be corrected" in said for said in skipped)
 
 
 def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):

@@ -199,7 +199,7 @@ def test_the_level_of_a_recording_is_corrected_as_a_whole(level, corrected, tmp_
 def test_the_level_is_that_of_the_part_that_is_used(tmp_path, write_midi, monkeypatch):
     """Not of the speech before the performance, nor of what is behind as much as fits into memory; and what is raised
     does not clip."""
-    monkeypatch.setattr(paired_recordings, "LEVEL_S", 5.0)
+    monkeypatch.setattr(paired_recordings, "CHECKED_S", 5.0)
     row = {"split": "train", "midi_filepath": "a.mid", "mp3_filepath": "a.wav", "duration_sec": "9"}
     write_table(tmp_path / "pijama.csv", PIJAMA, row | {"performance_start_sec": "3", "performance_end_sec": "9"})
     write_midi(tmp_path / "a.mid", seconds=9.0)
@@ -213,6 +213,38 @@ def test_the_level_is_that_of_the_part_that_is_used(tmp_path, write_midi, monkey
     gain, _ = check_level(wave[3 * 32_000 : 8 * 32_000].astype(np.float32), notes, "a.wav")
     assert about["gain_db"] == pytest.approx(gain, abs=0.01) and gain > 8
     assert max(np.abs(prompt.wave).max(), np.abs(target.wave).max()) == pytest.approx(0.97, abs=1e-4)
+
+
+@pytest.mark.parametrize(("late", "moved"), [(0.12, 0.12), (0.005, 0.0), (1.0, None), (None, None)])
+def test_what_is_not_in_time_is_moved_or_left_out(late, moved, tmp_path):
+    """The notes of both windows by the same offset; what is a second late, or other music, makes no item. If not asked
+    for, all is taken as it is."""
+    rng = np.random.default_rng(0)
+    pitches, onsets = rng.integers(45, 80, 40), np.sort(rng.uniform(0.5, 11.0, 40))
+    (tmp_path / "a.mid").write_bytes(
+        midi_bytes(np.array([(o, 0.2, p, 80) for o, p in zip(onsets, pitches)], NOTE_DTYPE))
+    )
+    wave, time = np.zeros(13 * 32_000), np.arange(16_000) / 32_000
+    for onset, pitch in zip(onsets if late is not None else np.sort(rng.uniform(0.5, 11.0, 40)), pitches):
+        first = round((onset + (late or 0)) * 32_000)
+        tone = np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time) * np.exp(-8 * time)
+        wave[first : first + 16_000] += 0.1 * tone
+    soundfile.write(tmp_path / "a.wav", wave, 32_000, subtype="FLOAT")
+    recordings = PairedRecordings(tmp_path, 0)
+    as_is = recordings.draw(0, DataArguments("train", 2.0, 2.0, 0, False))
+    assert "offset_s" not in as_is[2]
+    data = DataArguments("train", 2.0, 2.0, 0, False, correct_offset=True)
+    if moved is None:
+        said = "too much to be corrected" if late else "do not seem to belong together"
+        with pytest.raises(MidiError, match=f"a.wav: .*{said}"):
+            recordings.draw(0, data)
+        return
+    *windows, about = recordings.draw(0, data)
+    assert about["offset_s"] == pytest.approx(moved, abs=0.02) and (about["offset_s"] != 0) is (moved != 0)
+    for before, after in zip(as_is[:2], windows, strict=True):
+        assert np.array_equal(after.wave, before.wave) and after.start == before.start
+        sounding = relative_notes(load_performance(tmp_path / "a.mid").notes, after.start - about["offset_s"], 2.0)
+        assert np.allclose(after.notes["onset"], sounding["onset"], atol=1e-5) and len(sounding) > 2
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 22_050])

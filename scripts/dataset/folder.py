@@ -48,6 +48,7 @@ COLUMNS = {  # what the card tells of them
     "prompt_audio": "the window, FLAC, if it was kept",
     "gain_db": "by which both windows are louder than the recording, dB, less where a peak would clip; if levels were "
     "corrected (`--correct-level`)",
+    "offset_s": "by which the notes were moved, s, if offsets were corrected (`--correct-offset`)",
 }
 BODY = """
 # {name}
@@ -69,12 +70,14 @@ Licences of the sources are told row by row. What could not be used is listed wi
 """
 
 
-def features(keep_audio: bool, correct_level: bool = False) -> Features:
+def features(keep_audio: bool, correct_level: bool = False, correct_offset: bool = False) -> Features:
     """Columns of a shard; audio last, so that what training reads lies together."""
     columns = {"id": Value("int64")}
     columns |= dict.fromkeys(("recording_id", "piano", "room", "licence"), Value("string"))
     if correct_level:
         columns["gain_db"] = Value("float32")
+    if correct_offset:
+        columns["offset_s"] = Value("float32")
     columns |= {"midi_ids": List(List(Value("int16"), length=6)), "target_frames": Value("int32")}
     for part in ("prompt", "target"):
         columns |= {f"{part}_source": Value("string"), f"{part}_start_s": Value("float64")}
@@ -93,11 +96,13 @@ def write_shard(
 
     Args:
         rows: values by column, audio as `{"bytes", "path"}`: the encoder of `datasets.Audio` would need torchcodec.
-        about: kept in the footer as `midivalle`, equal in all shards; with `correct_level`, rows hold `gain_db`.
+        about: kept in the footer as `midivalle`, equal in all shards; rows hold `gain_db` and `offset_s` if these were
+            corrected.
         skipped: items that are not in `rows`, and why; kept as `skipped`.
         settings: what else decides the items, for `check_folder`; kept as `settings`.
     """
-    schema = features(keep_audio, about.get("correct_level", False)).arrow_schema
+    corrected = (about.get(name, False) for name in ("correct_level", "correct_offset"))
+    schema = features(keep_audio, *corrected).arrow_schema
     notes = {"midivalle": json.dumps(about), "skipped": json.dumps(skipped), "settings": json.dumps(settings or {})}
     schema = schema.with_metadata(schema.metadata | {k.encode(): v.encode() for k, v in notes.items()})
     options = {"compression": "zstd", "write_page_checksum": True}
@@ -126,12 +131,16 @@ def flac(wave: np.ndarray) -> dict:
 
 def check_folder(folder: Path, split: str, settings: dict) -> None:
     """Refuse to add shards of a split to others that were made differently, or may have been; shards of other splits
-    need only be of the same codec, pedals and levels, and have the same columns, which the card tells of all.
+    need only be of the same codec, pedals and corrections, and have the same columns, which the card tells of all.
 
     Raises:
         DataError: made with other `settings`, by an earlier version that does not tell them, or damaged; by its name.
     """
-    before_choice = {"sustain": DEFAULT_SUSTAIN, "correct_level": False}  # of shards that do not say
+    before_choice = {
+        "sustain": DEFAULT_SUSTAIN,
+        "correct_level": False,
+        "correct_offset": False,
+    }  # of shards that do not say
     settings = before_choice | settings
     for (name, count), files in _shards(folder).items():
         for file in files:

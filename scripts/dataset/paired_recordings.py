@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
-from processing.prompts_midivalle import check_level
+from processing.prompts_midivalle import check_level, check_offset
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.audio.rendered_audio import content_sha256, of_split
 from scripts.audio.rooms import without_clipping
@@ -29,7 +29,7 @@ from tokenization.tokenization_midivalle import MIDI_ENDINGS
 AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
 SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # as tables have it -> as we call it
 HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90)}  # by composition
-LEVEL_S = 600.0  # of a recording that its level is judged by, at most: more does not fit into memory
+CHECKED_S = 600.0  # of a recording that its level and its offset are judged by, at most: more does not fit into memory
 MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
 
 
@@ -206,7 +206,11 @@ class PairedRecordings:
         """Prompt and target windows of item `index`, which do not overlap, and its provenance.
 
         With `data.correct_level` a recording that is much softer or louder than its velocities tell is brought to a
-        usual level (`check_level`), both windows by the same `gain_db`: a prompt tells how loud a velocity is.
+        usual level (`check_level`), both windows by the same `gain_db`: a prompt tells how loud a velocity is. With
+        `data.correct_offset` its notes are moved by `offset_s` (`check_offset`).
+
+        Raises:
+            MidiError: the item cannot be made; with `correct_offset` also of a recording that its MIDI does not fit.
         """
         rng = np.random.default_rng([self.seed, index])
         pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
@@ -218,12 +222,19 @@ class PairedRecordings:
         if length < need:
             what = f"{max(length, 0):.1f} s, but an item needs {need:.1f} s"
             raise MidiError(f"{pair.audio}: {what} (shorten --target-seconds)")
+        checked, offset = (self.base / pair.audio, self.base / pair.midi, data.sustain, first, length), {}
+        if data.correct_offset:
+            offset["offset_s"], said = _offset(*checked)
+            if said and not offset["offset_s"]:
+                raise MidiError(said)
+            notes = notes.copy()
+            notes["onset"] += offset["offset_s"]
         start, prompt_start = _places(rng, length, data.prompt_seconds, target_seconds)
         prompt = self._window(notes, pair, first + prompt_start, data.prompt_seconds, 0, 0)
         target = self._window(notes, pair, first + start, target_seconds, LEAD_S, TAIL_S)
-        about = {"recording_id": pair.recording_id, "piano": "", "room": "", "licence": pair.licence}
+        about = {"recording_id": pair.recording_id, "piano": "", "room": "", "licence": pair.licence} | offset
         if data.correct_level:
-            about["gain_db"] = _gain(self.base / pair.audio, self.base / pair.midi, data.sustain, first, length)
+            about["gain_db"] = _gain(*checked)
             if about["gain_db"]:
                 loud = [window.wave * 10 ** (about["gain_db"] / 20) for window in (prompt, target)]
                 prompt.wave, target.wave = without_clipping(*loud)
@@ -353,11 +364,20 @@ def _length(path: Path) -> float:
 
 @lru_cache(maxsize=4096)
 def _gain(audio: Path, midi: Path, sustain: str, start: float, seconds: float) -> float:
-    """The gain, dB, that `check_level` gives of these seconds of a recording, or of the first `LEVEL_S` of them."""
-    seconds = min(seconds, LEVEL_S)
+    """The gain, dB, that `check_level` gives of these seconds of a recording, or of the first `CHECKED_S` of them."""
+    return check_level(*_stretch(audio, midi, sustain, start, seconds), audio.name)[0]
+
+
+@lru_cache(maxsize=4096)
+def _offset(audio: Path, midi: Path, sustain: str, start: float, seconds: float) -> tuple[float, str]:
+    """Likewise what `check_offset` finds."""
+    return check_offset(*_stretch(audio, midi, sustain, start, seconds), audio.name)
+
+
+def _stretch(audio: Path, midi: Path, sustain: str, start: float, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     notes = _notes(midi, sustain).copy()
     notes["onset"] -= start
-    return check_level(read_stretch(audio, start, seconds), notes, audio.name)[0]
+    return read_stretch(audio, start, min(seconds, CHECKED_S)), notes
 
 
 @lru_cache(maxsize=256)

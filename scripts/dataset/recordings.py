@@ -27,6 +27,7 @@ class DataArguments:
     min_target_seconds: float | None = None  # targets of drawn lengths from this on; without it all are equally long
     sustain: str = "extend"  # of the notes that are told, see `load_performance`; what sounds has its pedals anyway
     correct_level: bool = False  # of real recordings, as the processor corrects it of prompts
+    correct_offset: bool = False  # between them and their MIDI, likewise
 
     def draw_target_seconds(self, rng: np.random.Generator) -> float:
         """Length of one target, s, a multiple of 0.5."""
