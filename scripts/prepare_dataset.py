@@ -40,6 +40,7 @@ import queue
 import re
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -252,12 +253,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def data_arguments(args: argparse.Namespace) -> DataArguments:
+    """What the command line says of the items."""
+    return DataArguments(**{field.name: getattr(args, field.name) for field in fields(DataArguments)})
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 1 if too much had to be skipped, 2 on input that cannot be used."""
     args = parse(argv)
-    seconds = (args.prompt_seconds, args.target_seconds)
-    how = (args.min_target_seconds, args.sustain, args.correct_level, args.correct_offset)
-    data = DataArguments(args.split, *seconds, args.seed, args.keep_audio, *how)
+    data = data_arguments(args)
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise SourceError("--device cuda: no GPU is available")

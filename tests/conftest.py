@@ -240,12 +240,10 @@ def _prepare_here(arguments):
     from scripts import prepare_dataset
 
     args, shards, done = prepare_dataset.parse(arguments), queue.Queue(), queue.Queue()
-    fields = (args.split, args.prompt_seconds, args.target_seconds, args.seed, args.keep_audio, args.min_target_seconds)
-    fields += (args.sustain, args.correct_level)
     count = -(-args.items // args.shard_items)
     for shard in [*range(count), None]:
         shards.put(shard)
-    prepare_dataset._work(args, prepare_dataset.DataArguments(*fields), shards, done)
+    prepare_dataset._work(args, prepare_dataset.data_arguments(args), shards, done)
     results = [done.get_nowait() for _ in range(count)]
     assert not [result for result in results if isinstance(result, Exception)]
     prepare_dataset.finish(Path(args.output_dir), [])

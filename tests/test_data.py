@@ -357,7 +357,7 @@ def test_corrected_offsets_are_told(prepare_here, pairs, tmp_path):
     notes = [(onset, 0.2, rng.integers(45, 80), 80) for onset in np.sort(rng.uniform(0.2, 5.5, 30))]
     (tmp_path / "long.mid").write_bytes(midi_bytes(np.array(notes, NOTE_DTYPE)))
     for name, late in (("long.flac", 0.1), ("short.wav", 0.6)):
-        wave, time = np.zeros(7 * RATE), np.arange(RATE) / RATE
+        wave, time = np.zeros(8 * RATE), np.arange(RATE) / RATE
         for onset, pitch in [note[::2] for note in notes]:
             tone = np.sin(2 * np.pi * 440 * 2 ** ((pitch - 69) / 12) * time) * np.exp(-8 * time)
             wave[round((onset + late) * RATE) :][:RATE] += 0.02 * tone
