@@ -12,7 +12,9 @@ like one. So the upper one's odd partials are made louder then, whatever its vel
 to hear that it is there, for tones that stay louder colour the whole piece.
 
 The keys of a chord hide each other where they begin, in such a mean. So all keys are made louder for as long as
-they are being struck, some 1 dB beyond what recordings do, and each of them is heard.
+they are being struck, some 1 dB beyond what recordings do, and each of them is heard. But not their even partials:
+these are the pitches of the key an octave above, which would be heard too, where a piano's second partial is as strong
+as its first. Of a key that is struck alone they are made softer.
 
 Tones die too soon, in such a mean, and with codes from recordings too. So where nothing has been struck for a moment,
 the pitches of the keys that are held become louder, until something is struck: as loud as they should be beside a
@@ -71,7 +73,8 @@ class KeyDynamics:
         treble_db (`float`, *optional*): as `gain_db`, of the treble: by the hardest of the keys that are struck in a
             frame.
         octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
-        attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
+        attack_db (`float`, *optional*): dB that a key is made louder by while it is struck, but for its even partials;
+            alone, those are made softer by as much.
         sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8,
             one or two of them up to 14.
         late_db (`float`, *optional*): dB a second that they are made softer by from the third second of it on; beside
@@ -100,6 +103,7 @@ class KeyDynamics:
         self.late_fall = late_db / frame_rate
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
+        self.attack_shares = self.odd_partials - ((self.partials > 0) & (self.odd_partials == 0)).float()
         self.gain, self.octaves, self.attack, self.sustain = torch.zeros(4, num_pitches)  # dB
         self.sounding = torch.zeros(num_pitches)  # a share from 0 to 1
         self.struck = torch.zeros(88, dtype=torch.bool)  # a frame ago
@@ -116,6 +120,7 @@ class KeyDynamics:
             self.rest += 1
             if len(new := velocities.nonzero()[:, 0]):
                 self._strike(velocities[new], self.partials[new])
+                self._attack(self.attack_shares[new])
                 self._strike_octaves(velocities > 0)
             self._sustain(held)
             self.struck = velocities > 0
@@ -133,11 +138,15 @@ class KeyDynamics:
         softer = (wanted.clamp(SOFTEST_DB, 0) * partials).amin(0) * (1 - self.sounding)
         is_free = (self.gain <= 0) & (partials > 0).any(0)
         self.gain = torch.where(louder > 0, self.gain.maximum(louder), torch.where(is_free, softer, self.gain))
-        self.attack = self.attack.maximum(self.attack_db * partials.amax(0))
         self.sustain, self.rest = self.sustain * (1 - partials.amax(0)), 0
         self.sounding = (self.sounding + partials.sum(0)).clamp(max=1)
         low, high = TREBLE_LIMITS_DB
         self.treble = min(max(self.treble_db * float(above.max()), low), high)
+
+    def _attack(self, shares: torch.Tensor) -> None:
+        """Keys are struck in this frame with `shares` `(N, P)` in pitches, negative in those that are to be softer."""
+        wanted = self.attack_db * shares.amax(0)  # softer only where no other key has a share, or is said to have none
+        self.attack = torch.where((wanted < 0) & (self.attack <= 0), wanted, self.attack.maximum(wanted))
 
     def _strike_octaves(self, struck: torch.Tensor) -> None:
         """Of the keys `struck` `(88,)` in this frame and those of the frame before; at least one is of this frame."""
