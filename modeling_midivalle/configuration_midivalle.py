@@ -269,8 +269,8 @@ class MidiValleConfig(PreTrainedConfig):
             harder is brighter; beside `velocity_gain_db`.
         octave_gain_db (`float`, defaults to 0.0): dB by which a key is made louder that is struck together with the one
             an octave below; beside `velocity_gain_db`.
-        attack_gain_db (`float`, defaults to 0.0): dB by which every key is made louder while it is struck; beside
-            `velocity_gain_db`.
+        attack_gain_db (`float`, defaults to 0.0): dB by which every key is made louder while it is struck, and the even
+            partials of one that is struck alone softer, in generated audio; beside `velocity_gain_db`.
         sustain_gain_db (`float`, defaults to 0.0): dB a second by which held keys are made louder while nothing is
             struck, up to 8, one or two of them up to 14; in longer rests they fall. Beside `velocity_gain_db`.
         colour_gains_db (`list[float]`, *optional*): dB that generated audio lacks in the mean, beyond what the codec

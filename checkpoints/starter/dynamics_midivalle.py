@@ -12,9 +12,9 @@ like one. So the upper one's odd partials are made louder then, whatever its vel
 to hear that it is there, for tones that stay louder colour the whole piece.
 
 The keys of a chord hide each other where they begin, in such a mean. So all keys are made louder for as long as
-they are being struck, some 1 dB beyond what recordings do, and each of them is heard. But not their even partials:
-these are the pitches of the key an octave above, which would be heard too, where a piano's second partial is as strong
-as its first. Of a key that is struck alone they are made softer.
+they are being struck, some 1 dB beyond what recordings do, and each of them is heard. But of a key that is struck alone
+the even partials are made softer: they are the pitches of the key an octave above, which would be heard too, where a
+piano's second partial is as strong as its first.
 
 Tones die too soon, in such a mean, and with codes from recordings too. So where nothing has been struck for a moment,
 the pitches of the keys that are held become louder, until something is struck: as loud as they should be beside a
@@ -73,12 +73,12 @@ class KeyDynamics:
         treble_db (`float`, *optional*): as `gain_db`, of the treble: by the hardest of the keys that are struck in a
             frame.
         octave_db (`float`, *optional*): dB that a key is made louder by if the one an octave below is struck with it.
-        attack_db (`float`, *optional*): dB that a key is made louder by while it is struck, but for its even partials;
-            alone, those are made softer by as much.
+        attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
         sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8,
             one or two of them up to 14.
         late_db (`float`, *optional*): dB a second that they are made softer by from the third second of it on; beside
-            `sustain_db`. With it, for it is for generated tones, the treble falls while none is struck.
+            `sustain_db`. With it, for it is for generated tones, the treble falls while none is struck, and the even
+            partials of a key that is struck alone are made softer by `attack_db`, not louder.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class KeyDynamics:
         self.late_fall = late_db / frame_rate
         self.heard, self.strikes = KNOWN * mean_velocity, KNOWN  # sum of the velocities, and how many
         self.partials, self.odd_partials = (_shares(x, num_pitches) for x in (PARTIALS, OCTAVE_PARTIALS))
-        self.attack_shares = self.odd_partials - ((self.partials > 0) & (self.odd_partials == 0)).float()
+        self.lone_shares = self.odd_partials - ((self.partials > 0) & (self.odd_partials == 0)).float()
         self.gain, self.octaves, self.attack, self.sustain = torch.zeros(4, num_pitches)  # dB
         self.sounding = torch.zeros(num_pitches)  # a share from 0 to 1
         self.struck = torch.zeros(88, dtype=torch.bool)  # a frame ago
@@ -120,7 +120,7 @@ class KeyDynamics:
             self.rest += 1
             if len(new := velocities.nonzero()[:, 0]):
                 self._strike(velocities[new], self.partials[new])
-                self._attack(self.attack_shares[new])
+                self._attack((velocities > 0) | self.struck)
                 self._strike_octaves(velocities > 0)
             self._sustain(held)
             self.struck = velocities > 0
@@ -143,9 +143,10 @@ class KeyDynamics:
         low, high = TREBLE_LIMITS_DB
         self.treble = min(max(self.treble_db * float(above.max()), low), high)
 
-    def _attack(self, shares: torch.Tensor) -> None:
-        """Keys are struck in this frame with `shares` `(N, P)` in pitches, negative in those that are to be softer."""
-        wanted = self.attack_db * shares.amax(0)  # softer only where no other key has a share, or is said to have none
+    def _attack(self, near: torch.Tensor) -> None:
+        """The keys `near` `(88,)` are struck in this frame or were in the one before."""
+        shares = self.lone_shares if near.sum() == 1 and self.late_fall else self.partials
+        wanted = self.attack_db * shares[near].amax(0)
         self.attack = torch.where((wanted < 0) & (self.attack <= 0), wanted, self.attack.maximum(wanted))
 
     def _strike_octaves(self, struck: torch.Tensor) -> None:
