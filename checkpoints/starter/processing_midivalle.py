@@ -163,10 +163,10 @@ class MidiValleProcessor(ProcessorMixin):
                 What is to be rendered.
             prompt_midi (as `midi`, *optional*): The notes of the prompt, in time with its audio.
             prompt_audio (path, `bytes`, binary file or array, *optional*):
-                Recording of the prompt: WAV or FLAC of any rate, or an array, list of numbers or tensor `(samples,)`,
-                an array or tensor `(samples, channels)` or `(channels, samples)`, or what `datasets` gives of an
-                `Audio` column. At least
-                1 s; a multiple of 0.5 s up to `max_prompt_seconds` is used (see `prepare_prompt`).
+                Recording of the prompt: WAV or FLAC of any rate, or an array, CPU tensor or list of numbers
+                `(samples,)`, an array or tensor `(samples, channels)` or `(channels, samples)`, or what `datasets`
+                gives of an `Audio` column. At least 1 s; a multiple of 0.5 s up to `max_prompt_seconds` is used (see
+                `prepare_prompt`).
             sampling_rate (`int`, *optional*): Rate of an array, Hz. Files know theirs.
             start, end (`float`, *optional*):
                 Span of `midi` in s; by default from 0 to the end of the last sounding note. It may end up to
