@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
+from scripts.codec import objectives
 from scripts.codec.discriminator import MultiScaleSTFTDiscriminator, discriminator_loss, generator_losses
 from scripts.codec.features import HOP, KNEE, SAMPLING_RATE, SpectralFeatures
 from scripts.codec.losses import SpectralLoss
-from scripts.codec.objectives import start_balanced
+from scripts.codec.objectives import Objective, start_balanced
 from scripts.codec.oscillators import (
     KICKED,
     PEAK,
@@ -249,6 +250,19 @@ class Line(torch.nn.Module):
         self.model.codebook += 1
         x = self.model.weight * batch["input_values"].mean()
         return {"mel": x, "onset": 0.5 * x}, None
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_where_there_is_no_lstm_in_bf16_it_stays_fp32(has_it, monkeypatch):
+    """Processors without AVX-512 have none; what is around it is in bf16 all the same."""
+    monkeypatch.setattr(objectives, "has_bf16_lstm", lambda: has_it)
+    codec = PianoEncodecModel(PianoEncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16, num_lstm_layers=1))
+    seen = {}
+    for layer in codec.encoder.layers:
+        found = seen.setdefault(type(layer).__name__, set())
+        monkeypatch.setattr(layer, "forward", lambda x, found=found: found.add(torch.is_autocast_enabled("cpu")) or x)
+    Objective(codec, bf16=True).encode(torch.zeros(1, 640))
+    assert seen["EncodecLSTM"] == {has_it} and True in seen["EncodecResnetBlock"]
 
 
 def test_one_step_by_hand(tmp_path):

@@ -734,8 +734,11 @@ def test_draws_depend_on_seed_and_window_alone(make_model, pieces):
     [
         ({"window_counts": torch.tensor([3, 2])}, r"window_counts \[3, 2\] must be positive and sum up to .* \(4\)"),
         ({"window_counts": torch.tensor([4, 0])}, "window_counts"),
-        ({"context_frames": torch.tensor([0, 1])}, "context_frames must be 4 numbers"),
-        ({"context_frames": torch.tensor([0, -1, 0, 0])}, "context_frames must be 4 numbers"),
+        ({"context_frames": torch.tensor([0, 1])}, "context_frames must be numbers from 0, one for each window .4"),
+        (
+            {"context_frames": torch.tensor([0, -1, 0, 0])},
+            "context_frames must be numbers from 0, one for each window .4",
+        ),
         ({"context_frames": torch.tensor([0, 21, 25, 0])}, "context_frames 21 is more than the 20 that"),
         ({"context_frames": torch.tensor([0, 20, 1570, 0])}, "1604 frames of prompt, context and target"),
         ({"prompt_codes": torch.zeros(4, 4, 9, dtype=torch.long)}, r"prompt_codes must be \(2, 4, P\)"),

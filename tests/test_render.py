@@ -218,7 +218,7 @@ BAD = {
     "unknown prompt": (("good.mid", "--prompt", "harp"), "not one of steinway_studio, upright_hall"),
     "start behind the end": (("good.mid", "--start", "9"), "good.mid: no note sounds from 9.0 s on"),
     "span before the first note": (("late.mid", "--end", "3"), "no note sounds between 0.0 and 3.0 s"),
-    "notes that never end": (("unended.mid",), r"unended.mid: holds no notes that end \(of 1\); export it again"),
+    "notes that never end": (("unended.mid",), r"unended.mid: holds no notes that end \(note-ons: 1\); export"),
     "format of a file": (("good.mid", "--format", "flac"), "--format is for --output-dir"),
     "threshold": (("good.mid", "--verify-threshold", "7"), "--verify-threshold be 0 to 1"),
     "end before start": (("good.mid", "--start", "0.4", "--end", "0.2"), "0 <= start < end"),
@@ -394,7 +394,7 @@ def test_hub_ids(folder, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert model_folder.model_folder("me/model") == folder
-    assert asked == [("me/model", ["*.json", "*.safetensors", "prompts/*"])]
+    assert asked == [("me/model", ["*.json", "*.safetensors", "prompts/*", "README.md"])]
     with pytest.raises(model_folder.FolderError, match=r"--model me/lost: cannot be downloaded \(404\)"):
         model_folder.model_folder("me/lost")
     with pytest.raises(model_folder.FolderError, match=r"--model me/behind-a-proxy: cannot be downloaded \(403 Forb"):

@@ -2,6 +2,7 @@
 """What each part of the codec is trained for, and how its weights start."""
 
 import copy
+import functools
 
 import torch
 from torch.nn import functional as F
@@ -83,7 +84,7 @@ class Objective(torch.nn.Module):
 
     def _run(self, layers, x: torch.Tensor) -> torch.Tensor:
         for layer in layers:
-            bf16 = self.bf16 and not (x.device.type == "cpu" and is_narrow_and_strided(layer))
+            bf16 = self.bf16 and not (x.device.type == "cpu" and needs_fp32(layer))
             with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
                 x = layer(x if bf16 else x.float())
         return x.float()
@@ -339,6 +340,25 @@ def velocity_loss(heard: torch.Tensor, wanted: torch.Tensor, onsets: torch.Tenso
     """Mean distance of velocities over 127, all `(B, T, 88)`, of the keys that are struck; 0 if there are none."""
     struck = (onsets > 0).float()
     return (struck * (heard - wanted).abs()).sum() / struck.sum().clamp_min(1)
+
+
+def needs_fp32(layer: torch.nn.Module) -> bool:
+    """Whether this CPU computes `layer` wrongly, or not at all, in bf16."""
+    has_lstm = any(isinstance(module, torch.nn.LSTM) for module in layer.modules())
+    return is_narrow_and_strided(layer) or (has_lstm and not has_bf16_lstm())
+
+
+@functools.cache
+def has_bf16_lstm() -> bool:
+    """Whether this CPU has one: those without AVX-512 have none, and torch raises then."""
+    weights = [torch.zeros(32, 8), torch.zeros(32, 8), torch.zeros(32), torch.zeros(32)]
+    state = torch.zeros(1, 1, 8), torch.zeros(1, 1, 8)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.lstm(torch.zeros(1, 1, 8), state, weights, True, 1, 0.0, False, False, False)
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_narrow_and_strided(layer: torch.nn.Module) -> bool:
