@@ -374,6 +374,7 @@ def _offset(audio: Path, midi: Path, sustain: str, start: float, seconds: float)
     return check_offset(*_stretch(audio, midi, sustain, start, seconds), audio.name)
 
 
+@lru_cache(maxsize=1)  # so that offset and gain of a recording cost one decoding
 def _stretch(audio: Path, midi: Path, sustain: str, start: float, seconds: float) -> tuple[np.ndarray, np.ndarray]:
     notes = _notes(midi, sustain).copy()
     notes["onset"] -= start

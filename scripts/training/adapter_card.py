@@ -20,8 +20,9 @@ of a recording with {notes} notes in its MIDI, which are not among these files.
 ```python
 from transformers import AutoModel, AutoProcessor
 
-processor = AutoProcessor.from_pretrained("{base}", trust_remote_code=True)
-model = AutoModel.from_pretrained("{base}", trust_remote_code=True)
+base = "{base}"  # its folder or Hub id
+processor = AutoProcessor.from_pretrained(base, trust_remote_code=True)
+model = AutoModel.from_pretrained(base, trust_remote_code=True)
 model.load_adapter("{name}")  # this folder, or its Hub id; needs peft
 audio = model.generate(**processor(midi="piece.mid", prompt_midi="mine.mid", prompt_audio="mine.wav"))
 ```
