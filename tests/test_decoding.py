@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_midivalle import decoding_midivalle_ar
-from modeling_midivalle.decoding_midivalle_ar import LOOK_EVERY, FrameDecoder, for_rows
+from modeling_midivalle.decoding_midivalle_ar import FEW_ROWS, LOOK_EVERY, SMALL_BYTES, FrameDecoder, for_rows, is_small
 
 FRAMES = 25
 
@@ -166,13 +166,51 @@ def test_broken_logits_from_which_the_end_is_chosen_are_refused(make_ar, window,
         decoder.decode(greedy, torch.zeros(1, FRAMES), 2050, eos_token_id=2048)
 
 
-def test_only_plain_fp32_maps_of_several_rows_are_laid_out():
+@pytest.mark.parametrize("rows", [1, 3])
+def test_only_plain_fp32_maps_are_laid_out(rows):
     linear, hooked = (torch.nn.Linear(24, 40, bias=bias) for bias in (False, True))
-    inputs = torch.randn(3, 1, 24)
-    if torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64"):
-        assert all(found is not given for found, given in zip(for_rows(3, linear, hooked), (linear, hooked)))
-    for found, given in zip(for_rows(3, linear, hooked), (linear, hooked)):
+    inputs = torch.randn(rows, 24)
+    if rows == 1 or (torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")):
+        assert not {linear.forward, hooked.forward} & set(for_rows(rows, linear, hooked))
+    for found, given in zip(for_rows(rows, linear, hooked), (linear, hooked)):
         torch.testing.assert_close(found(inputs), given(inputs))
     hooked.register_forward_hook(lambda *_: None)
     half = torch.nn.Linear(24, 40, dtype=torch.bfloat16)
-    assert for_rows(3, hooked, half) == [hooked, half] and for_rows(1, linear) == [linear]
+    assert for_rows(rows, hooked, half) == [hooked, half.forward]
+
+
+def test_one_row_reads_wide_maps_row_by_row():
+    """Column by column it would take longer."""
+    wide = torch.nn.Linear(40, 24)
+    assert for_rows(1, wide) == [wide.forward]
+
+
+@pytest.mark.parametrize(("is_small", "expected"), [(True, 1), (False, 3)])
+def test_the_steps_of_a_small_model_take_one_thread(make_ar, window, monkeypatch, is_small, expected):
+    """What comes after the steps takes as many as before, also after a failure."""
+    ids, mask, midi, lengths = window
+    monkeypatch.setattr(decoding_midivalle_ar, "is_small", lambda ar, rows: is_small)
+    seen, before = [], torch.get_num_threads()
+
+    def choose(logits, _):
+        seen.append(torch.get_num_threads())
+        if len(seen) == 3:
+            raise RuntimeError("stop")
+        return logits.argmax(-1)
+
+    torch.set_num_threads(3)
+    try:
+        decoder = FrameDecoder(make_ar(), ids, mask, midi, lengths, FRAMES)
+        with pytest.raises(RuntimeError, match="stop"):
+            decoder.decode(choose, torch.zeros(2, FRAMES), 2048)
+        assert set(seen) == {expected} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_small(make_ar):
+    ar = make_ar()
+    assert is_small(ar, FEW_ROWS) and not is_small(ar, FEW_ROWS + 1) and not is_small(ar.to("meta"), 1)
+    ar = make_ar()
+    ar.extra = torch.nn.Buffer(torch.zeros(SMALL_BYTES, dtype=torch.int8))  # int8 weights are buffers
+    assert not is_small(ar, 1)

@@ -76,6 +76,17 @@ def test_the_probe_leaves_its_choice(make_model, monkeypatch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("is_small", [False, True])
+def test_the_probe_is_of_what_takes_several_threads(make_model, monkeypatch, is_small):
+    model, tried = make_model(), []
+    monkeypatch.setattr(resources, "is_small", lambda ar, rows: is_small)
+    monkeypatch.setattr(resources, "fastest", lambda works, counts: tried.extend(works) or 1)
+    resources.choose_threads(model, 2)
+    modules = set((model.nar if is_small else model.ar).modules())
+    assert tried and {work.func for work in tried} <= modules
+    assert {work.args[0].shape[1] for work in tried} == {resources.NAR_FRAMES if is_small else 1}
+
+
 def test_rows_by_free_memory():
     config = MidiValleConfig.from_preset("tiny")
     rows = [resources.rows_that_fit(config, free) for free in (0, 10**8, 10**9, 10**10, 10**13)]

@@ -2,7 +2,9 @@
 """The AR's steps over one window: what is the same for all frames is computed once, and a step is a few operations."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from .modeling_midivalle_layers import rotary_angles
 from .sampling_midivalle import PreallocatedLayer, check_finite
 
 LOOK_EVERY = 16  # frames between two looks at what was chosen: at a look the host waits for a GPU
+SMALL_BYTES, FEW_ROWS = 32 * 2**20, 4  # an AR with such weights takes so many rows on one thread of a CPU
 
 
 class FrameDecoder:
@@ -73,7 +76,7 @@ class FrameDecoder:
             cos, sin = (angles.transpose(1, 2) for angles in rotary_angles(decoder.config, predicted * UNITS_PER_FRAME))
             first, second = sin.chunk(2, -1)
             both = torch.stack([cos, torch.cat([-first, second], -1)])
-            self.rotary = both[..., None, :]  # (2, B, frames, 1, 1, head size)
+            self.rotary = both  # (2, B, frames, 1, head size)
         rows = decoder.embeddings.attended_rows(self.given["midi_ids"], self.given["midi_attention_mask"])
         attended = torch.cat([rows, self.mask.bool()], 1)
         self.penalty = None
@@ -81,10 +84,19 @@ class FrameDecoder:
             penalty = self.added.new_zeros(attended.shape, dtype=self.stored_dtype or self.added.dtype)
             self.penalty = penalty.masked_fill(~attended, -torch.inf)[:, None, None]
         self.places = torch.arange(attended.shape[1], device=mask.device)
-        self.head = for_rows(len(mask), self.ar.lm_head)[0]
-        self.maps = [
-            for_rows(len(mask), layer.self_attn.in_proj, layer.self_attn.out_proj, layer.linear1, layer.linear2)
-            for layer in decoder.layers
+        B = len(mask)
+        self.embed, self.norm = bare(decoder.audio_embedding), bare(decoder.norm)
+        self.head = for_rows(B, self.ar.lm_head)[0]
+        self.blocks = [
+            (
+                bare(layer.norm1),
+                *for_rows(B, layer.self_attn.in_proj, layer.self_attn.out_proj),
+                bare(layer.norm2),
+                *for_rows(B, layer.linear1, layer.linear2),
+                bare(layer.activation),
+                cached.buffer,
+            )
+            for layer, cached in zip(decoder.layers, self.cache.layers, strict=True)
         ]
 
     @torch.no_grad()
@@ -127,7 +139,7 @@ class FrameDecoder:
             if not is_last:
                 self.logits.copy_(self._forward(code[:, None]) if self.is_plain else self._step(code, frame))
 
-        with torch.inference_mode():
+        with torch.inference_mode(), threads(1 if is_small(self.ar, B) else torch.get_num_threads()):
             return self._loop(advance, eos_token_id)
 
     def _loop(self, advance: Callable, eos_token_id: int | None) -> torch.LongTensor:
@@ -178,50 +190,81 @@ class FrameDecoder:
 
     def _step(self, code: torch.LongTensor, frame: int | torch.Tensor) -> torch.Tensor:
         """Logits `(B, V)` after `code` `(B,)` of new frame `frame`: the AR's forward for one frame, cached."""
-        decoder, (B, place) = self.ar.model, (len(code), self.known + frame)
-        hidden_states = decoder.audio_embedding(code[:, None]) + _take(self.added, 1, frame)
+        attention, (B, place) = self.ar.model.layers[0].self_attn, (len(code), self.known + frame)
+        hidden_states = self.embed(code) + _take(self.added, 1, frame)[:, 0]
         rotary = None if self.rotary is None else _take(self.rotary, 2, frame)
         end, penalty = place + 1, self.penalty
         if self.uniform_steps:
             end, penalty = len(self.places), penalty.masked_fill(self.places > place, -torch.inf)
         elif penalty is not None:
             penalty = penalty[..., :end]
-        for layer, maps, cached in zip(decoder.layers, self.maps, self.cache.layers):
-            attention, (in_proj, out_proj, linear1, linear2) = layer.self_attn, maps
-            packed = in_proj(layer.norm1(hidden_states)).view(B, 1, 3, -1, attention.head_dim)
+        for norm1, in_proj, out_proj, norm2, linear1, linear2, activation, buffer in self.blocks:
+            packed = in_proj(norm1(hidden_states)).view(B, 3, -1, attention.head_dim)
             if rotary is not None:
-                turned = packed[:, :, :2].float()  # query and key
+                turned = packed[:, :2].float()  # query and key
                 swapped = turned.roll(attention.head_dim // 2, -1)
-                packed[:, :, :2] = torch.addcmul(turned * rotary[0], swapped, rotary[1])
-            query, new = packed[:, :, 0].transpose(1, 2), packed[:, :, 1:].permute(2, 0, 3, 1, 4)
-            _put(cached.buffer, 3, place, new)
-            keys, values = cached.buffer[:, :, :, :end]
-            query = query.to(keys.dtype)
+                packed[:, :2] = torch.addcmul(turned * rotary[0], swapped, rotary[1])
+            _put(buffer, 3, place, packed[:, 1:, :, None].transpose(0, 1))
+            keys, values = buffer[:, :, :, :end]
+            query = packed[:, 0, :, None].to(keys.dtype)
             attended = F.scaled_dot_product_attention(query, keys, values, penalty, scale=attention.scaling)
-            hidden_states = hidden_states + out_proj(attended.transpose(1, 2).flatten(2).to(packed.dtype))
-            hidden_states = hidden_states + linear2(layer.activation(linear1(layer.norm2(hidden_states))))
-        return self.head(decoder.norm(hidden_states))[:, 0]
+            hidden_states = hidden_states + out_proj(attended.flatten(1).to(packed.dtype))
+            hidden_states = hidden_states + linear2(activation(linear1(norm2(hidden_states))))
+        return self.head(self.norm(hidden_states))
+
+
+def is_small(ar, rows: int) -> bool:
+    """Whether a step of `ar` for so many rows is best on one thread: it is a hundred small operations, for which
+    several threads take as long, and on a busy machine, where they wait for one another, ten times as long."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in chain(ar.parameters(), ar.buffers()))
+    return ar.device.type == "cpu" and rows <= FEW_ROWS and size <= SMALL_BYTES
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Operations of the calling thread run on `count` threads, after that on as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def for_rows(rows: int, *linears: nn.Module) -> list[Callable]:
     """
-    The maps of `linears` for inputs of `rows` rows. For several rows on a CPU, fp32 weights are laid out once as oneDNN
-    reads them, a copy: MKL, to which `nn.Linear` goes, lays them out anew at each call, and takes twice as long.
+    The maps of `linears` for inputs `(rows, in_features)`. fp32 weights on a CPU are laid out once, a copy, in an order
+    that is read faster. For several rows it is oneDNN's: MKL, to which `nn.Linear` goes, lays them out anew at each
+    call, and takes twice as long. For one row it is column by column if there are more outputs than inputs: on
+    processors of AMD's, MKL takes two thirds of the time then.
     """
-    return [_laid_out(linear, rows) if rows > 1 and _can_be_laid_out(linear) else linear for linear in linears]
+    return [_laid_out(linear, rows) if _can_be_laid_out(linear, rows) else bare(linear) for linear in linears]
 
 
-def _can_be_laid_out(linear: nn.Module) -> bool:
-    """Whether `linear` is nothing but an fp32 product for which this torch has oneDNN's kernels."""
+def _can_be_laid_out(linear: nn.Module, rows: int) -> bool:
+    """Whether `linear` is nothing but an fp32 product on a CPU for which there is a better order."""
     if type(linear) is not nn.Linear or _has_hooks(linear) or torch.is_autocast_enabled("cpu"):
         return False
-    is_fp32_on_cpu = linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
-    return is_fp32_on_cpu and torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+    if linear.weight.device.type != "cpu" or linear.weight.dtype != torch.float32:
+        return False
+    if rows == 1:
+        return linear.out_features > linear.in_features
+    return torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 
 
 def _laid_out(linear: nn.Linear, rows: int) -> Callable:
-    weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, weight, linear.bias, "none", [], "")
+    weight, bias = linear.weight.detach(), linear.bias
+    if rows > 1:
+        ordered = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, ordered, bias, "none", [], "")
+    columns = weight.t().contiguous().t()
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    return lambda inputs: torch.addmv(bias, columns, inputs[0])[None]
+
+
+def bare(module: nn.Module) -> Callable:
+    """`module` without what `nn.Module.__call__` does beside its forward, where there is nothing for it to do."""
+    return module if _has_hooks(module) else module.forward
 
 
 def _has_bf16_attention(device: torch.device) -> bool:

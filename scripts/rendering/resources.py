@@ -9,20 +9,25 @@ from functools import partial
 
 import torch
 
+from modeling_midivalle.decoding_midivalle_ar import is_small
+
 PROBE_S = 0.03  # for each number of threads
+NAR_FRAMES = 512  # that the NAR sees together
 MARGIN = 0.9  # more threads must take at most this share of the time
 MOST_ROWS, CPU_ROWS = 64, 4
 POSITIONS = 2600  # of the longest sequence: 1600 frames, and notes
 
 
 def choose_threads(model, most: int) -> int:
-    """Measure, and let torch use, the number of threads with which the linear maps of the AR, one frame, are fastest.
+    """Measure, and let torch use, the number of threads with which the linear maps of the AR, one frame, are fastest;
+    where the AR is small, and takes one thread anyway, those of the NAR, a window.
 
     At most `most`. Takes about `PROBE_S` for each of 1, 2, 4, ... until more do not help; nothing on a GPU.
     """
     if most > 1 and model.device.type == "cpu":
-        maps = [module for module in model.ar.modules() if hasattr(module, "in_features")]
-        works = [partial(m, torch.zeros(1, 1, m.in_features, dtype=model.ar.dtype)) for m in maps]
+        part, frames = (model.nar, NAR_FRAMES) if is_small(model.ar, 1) else (model.ar, 1)
+        maps = [module for module in part.modules() if hasattr(module, "in_features")]
+        works = [partial(m, torch.zeros(1, frames, m.in_features, dtype=part.dtype)) for m in maps]
         with torch.inference_mode():
             most = fastest(works, [2**k for k in range(most.bit_length()) if 2**k < most] + [most])
     torch.set_num_threads(most)
