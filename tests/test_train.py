@@ -243,9 +243,12 @@ def test_changed_settings_need_force(run, tmp_path, capsys):
     assert run("ar", tmp_path / "out") == 0
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("steps: 4", "steps: 5").replace("save_steps: 2", "save_steps: 1"))
+    capsys.readouterr()
     assert run("ar", tmp_path / "out") == 2
-    assert "recipe.steps was 4, is 5" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "recipe.steps was 4, is 5" in said.err and "continuing" not in said.out
     assert run("ar", tmp_path / "out", "--force") == 0
+    assert f"continuing from {tmp_path / 'out' / 'step_0000004'}\n" in capsys.readouterr().out
     assert (tmp_path / "out" / "step_0000005").is_dir()
 
 

@@ -106,6 +106,7 @@ class Run:
             except (RuntimeError, LookupError, ValueError) as error:  # of another part or form, by --force
                 raise RunError(f"{found.path}: does not fit these settings; give another --output-dir") from error
             self._take_over(found)
+            found.announce()
         elif made := [path for path in self._results() if path.exists()]:
             raise RunError(f"{made[0]}: is there, but no checkpoint to go on from; give another --output-dir")
         self.log.cut(self.step)

@@ -117,6 +117,7 @@ class Run:
         self.stream.load_state_dict(found.state["stream"] | {"seed": self.stream.seed})  # another one by --force
         found.tensors, found.optimizers, found.gradients = {}, [], {}  # only the random states are still to come
         self.resumed = found
+        found.announce()
         self._export(gather(self.average))  # a kill may have come between checkpoint and folders
 
     def train(self, stop=lambda: False) -> bool:

@@ -10,6 +10,7 @@ disk and renamed, so that a name that exists is whole unless its bytes have chan
             check_unchanged(found.state["settings"], settings, force)
             ...                                               # load found.tensors, .optimizers, .state
             restore_gradients(model, found.gradients)
+            found.announce()
         first = next(batches)
         if found: found.restore_rng()                         # last, just before the first forward pass
         while ...:
@@ -59,6 +60,11 @@ class Checkpoint:
     optimizers: list[dict]
     state: dict
     gradients: dict[str, torch.Tensor]
+
+    def announce(self) -> None:
+        """Say that the run goes on from here; for when nothing is left that could refuse it."""
+        if rank() == 0:
+            print(f"continuing from {self.path}", flush=True)
 
     def restore_rng(self) -> bool:
         """Set the random states of torch, CUDA, NumPy and Python; `False`, and no change, on a process that was not
@@ -178,7 +184,7 @@ class Checkpoints:
         for path in sorted(self.folder.glob("step_*"), reverse=True):
             if (wrong := damage(path)) is None:
                 self._verified.add(path.name)
-                print("".join(f"passed over: {one}\n" for one in damaged) + f"continuing from {path}", flush=True)
+                print("".join(f"passed over: {one}\n" for one in damaged), end="", flush=True)
                 return path
             damaged.append(f"{path.name} ({wrong})")
         if damaged:
