@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Generation: cached = uncached, batch = alone, seeds, exact lengths, sampling, refusals."""
 
+import math
 import shutil
 
 import numpy as np
@@ -471,8 +472,23 @@ def test_nan_raises(make_model, song):
         ({"target_frames": 1592}, r"1601 frames .* at most 1600 \(32 s\)"),
         ({"attention_mask": torch.ones(2, 3)}, r"attention_mask must be \(1, 1\d\), got \(2, 3\)"),
         ({"temperature": 0.0}, "temperature must be positive"),
-        ({"nar_temperature": -1.0}, "nar_temperature must be at least 0"),
-        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": "1"}, "temperature must be a finite number of at least 0, got '1'"),
+        ({"temperature": math.nan}, "temperature must be a finite number of at least 0, got nan"),
+        ({"temperature": -1, "do_sample": False}, "temperature must be a finite number of at least 0, got -1"),
+        ({"temperature": True}, "temperature must be a finite number of at least 0, got True"),
+        ({"nar_temperature": -1.0}, "nar_temperature must be a finite number of at least 0, got -1.0"),
+        ({"nar_temperature": "0.7"}, "nar_temperature must be a finite number of at least 0, got '0.7'"),
+        ({"nar_temperature": math.inf}, "nar_temperature must be a finite number of at least 0, got inf"),
+        ({"top_p": 0.0}, "top_p must be a number above 0 and at most 1, got 0.0"),
+        ({"top_p": "0.9"}, "top_p must be a number above 0 and at most 1, got '0.9'"),
+        ({"top_p": math.nan}, "top_p must be a number above 0 and at most 1, got nan"),
+        ({"top_k": "5"}, "top_k must be a whole number of at least 0, got '5'"),
+        ({"top_k": -5}, "top_k must be a whole number of at least 0, got -5"),
+        ({"do_sample": "no"}, "do_sample must be True or False, got 'no'"),
+        ({"as_recorded": "no"}, "as_recorded must be True or False, got 'no'"),
+        ({"seed": "3"}, "seed must be an integer or a list of integers, got '3'"),
+        ({"target_frames": "5"}, "target_frames must be numbers, got '5'"),
+        ({"mean_velocities": "loud"}, "mean_velocities must be numbers, got 'loud'"),
         ({"seed": [1, 2, 3]}, r"one for each row \(1\), got 3"),
         ({"seed": torch.tensor(3)}, r"seed must be an integer or a list of integers, got tensor\(3\)"),
         ({"target_frames": 3.5}, "target_frames must be whole numbers, got 3.5"),

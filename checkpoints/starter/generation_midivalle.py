@@ -21,12 +21,15 @@ from .sampling_midivalle import (
     Sampler,
     align_right,
     check_finite,
+    check_flag,
+    check_temperature,
     draw_seeds,
     draw_uniform,
     join_codes,
     last_frames,
     length_mask,
     pad_codes,
+    read_numbers,
     refuse_options,
     window_seed,
 )
@@ -212,6 +215,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             target_frames = self._check_target(input_ids, attention_mask, known, target_frames)
         seeds, keep = draw_seeds(seed, len(counts)), int(context_frames.max())
         begins = [sum(counts[:b]) for b in range(len(counts))]  # each piece's first window
+        check_flag("as_recorded", as_recorded)
         if not (self.config.as_recorded if as_recorded is None else as_recorded):
             input_values = None
         first = input_ids[begins], attention_mask[begins]
@@ -275,7 +279,9 @@ class MidiValleGenerationMixin(GenerationMixin):
         """What single keys of each of some `pieces` lack in loudness, for [`CodecStream`], where their codes are
         `generated` or a recording's; None without `config.velocity_gain_db`. `mean_velocities` `(pieces,)` as in
         [`generate_stream`]."""
-        means = torch.full((pieces,), 0.5) if mean_velocities is None else torch.as_tensor(mean_velocities)
+        means = (
+            torch.full((pieces,), 0.5) if mean_velocities is None else read_numbers("mean_velocities", mean_velocities)
+        )
         if means.shape != (pieces,) or not ((means >= 0) & (means <= 1)).all():
             raise ValueError(
                 f"mean_velocities must be numbers from 0 to 1, one for each piece ({pieces}), got {means.tolist()}"
@@ -340,9 +346,8 @@ class MidiValleGenerationMixin(GenerationMixin):
             [`GeneratedFrames`]: the new frames; codes are 0 after a row's end.
         """
         refuse_options(unknown)
-        nar_temperature = nar_temperature or 0.0
-        if not nar_temperature >= 0:
-            raise ValueError(f"nar_temperature must be at least 0, got {nar_temperature}")
+        nar_temperature = 0.0 if nar_temperature is None else nar_temperature
+        check_temperature("nar_temperature", nar_temperature)
         B = len(input_ids)
         prompt_codes, prompt_lengths = self._encode_prompt(B, input_ids, None, None, prompt_codes, prompt_lengths)
         context_codes, context_lengths = self._check_codes("context", B, input_ids, context_codes, context_lengths)
@@ -354,8 +359,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         else:
             defaults, target_frames = Sampler(do_sample=True), self._published_cap(compat, attention_mask)
         if do_sample is None:
-            narrowed = bool(top_k) or (top_p is not None and top_p < 1)
-            do_sample = bool(defaults.do_sample) or temperature is not None or narrowed
+            narrowed = top_k not in (None, 0) or top_p not in (None, 1)
+            do_sample = defaults.do_sample or temperature is not None or narrowed
         given = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         given = {k: getattr(defaults, k) if v is None else v for k, v in given.items()}
         sampler = Sampler(do_sample, **{k: v for k, v in given.items() if v is not None})
@@ -556,7 +561,7 @@ class MidiValleGenerationMixin(GenerationMixin):
             notes = read_notes(input_ids, attention_mask)
             ends = notes.end.masked_fill(~notes.valid, 0).amax(1)
             target_frames = (ends / UNITS_PER_FRAME).ceil().long() - known
-        target_frames = torch.as_tensor(target_frames, device=input_ids.device)
+        target_frames = read_numbers("target_frames", target_frames, input_ids.device)
         if target_frames.is_floating_point() or target_frames.dtype == torch.bool:
             raise ValueError(f"target_frames must be whole numbers, got {target_frames.tolist()}")
         target_frames = target_frames.expand(B) if target_frames.ndim == 0 else target_frames

@@ -1,9 +1,10 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """What generation is made of: choice of codes, random numbers that depend on a seed alone, rows of unequal lengths."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch.nn import functional as F
@@ -52,11 +53,14 @@ class Sampler:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.do_sample and not self.temperature > 0:
+        check_flag("do_sample", self.do_sample)
+        check_temperature("temperature", self.temperature)
+        if self.do_sample and self.temperature == 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}; do_sample=False chooses greedily")
-        if not isinstance(self.top_k, Integral) or self.top_k < 0 or not 0 < self.top_p <= 1:
-            whole = "a whole number of at least 0"
-            raise ValueError(f"top_k must be {whole} and top_p in (0, 1], got {self.top_k} and {self.top_p}")
+        if not is_number(self.top_k, Integral) or self.top_k < 0:
+            raise ValueError(f"top_k must be a whole number of at least 0, got {self.top_k!r}")
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be a number above 0 and at most 1, got {self.top_p!r}")
 
     def __call__(self, logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.LongTensor:
         """`logits` `(..., V)`, finite, and `uniform` `(...)` in [0, 1) -> codes `(...)`."""
@@ -76,6 +80,31 @@ class Sampler:
             mass = below[..., -1:]
         place = (below <= uniform[..., None].to(below) * mass).sum(-1, keepdim=True).clamp(max=last)
         return order.gather(-1, place)[..., 0]
+
+
+def is_number(value, kind: type = Real) -> bool:
+    """Whether `value` is a number of that kind; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_temperature(name: str, value) -> None:
+    """ValueError by `name` unless `value` is a finite number of at least 0."""
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def check_flag(name: str, value) -> None:
+    """ValueError by `name` unless `value` is True, False or None."""
+    if not isinstance(value, bool | None):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def read_numbers(name: str, values, device: torch.device | None = None) -> torch.Tensor:
+    """`values` as a tensor; ValueError by `name` if they are no numbers."""
+    try:
+        return torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:  # texts, lists of unequal lengths, what no integer holds
+        raise ValueError(f"{name} must be numbers, got {values!r}") from error
 
 
 def check_finite(logits: torch.Tensor) -> None:
