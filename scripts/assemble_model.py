@@ -29,7 +29,7 @@ from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
 from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
-from scripts.unfinished import unfinished_folder
+from scripts.unfinished import set_usual_mode, unfinished_folder
 from tokenization import MidiValleTokenizer
 
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
@@ -179,8 +179,8 @@ def tokenizer_of(ar: Path, nar: Path) -> MidiValleTokenizer:
 
 
 def move_in(source: Path, output: Path, max_mib: float) -> None:
-    """Move the files of `source` into `output`, readable by all; weights of an earlier model and its listener are
-    replaced.
+    """Move the files of `source` into `output`, with the mode of new files; weights of an earlier model and its
+    listener are replaced.
 
     Raises:
         AssembleError: the folder would be larger than `max_mib`.
@@ -194,7 +194,7 @@ def move_in(source: Path, output: Path, max_mib: float) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(new, key=lambda p: (p.suffix != ".safetensors", p)):  # the index only after its shards
         (output / path).parent.mkdir(parents=True, exist_ok=True)
-        (source / path).chmod(0o644)
+        set_usual_mode(source / path)
         os.replace(source / path, output / path)
     for path in stale:
         (output / path).unlink()

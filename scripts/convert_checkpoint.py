@@ -37,7 +37,7 @@ from scripts.published.weights import (
     read_published,
     to_our_state_dict,
 )
-from scripts.unfinished import unfinished_folder
+from scripts.unfinished import set_usual_mode, unfinished_folder
 from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 
@@ -183,7 +183,7 @@ def convert(
         (temporary / "conversion.json").write_text(json.dumps(report, indent=1) + "\n")
         if all(c.passed for c in checks):
             for file in temporary.iterdir():
-                file.chmod(0o644)  # safetensors writes for its owner alone
+                set_usual_mode(file)
             os.replace(temporary, output)
     return report, checks
 

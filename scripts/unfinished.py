@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+UMASK = os.umask(0o022)  # it can only be read by setting it, which is done once, before there are other threads
+os.umask(UMASK)
+
 
 class WriteError(ValueError):
     """A file that cannot be written; one sentence."""
@@ -39,6 +42,11 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):
                 parent.rmdir()
+
+
+def set_usual_mode(path: Path) -> None:
+    """Give a file the mode that the umask gives new ones: safetensors makes its own readable for their owner alone."""
+    path.chmod(0o666 & ~UMASK)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: more threads than
 import csv
 import queue
 import re
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from modeling_midivalle import (
     PianoEncodecConfig,
     PianoEncodecModel,
 )
+from scripts import unfinished
 
 torch.set_num_threads(1)
 
@@ -189,6 +191,13 @@ def _write_midi(path, seed=0, seconds=6.0, density=8):
     score.tracks.append(track)
     score.to("tick").dump_midi(str(path))
     return path
+
+
+@pytest.fixture
+def has_usual_mode(monkeypatch):
+    """`has_usual_mode(files)` -> whether there are any, of the mode 0o640 of an umask that the test has."""
+    monkeypatch.setattr(unfinished, "UMASK", 0o027)
+    return lambda files: {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
 
 
 @pytest.fixture(scope="session")

@@ -233,7 +233,7 @@ def test_an_adapter_learns_a_colour_of_its_own(make_model, tmp_path):
     assert loaded.colour_gains() == gains
 
 
-def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, capsys):
+def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, has_usual_mode, capsys):
     pytest.importorskip("peft", reason="make install-peft")
     measure, written = adapt.measure, []
     path = tmp_path / "out" / "adapter_model.safetensors"
@@ -252,6 +252,7 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, cap
     assert out.partition("\n| held part")[2].partition("\n4 steps")[0] in card.text
     base = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == "model" and str(tmp_path) not in card.content  # no path of this machine
+    assert has_usual_mode([path])
     weights = load_file(path)
     assert weights and all("lora_" in name and ".codec." not in name for name in weights)
     assert {name.split("ar.model")[0] for name in weights if "ar.model" in name} and any(

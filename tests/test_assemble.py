@@ -3,7 +3,6 @@
 
 import json
 import os
-import stat
 import subprocess
 import sys
 
@@ -190,7 +189,7 @@ def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path
     assert load_listener(out) is None and not list(out.glob("listener/*"))  # it was of another model
 
 
-def test_what_is_stored(parts, tmp_path):
+def test_what_is_stored(parts, tmp_path, has_usual_mode):
     assert assemble(tmp_path) == 0
     tensors = stored(tmp_path / "out")
     kinds = {"decoders": set(), "codebooks": set(), "codec": set()}
@@ -207,7 +206,7 @@ def test_what_is_stored(parts, tmp_path):
     assert (processor.max_window_seconds, processor.max_prompt_seconds) == (16.0, 6.0)
     assert processor.feature_extractor.sampling_rate == 32_000 and processor.tokenizer.sustain == "extend"
     files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert {stat.S_IMODE(p.stat().st_mode) for p in files} == {0o644}
+    assert has_usual_mode(files)
     assert not [p.name for p in files if str(tmp_path) in p.read_bytes().decode("latin-1")]
 
 

@@ -33,7 +33,7 @@ def content(step):
     return tensors, [optimizer.state_dict()], {"loss": 0.1 * step}
 
 
-def test_what_is_saved_comes_back_with_random_states_and_gradients(tmp_path):
+def test_what_is_saved_comes_back_with_random_states_and_gradients(tmp_path, has_usual_mode):
     torch.manual_seed(5), np.random.seed(6), random.seed(7)
     random.gauss(0, 1), np.random.standard_normal()  # each keeps a second value back
     tensors, optimizers, state = content(3)
@@ -53,6 +53,7 @@ def test_what_is_saved_comes_back_with_random_states_and_gradients(tmp_path):
     model.weight.grad, model.bias.grad = None, torch.ones(3)
     restore_gradients(model, found.gradients)
     assert torch.equal(model.weight.grad, torch.ones(3, 2)) and model.bias.grad is None
+    assert has_usual_mode(found.path.glob("*.safetensors"))
 
 
 def test_what_two_processes_have_begun_goes_on_in_one(tmp_path, monkeypatch):

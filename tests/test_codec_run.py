@@ -407,7 +407,7 @@ def test_samples_that_cannot_be_written_are_named(tmp_path):
         validate(Copying(), None, {"input_values": wave, "onsets": torch.zeros(1, 15, 88)}, tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tiny_pack, tmp_path):
+def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tiny_pack, tmp_path, has_usual_mode):
     """The weights stay finite, the batch lies in the folder, and the sentence names it."""
 
     class Poisoned:
@@ -421,6 +421,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tiny_pack, tmp_path)
     with pytest.raises(RunError, match=r"a loss of step 0 is not finite .*bad_batch_0\.safetensors"):
         Run(objective, recipe, Poisoned(), tmp_path).train()
     assert load_file(tmp_path / "bad_batch_0.safetensors")["input_values"].shape == (2, 12_800)
+    assert has_usual_mode([tmp_path / "bad_batch_0.safetensors"])
     assert all(p.isfinite().all() for p in codec.parameters()) and not list(tmp_path.glob("step_*"))
 
 

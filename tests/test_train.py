@@ -529,7 +529,7 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fault", ["weights", "explosion"])
-def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, tmp_path):
+def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, tmp_path, has_usual_mode):
     run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "run")
     batch = next(iter(run.stream))
     run.stream.load_state_dict({"epoch": 0, "position": 0, "seed": 0})
@@ -541,6 +541,7 @@ def test_a_bad_loss_stops_and_keeps_the_batch(fault, tiny_data, tiny_pack, tmp_p
     with pytest.raises(BadLossError, match="step 0: loss nan" if fault == "weights" else "times the usual one"):
         run.train()
     path = tmp_path / "run" / "bad_step_0000000_rank0.safetensors"
+    assert has_usual_mode([path])
     saved = load_file(path)
     assert all(torch.equal(saved[f"0.{name}"], value) for name, value in batch.items())
     with safe_open(path, "pt") as file:

@@ -194,7 +194,9 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, tmp_path, monkeypatch, capsys):
+def test_a_codec_that_others_have_learned_from_is_not_replaced(
+    pool, tiny_pack, tmp_path, monkeypatch, has_usual_mode, capsys
+):
     """`features` and `codebooks`; a codec that was only half written is begun anew, for its weights come last."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     shutil.copytree(tiny_pack / "codec", tmp_path / "out")
@@ -210,6 +212,8 @@ def test_a_codec_that_others_have_learned_from_is_not_replaced(pool, tiny_pack, 
         export_rounded({"weight": torch.zeros(2)}, PianoEncodecConfig(), tmp_path / "full")
     written = [path.name for path in (tmp_path / "full").iterdir()]
     assert "config.json" in written and not [name for name in written if "safetensors" in name]
+    export_rounded({"weight": torch.zeros(2)}, PianoEncodecConfig(), tmp_path / "full")
+    assert has_usual_mode((tmp_path / "full").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from scripts.models.model_folder import LISTENER, load_listener
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import RunError
 from scripts.training.recipe_file import model_of
-from scripts.unfinished import unfinished_file
+from scripts.unfinished import set_usual_mode, unfinished_file
 
 SHIPPED_DTYPE, WEIGHTS = torch.float16, "model.safetensors"
 
@@ -198,6 +198,7 @@ def save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         with unfinished_file(path) as partial:
             save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata={"format": "pt"})
+            set_usual_mode(partial)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be written ({error})") from error
 

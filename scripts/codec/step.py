@@ -20,6 +20,7 @@ from scripts.codec.recipe import CodecRecipe
 from scripts.training.muon import Muon
 from scripts.training.processes import RunError, any_process, rank, world_size
 from scripts.training.schedules import warmup_cosine
+from scripts.unfinished import set_usual_mode
 
 DISCRIMINATOR_BETAS = (0.5, 0.9)
 LARGEST_BATCH = 128  # that "auto" takes: beyond, a step says little more than half of it
@@ -133,6 +134,7 @@ class Learner:
     def _not_finite(self, what: str, losses: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> RunError:
         path = self.output / f"bad_batch_{rank()}.safetensors"
         save_file({k: v.cpu().contiguous() for k, v in batch.items()}, path)
+        set_usual_mode(path)
         values = {name: float(value) for name, value in losses.items()}
         return RunError(
             f"{what} of step {self.step} is not finite ({values}); its batch is {path}, the newest checkpoint is of "

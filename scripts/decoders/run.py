@@ -23,6 +23,7 @@ from scripts.training.processes import RunError, any_process, check_unchanged, s
 from scripts.training.publishing import export
 from scripts.training.run_log import RunLog, installed_trackers
 from scripts.training.schedules import eden, phase, warmup_cosine
+from scripts.unfinished import set_usual_mode
 
 KEPT = ("settings", "frames", "seconds", "window", "logged", "usual", "skipped", "best")  # of a run's fields
 
@@ -242,7 +243,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{i}.{k}": v.contiguous() for i, batch in enumerate(self.window_batches) for k, v in batch.items()}
         about = {"wrong": wrong, "rows": json.dumps(self.window_rows)}  # file and row of each item
-        together(lambda: save_file(tensors, path, metadata=about), everywhere=True)
+        together(lambda: (save_file(tensors, path, metadata=about), set_usual_mode(path)), everywhere=True)
         self.skipped += 1
         told = f"step {self.step}: {wrong}; its batches are in {path}"
         if self.recipe.on_bad_loss == "stop":

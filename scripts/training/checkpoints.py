@@ -32,6 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scripts.training.processes import RunError, rank, together, world_size
+from scripts.unfinished import set_usual_mode
 from scripts.wording import counted
 
 MANIFEST = "MANIFEST.json"
@@ -275,6 +276,7 @@ def _gradients(path: Path) -> dict[str, torch.Tensor]:
 def _write_manifest(folder: Path, numbers: dict) -> None:
     files = {}
     for name in file_names(numbers["world_size"]):
+        set_usual_mode(folder / name)
         _sync(folder / name)
         files[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
     (folder / MANIFEST).write_text(json.dumps(numbers | {"files": files}, indent=1))

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from scripts.training.processes import RunError
+from scripts.unfinished import set_usual_mode
 
 
 class PublishError(RunError):
@@ -37,6 +38,7 @@ def _export(model, folder: Path, temporary: Path, state: dict | None, tokenizer)
         tokenizer.save_pretrained(temporary)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".safetensors"):  # weights last
+        set_usual_mode(path)
         os.replace(path, folder / path.name)
     temporary.rmdir()
 
