@@ -21,7 +21,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import ClassVar
 
 import numpy as np
@@ -42,7 +41,7 @@ from scripts.training.processes import run_errors
 from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
 from scripts.training.schedules import warmup_cosine
-from scripts.unfinished import write_json, write_text
+from scripts.unfinished import check_output_folder, write_json, write_text
 from scripts.wording import counted
 from tokenization.midi_midivalle import Performance
 from tokenization.tokenization_midivalle import SEQUENCE_SECONDS
@@ -104,20 +103,11 @@ def require_peft() -> None:
 
 
 def check_output(output: Path) -> None:
-    """AdaptError unless `output` is new or empty and can be written: it is found out before there is anything to lose.
-    An adapter in a model's own folder would be played with it from then on."""
-    new = [folder for folder in (output, *output.parents) if not folder.exists()]
-    if not new and (not output.is_dir() or any(output.iterdir())):
+    """ValueError unless `output` is new or empty and can be written to: an adapter in a model's own folder would be
+    played with it from then on."""
+    check_output_folder(output, beside=True)  # `export` writes beside it, then into it
+    if output.exists() and any(output.iterdir()):
         raise AdaptError(f"--output-dir {output}: exists already; choose another")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for folder in (output, output.parent):  # `export` writes beside it, then into it
-            with TemporaryFile(dir=folder):
-                pass
-        for folder in new:  # what is refused later leaves none
-            folder.rmdir()
-    except OSError as error:
-        raise AdaptError(f"--output-dir {output}: cannot be written ({error.strerror})") from error
 
 
 def add_adapter(model, recipe: AdaptRecipe) -> list[torch.nn.Parameter]:

@@ -29,7 +29,7 @@ from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
 from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
-from scripts.unfinished import set_usual_mode, unfinished_folder
+from scripts.unfinished import check_output_folder, set_usual_mode, unfinished_folder
 from tokenization import MidiValleTokenizer
 
 MAX_SHARD_SIZE = "14MB"  # a file of the repository stays under 15 MiB
@@ -127,6 +127,7 @@ def assemble(
         if playing.get(f"{name}_gain_db") and not playing.get("velocity_gain_db"):
             raise AssembleError(f"--{name}-gain is for --velocity-gain")
     output = output.resolve()  # `.` has no name
+    check_output_folder(output, "--output", beside=True)
     if (output / "config.json").is_file() and (kind := model_type(output)) != WHOLE:
         raise AssembleError(f"--output {output}: holds a {kind} model; choose another folder")
     folders = {"codec": codec, "ar": ar, "nar": nar}

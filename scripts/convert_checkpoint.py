@@ -37,7 +37,7 @@ from scripts.published.weights import (
     read_published,
     to_our_state_dict,
 )
-from scripts.unfinished import set_usual_mode, unfinished_folder
+from scripts.unfinished import check_output_folder, set_usual_mode, unfinished_folder
 from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 
@@ -151,7 +151,8 @@ def convert(
         ValueError: a file that cannot be used; nothing is written then.
     """
     output = output.resolve()  # a link is replaced by what it points to, and `.` has a name
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    check_output_folder(output, "--output", beside=True)
+    if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"{output}: exists already; choose another --output")
     given = [Path(p) for p in (midi_valle, codec) if p and Path(p).exists()]
     same = len({path.name for path in given}) < len(given)

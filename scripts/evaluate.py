@@ -65,7 +65,7 @@ from scripts.models.trained_parts import load_part
 from scripts.rendering.arguments import check_sampling, sampling_options
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import FolderLock
-from scripts.unfinished import write_json, write_text
+from scripts.unfinished import check_output_folder, write_json, write_text
 from tokenization import Performance
 
 COLUMNS = ("f1", "precision", "recall", "onset_bias_ms", "onset_error_ms", "velocity_correlation", "log_mel_db")
@@ -306,9 +306,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_output(folder: Path, *results: str) -> None:
-    """EvaluationError if `folder` is none, or holds `results` of another run."""
-    if folder.exists() and not folder.is_dir():
-        raise EvaluationError(f"{folder}: is not a folder; give another --output-dir")
+    """ValueError if `folder` cannot be written to, or holds `results` of another run."""
+    check_output_folder(folder)
     if found := [folder / name for name in results if (folder / name).exists()]:
         raise EvaluationError(f"{found[0]}: exists already; give another --output-dir, or move it away")
 

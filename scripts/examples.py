@@ -21,6 +21,7 @@ import soundfile
 from scripts.audio.composing import Piece, Voice, perform
 from scripts.audio.pianos import SAMPLING_RATE, SourceError, load_piano, performance_level
 from scripts.audio.rooms import Room
+from scripts.unfinished import WriteError, check_output_folder
 from tokenization.midi_midivalle import load_performance
 
 PROMPT_SECONDS = 6.0
@@ -210,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     prompts.add_argument("--output", type=Path, default=Path("checkpoints/starter/prompts"), help="folder")
     arguments = parser.parse_args(argv)
     try:
+        check_output_folder(arguments.output, "--output")
         if arguments.command == "midi":
             names = [str(path) for path in write_examples(arguments.output)]
         else:
@@ -217,10 +219,10 @@ def main(argv: list[str] | None = None) -> int:
             if len(pianos) < len(arguments.piano):
                 raise SourceError("--piano: two have the same name; give each piano once, as a folder or as a tar")
             names = [entry["name"] for entry in write_prompts(pianos, arguments.output)]
-    except SourceError as error:
+    except (SourceError, WriteError) as error:
         print(error, file=sys.stderr)
         return 2
-    except OSError as error:  # a file where the folder should be, a folder that is closed, a disk that is full
+    except OSError as error:  # a disk that is full
         print(f"--output {arguments.output}: cannot be written to ({error.strerror}); give another", file=sys.stderr)
         return 2
     print("\n".join(names))

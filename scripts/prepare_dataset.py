@@ -57,6 +57,7 @@ from scripts.dataset.shards import DEFAULT_SUSTAIN, shard_names
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import follow_parent
+from scripts.unfinished import check_output_folder
 from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import SUSTAIN_MODES, MidiError
@@ -265,6 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.device == "cuda" and not torch.cuda.is_available():
             raise SourceError("--device cuda: no GPU is available")
+        check_output_folder(args.output_dir)
         args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)
         settings, excluded = _settings(args, recordings), recordings.excluded  # before any process is started

@@ -38,6 +38,7 @@ from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import FolderLock, StopSignals, run_errors
 from scripts.training.publishing import push
 from scripts.training.recipe_file import model_of
+from scripts.unfinished import check_output_folder
 from tokenization import MidiValleTokenizer
 
 VALIDATION_PROMPT_S = 4.0  # or what is nearest to it of the recipe's prompts
@@ -149,11 +150,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def train(args: argparse.Namespace) -> None:
     """What the command line asks for."""
     recipe, began = TrainRecipe.from_yaml(args.config), time.time()
+    parts = ["ar", "nar"] if args.part == "both" else [args.part]
+    outputs = {part: args.output_dir / part if args.part == "both" else args.output_dir for part in parts}
+    for output in (args.output_dir, *outputs.values()):
+        check_output_folder(output)
     args.codec = str(model_folder(args.codec, "--codec"))
     if args.part == "both":  # what the NAR cannot begin with is said before the AR has learned for hours
         start_model(recipe, "nar", load_codebooks(args.codec))
-    for part in ["ar", "nar"] if args.part == "both" else [args.part]:
-        output = args.output_dir / part if args.part == "both" else args.output_dir
+    for part, output in outputs.items():
         run = make_run(args, recipe, part, output)
         with FolderLock(output), StopSignals() as signals:
             run.resume(args.force)

@@ -51,6 +51,7 @@ from scripts.models.model_folder import LISTENER, model_folder
 from scripts.models.trained_parts import codec_hash
 from scripts.rendering.manifest import weights_sha256
 from scripts.training.processes import run_errors
+from scripts.unfinished import check_output_folder
 
 PARTS = ("features", "encoder", "hearing", "codebooks", "encode", "listener", "decoder", "kicks", "whole")
 FITTED = ("features", "codebooks", "encode")  # at once, not step by step
@@ -164,6 +165,8 @@ def run_part(args: argparse.Namespace) -> None:
     recipe, output = CodecRecipe.from_yaml(args.config, batch_size=args.batch_size, steps=args.steps), args.output_dir
     if args.part in FITTED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError(f"{args.part} is one process's work: start it without accelerate launch or torchrun")
+    if output:
+        check_output_folder(output)
     if args.codec:
         args.codec = str(model_folder(args.codec, "--codec"))
     if args.part == "encode":

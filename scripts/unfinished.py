@@ -7,13 +7,37 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 UMASK = os.umask(0o022)  # it can only be read by setting it, which is done once, before there are other threads
 os.umask(UMASK)
 
 
 class WriteError(ValueError):
-    """A file that cannot be written; one sentence."""
+    """A file or a folder that cannot be written; one sentence."""
+
+
+def check_output_folder(folder: str | Path, option: str = "--output-dir", beside: bool = False) -> None:
+    """Find out that a folder cannot be written to, or made, before there is anything to lose. Nothing is made.
+
+    Args:
+        folder (`str` or `Path`): It may be there or not.
+        option (`str`, *optional*): Where it was given.
+        beside (`bool`, *optional*): Something will be written beside it too.
+    Raises:
+        WriteError: It, or what should hold it, is a file, or closed.
+    """
+    folder = Path(folder)
+    for wanted in (folder, folder.parent) if beside else (folder,):
+        there = next(path for path in (wanted, *wanted.parents) if os.path.lexists(path))
+        said = f"{option} {folder}: {'' if there == folder else f'{there} '}"
+        if not there.is_dir():
+            raise WriteError(f"{said}is not a folder; give another {option}")
+        try:
+            with TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise WriteError(f"{said}cannot be written to ({error.strerror}); give another {option}") from error
 
 
 @contextmanager

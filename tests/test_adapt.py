@@ -455,10 +455,10 @@ def test_an_output_that_cannot_be_used_is_refused_before_anything_is_learned(
     (tmp_path / "old" / "adapter_config.json").write_text("{}")
     before = sorted(folder.iterdir())
     for name, sentence in (
-        ("file", "exists already; choose another"),
+        ("file", "is not a folder; give another --output-dir"),
         ("old", "exists already; choose another"),
         ("model", "exists already; choose another"),
-        ("file/out", "cannot be written (Not a directory)"),
+        ("file/out", f"{tmp_path / 'file'} is not a folder; give another --output-dir"),
     ):
         assert run(5, "--output-dir", str(tmp_path / name)) == 2
         assert capsys.readouterr().err == f"error: --output-dir {tmp_path / name}: {sentence}\n"

@@ -2,6 +2,8 @@
 """Checkpoints: exact, whole or passed over, never half written; one run a folder; settings that may not change."""
 
 import contextlib
+import errno
+import importlib
 import json
 import os
 import random
@@ -10,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +20,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from scripts import unfinished
+from scripts.codec.pool_files import PoolFiles
 from scripts.training import checkpoints
 from scripts.training.checkpoints import MANIFEST, OPTIMIZERS, TENSORS, Checkpoints, gradients_of, restore_gradients
 from scripts.training.processes import FolderLock, RunError, StopSignals, any_process, check_unchanged, settings_of
-from scripts.unfinished import WriteError, unfinished_file, unfinished_folder, write_json
+from scripts.unfinished import WriteError, check_output_folder, unfinished_file, unfinished_folder, write_json
 
 
 def content(step):
@@ -170,6 +175,64 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["a.json"]
     with pytest.raises(WriteError, match=f"^{tmp_path}/none/a.json: cannot be written .No such file"):
         write_json(tmp_path / "none" / "a.json", {})
+
+
+OUTPUTS = {  # words of commands whose other files are not there either: the folder is looked at before
+    "train": "--config recipes/starter_ar.yaml --data none --codec none --output-dir",
+    "train_codec": "whole --config recipes/codec_finetune.yaml --audio none.wav --codec none --output-dir",
+    "prepare_dataset": "--codec none --pairs none --output-dir",
+    "adapt": "none.wav none.mid --output-dir",
+    "evaluate": "--model none --midi-root none --piano none --output-dir",
+    "evaluate_long": "--midi-root none --minutes 2 --output-dir",
+    "render": "none.mid --output-dir",
+    "assemble_model": "--codec none --ar none --nar none --output",
+    "convert_checkpoint": "--codec none --output",
+    "examples": "midi --output",
+}
+
+
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_folder_that_cannot_be_is_refused_first(command, tmp_path, monkeypatch, capsys):
+    """A file, what would lie in a file, and a folder that is closed."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    words, file = OUTPUTS[command].split(), tmp_path / "file"
+    file.write_text("mine")
+
+    def said_of(output):
+        assert importlib.import_module(f"scripts.{command}").main([*words, str(output)]) == 2
+        return capsys.readouterr().err.partition(f"{words[-1]} ")[2]
+
+    assert said_of(file) == f"{file}: is not a folder; give another {words[-1]}\n"
+    assert said_of(file / "out") == f"{file / 'out'}: {file} is not a folder; give another {words[-1]}\n"
+
+    def closed(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(unfinished, "TemporaryFile", closed)
+    sentence = f"{tmp_path} cannot be written to (Permission denied); give another {words[-1]}\n"
+    assert said_of(tmp_path / "out") == f"{tmp_path / 'out'}: {sentence}"
+    assert file.read_text() == "mine" and os.listdir(tmp_path) == ["file"]
+
+
+def test_what_is_written_beside_a_folder_needs_room_there(tmp_path, monkeypatch):
+    (tmp_path / "open").mkdir()
+    file = unfinished.TemporaryFile
+
+    def closed_above(dir):
+        if dir != tmp_path / "open":
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+        return file(dir=dir)
+
+    monkeypatch.setattr(unfinished, "TemporaryFile", closed_above)
+    check_output_folder(tmp_path / "open")
+    check_output_folder(tmp_path / "open" / "a" / "b", beside=True)
+    with pytest.raises(
+        WriteError, match=f"^--output {tmp_path}/open: {tmp_path} cannot be written to .Permission denied"
+    ):
+        check_output_folder(tmp_path / "open", "--output", beside=True)
+    with pytest.raises(WriteError, match=f"^--output {tmp_path}/open/file: is not a folder"):
+        (tmp_path / "open" / "file").touch()
+        PoolFiles({tmp_path / "open" / "file" / "a.npy": ((1,), np.int16)}, {})
 
 
 def test_of_a_folder_that_is_not_finished_nothing_stays(tmp_path):

@@ -216,7 +216,10 @@ def test_a_whole_model_is_as_good_as_its_codec(make_model, tmp_path):
 def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd):
     """A missing codec, and one whose configuration kills the process: exit code 2, no endless waiting."""
     (tmp_path / "file").write_text("mine")
-    assert prepare_command(tmp_path / "file") == 2 and "File exists" in capfd.readouterr().err
+    assert (
+        prepare_command(tmp_path / "file") == 2
+        and "file: is not a folder; give another --output-dir" in capfd.readouterr().err
+    )
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "none") == 2
     assert "none: no such folder, and not a Hub id" in capfd.readouterr().err and not (tmp_path / "out").exists()
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")

@@ -1026,7 +1026,7 @@ def test_threads(run, monkeypatch):
     ("arguments", "message"),
     [
         (("--output-dir", "out"), "give MIDI files or folders"),
-        (("music", "--output-dir", "music/a.mid"), "music/a.mid: is a file; give a folder"),
+        (("music", "--output-dir", "music/a.mid"), "--output-dir music/a.mid: is not a folder; give another"),
         (("out", "--output-dir", "out"), "out: holds no .mid, .midi, .kar, .smf file"),
         (("music", "music/a.mid", "--output-dir", "out"), "would both become a.wav"),
         (("a.mid", "a.report.mid", "--output-dir", "out", "--verify"), "would both become a.report.json"),

@@ -178,7 +178,7 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
     arguments = ["features", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
     assert train_codec.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
-    assert "File exists" in said.err and "axes keep" not in said.out and (tmp_path / "out").read_text() == "mine"
+    assert "out: is not a folder; give another" in said.err and "axes keep" not in said.out and (tmp_path / "out").read_text() == "mine"
     for option in (("--stop-after", "nan"), ("--stop-after", "0"), ("--workers", "-1")):
         with pytest.raises(SystemExit):
             train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])

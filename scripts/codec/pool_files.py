@@ -9,7 +9,7 @@ import numpy as np
 
 from scripts.audio.rendered_audio import all_codes
 from scripts.training.processes import FolderLock, RunError, changed_settings
-from scripts.unfinished import write_json
+from scripts.unfinished import check_output_folder, write_json
 
 
 class PoolFiles:
@@ -26,6 +26,7 @@ class PoolFiles:
     Raises:
         RunError: no name of a pool; or when entered: another process is at work, the pool was begun or made with other
             settings, or codes of an earlier pool lie there.
+        WriteError: see `check_output_folder`.
     """
 
     def __init__(self, files: dict[Path, tuple[tuple[int, ...], type]], settings: dict):
@@ -34,6 +35,7 @@ class PoolFiles:
         self.items = files[self.output][0][0]
         if self.output.suffix != ".npy":
             raise RunError(f"{self.output}: is no name of a pool; give an --output that ends in .npy")
+        check_output_folder(self.output.parent, "--output")
         self.state = self.output.with_suffix(".state.json")
         self._lock = FolderLock(self.output.parent, self.output.name)
 

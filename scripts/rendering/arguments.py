@@ -8,6 +8,7 @@ from pathlib import Path
 
 from scripts.models.model_folder import DEFAULT_MODEL
 from scripts.rendering.manifest import MOST_THREADS, SETTINGS
+from scripts.unfinished import check_output_folder
 
 
 class RenderError(ValueError):
@@ -168,8 +169,7 @@ def check_paths(args: argparse.Namespace):
     if args.output_dir:
         if not args.paths:
             raise RenderError("give MIDI files or folders of them beside --output-dir")
-        if Path(args.output_dir).exists() and not Path(args.output_dir).is_dir():
-            raise RenderError(f"--output-dir {args.output_dir}: is a file; give a folder")
+        check_output_folder(args.output_dir)
         return
     if not args.from_manifest:
         if not 1 <= len(args.paths) <= 2 or (len(args.paths) == 1 and not args.stream):
