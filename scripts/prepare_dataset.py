@@ -14,9 +14,9 @@ one in twenty for test. What cannot be read is left out and listed with the reas
 pedals have them; for the published model, which knows no pedal, add `--sustain ignore`. Recordings keep their level;
 for a model whose processor corrects that of prompts (`correct_level`, as the starter's does), add `--correct-level`:
 what is much softer or louder than its velocities tell is brought to a usual level, by one gain (`gain_db`) for all of a
-recording. They are taken to be in time with their MIDI; where that is not sure, `--correct-offset` moves MIDI that is
-20 to 300 ms off (`offset_s`), as the processor does, and leaves out what is further off or does not seem to belong
-together.
+recording. They are taken to be in time with their MIDI; a dozen are looked at, with a warning if they are not.
+`--correct-offset` moves MIDI that is 20 to 300 ms off (`offset_s`), as the processor does, and leaves out what is
+further off or does not seem to belong together.
 
 Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
 stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by
@@ -63,6 +63,7 @@ from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import SUSTAIN_MODES, MidiError
 
 LONGEST_S = 32  # of a sequence of the tokenizer
+WARNED = 3  # recordings that a warning names
 
 
 def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: int = 1) -> tuple[list, list]:
@@ -273,7 +274,10 @@ def main(argv: list[str] | None = None) -> int:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         check_folder(Path(args.output_dir), args.split, settings)
         mine = range(args.shard_index, _shard_count(args), args.num_shards)
-        _make([shard for shard in mine if not _shard_path(args, shard).is_file()], args, data)
+        todo = [shard for shard in mine if not _shard_path(args, shard).is_file()]
+        if todo and args.pairs and not args.correct_offset:
+            _warn_of_offsets(recordings, args.sustain)
+        _make(todo, args, data)
         tally = finish(Path(args.output_dir), excluded)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -295,6 +299,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: more than {args.max_skipped:.0%} of the items were skipped (--max-skipped)", file=sys.stderr)
         return 1
     return 0
+
+
+def _warn_of_offsets(recordings: PairedRecordings, sustain: str) -> None:
+    """Say what is not in time, before it is learned from as it is."""
+    looked_at, found = recordings.out_of_time(sustain)
+    if found:
+        said = "; ".join(found[:WARNED]) + (f"; and {len(found) - WARNED} more" if len(found) > WARNED else "")
+        begin = (
+            f"warning: of {counted(looked_at, 'recording')} looked at, {len(found)} not in time with the MIDI ({said})"
+        )
+        print(f"{begin}: --correct-offset moves such MIDI or leaves it out", file=sys.stderr)
 
 
 def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> None:

@@ -354,8 +354,8 @@ def test_corrected_levels_are_told(in_this_process, prepare_here, prepare_comman
     assert "--correct-level and --correct-offset are for --pairs" in capsys.readouterr().err
 
 
-def test_corrected_offsets_are_told(prepare_here, pairs, tmp_path):
-    """By each row and the card; what is too far off is listed."""
+def test_corrected_offsets_are_told(in_this_process, prepare_here, pairs, tiny_pack, tmp_path, capsys):
+    """By each row and the card; what is too far off is listed. Uncorrected ones are warned of, and learned from."""
     rng = np.random.default_rng(0)
     notes = [(onset, 0.2, rng.integers(45, 80), 80) for onset in np.sort(rng.uniform(0.2, 5.5, 30))]
     (tmp_path / "long.mid").write_bytes(midi_bytes(np.array(notes, NOTE_DTYPE)))
@@ -372,6 +372,14 @@ def test_corrected_offsets_are_told(prepare_here, pairs, tmp_path):
     assert "| `offset_s` | by which the notes were moved" in (folder / "README.md").read_text()
     skipped = [json.loads(line)["reason"] for line in (folder / "skipped.jsonl").read_text().splitlines()]
     assert skipped and all(said.startswith("short.wav: ") and "too much to be corrected" in said for said in skipped)
+    command = ["--codec", str(tiny_pack / "codec"), "--pairs", str(pairs), "--items", "1"]
+    command += ["--prompt-seconds", "1", "--target-seconds", "1"]
+    for more in ([], ["--correct-offset"]):
+        prepare_dataset.main([*command, *more, "--output-dir", str(tmp_path / f"other{len(more)}")])
+        said = capsys.readouterr().err
+        begun = "warning: of 2 recordings looked at, 2 not in time with the MIDI (long.flac: the recording is " in said
+        ended = "which is too much to be corrected; move one of them): --correct-offset moves such MIDI or" in said
+        assert (begun, ended) == (not more, not more)
 
 
 def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):

@@ -3,6 +3,7 @@
 
 import csv
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -233,6 +234,13 @@ def test_what_is_not_in_time_is_moved_or_left_out(late, moved, tmp_path):
     recordings = PairedRecordings(tmp_path, 0)
     as_is = recordings.draw(0, DataArguments("train", 2.0, 2.0, 0, False))
     assert "offset_s" not in as_is[2]
+    looked_at, told = recordings.out_of_time("extend")
+    wanted = {
+        0.12: r"a.wav: the recording is 1\d\d ms later than its MIDI$",
+        1.0: "too much",
+        None: "belong together",
+    }
+    assert looked_at == 1 and len(told) == (moved != 0) and all(re.search(wanted[late], said) for said in told)
     data = DataArguments("train", 2.0, 2.0, 0, False, correct_offset=True)
     if moved is None:
         said = "too much to be corrected" if late else "do not seem to belong together"

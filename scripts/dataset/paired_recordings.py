@@ -29,6 +29,7 @@ from tokenization.tokenization_midivalle import MIDI_ENDINGS
 AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg")
 SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # as tables have it -> as we call it
 HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90)}  # by composition
+LOOKED_AT, GLANCE_S = 12, 62.0  # recordings, and s of each, that tell whether a corpus is in time with its MIDI
 CHECKED_S = 600.0  # of a recording that its level and its offset are judged by, at most: more does not fit into memory
 MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
 
@@ -201,6 +202,22 @@ class PairedRecordings:
         sizes = [path.stat().st_size if path.is_file() else 0 for path in audio]
         table = repr((self.pairs, [content[path] for path in midi], sizes))
         return {"seed": self.seed, "pairs_sha256": hashlib.sha256(table.encode()).hexdigest()[:12]}
+
+    def out_of_time(self, sustain: str) -> tuple[int, list[str]]:
+        """How many recordings were looked at, at most `LOOKED_AT` of all parts of the table, and a sentence for each
+        that is not in time with its MIDI, or does not seem to be of it; one that cannot be read tells nothing. It takes
+        a second for each."""
+        chosen = np.linspace(0, len(self.pairs) - 1, min(LOOKED_AT, len(self.pairs))).round().astype(int)
+        looked_at, found = 0, []
+        for pair in (self.pairs[i] for i in chosen):
+            audio, seconds = self.base / pair.audio, min(GLANCE_S, pair.end - pair.start)
+            try:
+                _, said = _offset(audio, self.base / pair.midi, sustain, pair.start, min(seconds, _length(audio)))
+            except MidiError:
+                continue
+            looked_at += 1
+            found += [said.removesuffix("; corrected")] if said else []
+        return looked_at, found
 
     def draw(self, index: int, data: DataArguments) -> tuple[Window, Window, dict]:
         """Prompt and target windows of item `index`, which do not overlap, and its provenance.
