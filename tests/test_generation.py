@@ -517,6 +517,14 @@ def test_wrong_input_is_refused(make_model, song, change, message):
         make_model().generate(**(row(song, 0) | change))
 
 
+def test_numbers_of_numpy_are_numbers(make_model, song):
+    model = make_model()
+    given = {"temperature": 1.5, "top_k": 40, "top_p": 0.75, "nar_temperature": 0.5}
+    numpy = {name: np.int64(value) if name == "top_k" else np.float32(value) for name, value in given.items()}
+    codes = [model.generate_codes(**row(song, 0), seed=9, **sampling) for sampling in (given, numpy)]
+    assert torch.equal(*codes)
+
+
 def test_codes_have_no_other_options_either(make_model, song):
     with pytest.raises(ValueError, match="no max_length: target_frames"):
         make_model().generate_codes(**row(song, 0), max_length=5)

@@ -418,7 +418,7 @@ class MidiValleGenerationMixin(GenerationMixin):
         together are the target that the NAR knows from training; what it predicts for the context is not used.
         """
         first, vectors = begun
-        sampler = Sampler(temperature > 0, temperature or 1.0)
+        sampler = Sampler(bool(temperature), temperature or 1.0)
         T = first.shape[1]
         places = torch.arange(T, device=first.device)
         inside = places < target_frames[:, None]
