@@ -36,7 +36,7 @@ from scripts.measuring.note_onsets.scores import note_scores
 from scripts.measuring.transcription import Transcriber, TranscriptionError
 from scripts.models.model_folder import ADAPTER_FILES, DEFAULT_MODEL, load_model, load_processor, model_folder
 from scripts.rendering.pieces import render_wave
-from scripts.training.adapter_card import CARD, adapter_card, base_facts
+from scripts.training.model_card import CARD, adapter_card, base_of
 from scripts.training.processes import run_errors
 from scripts.training.publishing import export
 from scripts.training.recipe_file import check_ranges, read_recipe
@@ -316,7 +316,7 @@ def adapt_files(args: argparse.Namespace, output: Path) -> dict:
     about = (recipe, recording.seconds, len(recording.notes), report["steps"])
     write_text(output / CARD, adapter_card(output.name, args.model, folder, *about, figures))
     config = json.loads((output / ADAPTER_FILES[0]).read_text())  # peft names the base by its path on this machine
-    write_json(output / ADAPTER_FILES[0], config | {"base_model_name_or_path": base_facts(args.model, folder)[0]})
+    write_json(output / ADAPTER_FILES[0], config | {"base_model_name_or_path": base_of(args.model, folder).name})
     return report
 
 

@@ -7,8 +7,8 @@
 The decoders are rounded to --dtype; the codec must be rounded to fp16 already (`scripts.train_codec` does it), since
 the decoders learned the codes of the rounded one; with --dtype float32, nothing is rounded. The tokenizer is the one
 that the AR has learned with. A listener, which tells the codec what it hears, lies in a folder of its own, `listener`.
-The folder loads in fp32. It is made beside --output, loaded again and compared, then
-moved in; other files of --output (prompts/, README.md) stay.
+The folder loads in fp32. It is made beside --output, loaded again and compared, then moved in; other files of --output
+(prompts/) stay, and so does a model card (README.md) that somebody has written or edited.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
 from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
+from scripts.training.model_card import CARD, add_licence, base_of, base_of_listener, is_edited, whole_card
 from scripts.unfinished import check_output_folder, set_usual_mode, unfinished_folder
 from tokenization import MidiValleTokenizer
 
@@ -97,19 +98,21 @@ def assemble(
     windows: dict[str, float] | None = None,
     listener: str | Path | None = None,
     quantize_listener: bool = False,
+    licence: str | None = None,
     **playing,
 ) -> dict[str, int]:
     """Make the folder `output` of three trained parts.
 
     Args:
         codec, ar, nar: folders that `from_pretrained` takes.
-        output: folder; its other files stay, its old weights are replaced.
+        output: folder; its other files stay, its old weights are replaced, and its card, unless somebody has edited it.
         dtype: precision in which AR and NAR are stored.
         max_mib: largest size of the whole folder, MiB.
         windows: `max_prompt_seconds`, `max_window_seconds`, `onset_delay_seconds` and `correct_level`, as in
             `MidiValleProcessor`.
         listener: folder of `train_codec listener`, or of a model that has one.
         quantize_listener: store it in int8, as `PianoListenerModel.quantize_` does.
+        licence: of the weights, for the card; that of all parts if not given.
         playing: `as_recorded`, `keys_from_midi`, `mean_vectors` and gains, as in `MidiValleConfig`.
     Returns:
         Parameters of each part by its name.
@@ -164,8 +167,13 @@ def assemble(
             for code in (temporary / LISTENER).glob("*.py"):  # remote code is looked for beside the model's own
                 os.replace(code, temporary / code.name)
         check_folder(temporary, rounded)
+        sizes = {name: part.num_parameters() for name, part in parts.items()}
+        if not is_edited(output / CARD):
+            bases = [base_of(str(folder)) for folder in folders.values()]
+            bases += [base_of_listener(listener)] if listener else []
+            (temporary / CARD).write_text(whole_card(output.name, sizes, bases, licence), encoding="utf-8")
         move_in(temporary, output, max_mib)
-    return {name: part.num_parameters() for name, part in parts.items()}
+    return sizes
 
 
 def tokenizer_of(ar: Path, nar: Path) -> MidiValleTokenizer:
@@ -265,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--max-window", type=float, default=16.0, metavar="S", help="longest target likewise, s (%(default)s)"
     )
+    add_licence(parser)
     args = parser.parse_args(argv)
     logging.disable_progress_bar()
     try:
@@ -284,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
             windows,
             args.listener,
             args.quantize_listener,
+            args.licence,
             **playing,
         )
     except (ValueError, OSError, SafetensorError) as error:  # a full disk is either of the last two

@@ -6,9 +6,10 @@
     torchrun --nproc-per-node 2 -m scripts.train ...                     # the same on two processes
     accelerate launch --config_file recipes/accelerate/ddp.yaml -m scripts.train ...  # or fsdp.yaml
 
-Writes `log.jsonl`, checkpoints `step_N`, and the averaged weights as `from_pretrained` folders: `model`, the last ones,
-and `best`, those of the lowest validation loss. Started again, however it ended, it goes on from the newest whole
-checkpoint as if it had never stopped; SIGTERM or Ctrl-C saves first. The runs of `--part both` are RUN/ar and RUN/nar.
+Writes `log.jsonl`, checkpoints `step_N`, and the averaged weights as `from_pretrained` folders with a model card:
+`model`, the last ones, and `best`, those of the lowest validation loss. Started again, however it ended, it goes on
+from the newest whole checkpoint as if it had never stopped; SIGTERM or Ctrl-C saves first. The runs of `--part both`
+are RUN/ar and RUN/nar.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from scripts.decoders.recipe import TrainRecipe
 from scripts.decoders.run import BadLossError, Run
 from scripts.models.model_folder import model_folder
 from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.model_card import RunCard, add_licence, decoder_card
 from scripts.training.processes import FolderLock, StopSignals, run_errors
 from scripts.training.publishing import push
 from scripts.training.recipe_file import model_of
@@ -89,8 +91,10 @@ def load_codebooks(folder: str | Path) -> torch.Tensor:
     return torch.stack([layer.codebook.embed for layer in layers])
 
 
-def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: Path) -> Run:
-    """The run that the command line asks for.
+def make_run(
+    args: argparse.Namespace, recipe: TrainRecipe, part: str, output: Path, card: RunCard | None = None
+) -> Run:
+    """The run that the command line asks for, whose weights get a `card`.
 
     Raises:
         ValueError: data, codec, recipe or checkpoint that cannot be used.
@@ -119,7 +123,7 @@ def make_run(args: argparse.Namespace, recipe: TrainRecipe, part: str, output: P
     data = info | {"shards": len(files), "rows": stream.shards.digest, "validation_rows": held_out.shards.digest}
     codebooks = load_codebooks(args.codec)
     model = start_model(recipe, part, codebooks)
-    return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec, tokenizer)
+    return Run(recipe, part, model, stream, validation, codebooks, output, data, args.codec, tokenizer, card)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -141,6 +145,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--push-to-hub", "--push_to_hub", metavar="OWNER/NAME", help="upload the last weights at the end"
     )
+    add_licence(parser)
     args = parser.parse_args(argv)
     if args.stop_after is not None and not args.stop_after > 0:
         parser.error("--stop-after must be above 0")
@@ -154,19 +159,21 @@ def train(args: argparse.Namespace) -> None:
     outputs = {part: args.output_dir / part if args.part == "both" else args.output_dir for part in parts}
     for output in (args.output_dir, *outputs.values()):
         check_output_folder(output)
-    args.codec = str(model_folder(args.codec, "--codec"))
+    codec, args.codec = args.codec, str(model_folder(args.codec, "--codec"))
     if args.part == "both":  # what the NAR cannot begin with is said before the AR has learned for hours
         start_model(recipe, "nar", load_codebooks(args.codec))
     for part, output in outputs.items():
-        run = make_run(args, recipe, part, output)
+        hub_id = args.push_to_hub and args.push_to_hub + (f"-{part}" if args.part == "both" else "")
+        card = decoder_card(part, recipe, args.data, codec, args.licence, hub_id)
+        run = make_run(args, recipe, part, output, card)
         with FolderLock(output), StopSignals() as signals:
             run.resume(args.force)
             limit = math.inf if args.stop_after is None else began + args.stop_after
             if not run.train(lambda: signals.received or time.time() > limit):  # noqa: B023  used up within the loop
                 run.accelerator.print(f"stopped at step {run.step} ({signals.received or '--stop-after'}); saved")
                 return
-        if args.push_to_hub and run.accelerator.is_main_process:
-            push(output / "model", args.push_to_hub + (f"-{part}" if args.part == "both" else ""))
+        if hub_id and run.accelerator.is_main_process:
+            push(output / "model", hub_id)
 
 
 def main(argv: list[str] | None = None) -> int:

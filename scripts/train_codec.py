@@ -31,9 +31,10 @@ EnCodec, as the paper does.
 
 A run goes on from its newest checkpoint; a signal saves one first. `features` and `codebooks` are fitted at once, and
 replace no earlier ones; they and `encode` take one process. The others take several: `accelerate launch -m
-scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: `log.jsonl`,
-`learning_curves.png`, and with `--validation` (rendered: the manifest's validation split) `samples/`, what has become
-of some fixed crops; the recipe's `report_to` sends all three to tensorboard or trackio too.
+scripts.train_codec ...` or `torchrun -m scripts.train_codec ...`. In the output folder: the codec or the listener with
+its model card, `log.jsonl`, `learning_curves.png`, and with `--validation` (rendered: the manifest's validation split)
+`samples/`, what has become of some fixed crops; the recipe's `report_to` sends the last three to tensorboard or trackio
+too.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from scripts.codec.run import CPU_BATCH, Run
 from scripts.models.model_folder import LISTENER, model_folder
 from scripts.models.trained_parts import codec_hash
 from scripts.rendering.manifest import weights_sha256
+from scripts.training.model_card import Base, add_licence, base_of, base_of_listener, codec_card
 from scripts.training.processes import run_errors
 from scripts.unfinished import check_output_folder
 
@@ -83,6 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="processes that prepare audio")
     parser.add_argument("--stop-after", type=float, help="seconds of wall time after which to save and stop")
     parser.add_argument("--force", action="store_true", help="go on though settings differ from the checkpoint's")
+    add_licence(parser)
     parser.epilog = f"--batch-size auto: as many crops as fill a GPU's memory; {CPU_BATCH} on a CPU."
     args = parser.parse_args(argv)
     if args.stop_after is not None and not args.stop_after > 0:
@@ -160,6 +163,15 @@ def decisive(args: argparse.Namespace, source, listener: str | None) -> dict:
     return about
 
 
+def bases_of(args: argparse.Namespace, codec: str | None) -> list[Base]:
+    """What the part goes on from, for its card; `codec` as it was given, `args.codec` being its folder."""
+    if args.part == "listener" and args.listener:
+        return [base_of_listener(args.listener)]
+    if args.part in ("features", "listener"):
+        return []
+    return [base_of(codec, Path(args.codec)) if codec else base_of(args.features)]
+
+
 def run_part(args: argparse.Namespace) -> None:
     """What the command line asks for."""
     recipe, output = CodecRecipe.from_yaml(args.config, batch_size=args.batch_size, steps=args.steps), args.output_dir
@@ -167,22 +179,23 @@ def run_part(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.part} is one process's work: start it without accelerate launch or torchrun")
     if output:
         check_output_folder(output)
-    if args.codec:
-        args.codec = str(model_folder(args.codec, "--codec"))
+    codec, args.codec = args.codec, args.codec and str(model_folder(args.codec, "--codec"))
     if args.part == "encode":
         return encode_pools(args.codec, args.audio)
+    data = args.audio or [args.midi_root, *args.piano]
+    card = codec_card(args.part, recipe, data, bases_of(args, codec), args.licence)
     source = source_of(args, recipe)
     size = CPU_BATCH if recipe.batch_size == "auto" else recipe.batch_size
     batches = CropBatches(source, recipe, size, args.workers)
     if args.part == "features":
-        return fit_features(recipe, batches, Path(output))
+        return fit_features(recipe, batches, Path(output), card)
     if args.part == "codebooks":
-        return fit_codebooks(recipe, args.codec, batches, Path(output))
+        return fit_codebooks(recipe, args.codec, batches, Path(output), card)
     learnt = args.listener if args.part in ("listener", "decoder", "whole") else None
     objective = objective_of(args.part, recipe, batches, args.codec, args.features, learnt, args.go_on)
     listener = trained_listener(args.listener) if args.listener and not learnt else None
     validation, about = validation_of(args, recipe), decisive(args, source, learnt)
-    run = Run(objective, recipe, source, output, args.workers, validation, listener, about, args.force)
+    run = Run(objective, recipe, source, output, args.workers, validation, listener, about, args.force, card)
     return run.train(args.stop_after)
 
 

@@ -9,6 +9,8 @@ import csv
 import queue
 import re
 import stat
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -191,6 +193,22 @@ def _write_midi(path, seed=0, seconds=6.0, density=8):
     score.tracks.append(track)
     score.to("tick").dump_midi(str(path))
     return path
+
+
+@pytest.fixture
+def run_python():
+    """`run_python(folder, program, *arguments)` -> what it prints in a process of its own in `folder`, in which nothing
+    of this repository can be imported."""
+
+    def run(folder, program, *arguments):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from scripts.dataset import own_recording
 from scripts.dataset.folder import midi_bytes
 from scripts.dataset.own_recording import Recording, encode, read_recording
 from scripts.measuring.metrics import colour_difference
-from scripts.training.adapter_card import adapter_card
+from scripts.training.model_card import adapter_card
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
 RECIPE = """
@@ -248,7 +248,7 @@ def test_an_adapter_is_learned_and_loads(run, folder, tmp_path, monkeypatch, has
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.library_name, card.data.license, card.data.base_model) == ("peft", "other", None)
     assert "from 1.0 min\nof a recording with 2" in card.text and "steps: 4" in card.text.split("```yaml")[1]
-    assert 'base = "model"  # its folder or Hub id' in card.text and "which tells no licence" in card.text
+    assert 'base = "model"  # its folder or Hub id' in card.text and "whose licence is not told" in card.text
     assert out.partition("\n| held part")[2].partition("\n4 steps")[0] in card.text
     base = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == "model" and str(tmp_path) not in card.content  # no path of this machine

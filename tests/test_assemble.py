@@ -2,12 +2,13 @@
 """`python -m scripts.assemble_model`: rounded parts in, a folder out that loads equal; nothing half-made is left."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor
@@ -38,16 +39,6 @@ listener = AutoModel.from_pretrained(sys.argv[1], subfolder="listener", trust_re
 assert "transformers_modules" in type(listener).__module__
 print(tuple(listener.hear(torch.zeros(1, 1, 1000)).shape))
 """
-
-
-def without_the_repository(folder, program, *arguments):
-    """What `program` prints in a process of its own, in which nothing of this repository can be imported."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
 
 
 def round_codec(codec):
@@ -151,7 +142,7 @@ def test_the_folder_loads_in_fp32_and_equals_the_rounded_parts(parts, dtype, tmp
     assert torch.equal(loaded.codec.encode_codes(wave), parts.codec.encode_codes(wave))
 
 
-def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path, capsys):
+def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, run_python, tmp_path, capsys):
     """In fp16 or int8, with its code where transformers looks for it."""
     assert assemble(tmp_path, "--listener", str(tmp_path / "heard")) == 2
     assert "the codec has no axes for what it hears" in capsys.readouterr().err
@@ -179,7 +170,7 @@ def test_a_listener_lies_beside_and_loads_from_there(parts, make_model, tmp_path
     assert stored(out / "listener")["keys.scale"].dtype == torch.float16
     assert load_listener(out).config.quantization == "int8" and load_listener(out).keys.scale.dtype == torch.float32
     assert assemble(tmp_path, *heard[2:]) == 2 and "is for --listener" in capsys.readouterr().err
-    assert without_the_repository(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
+    assert run_python(tmp_path, REMOTE_LISTENER, out).split() == ["(1,", "2,", "88)"]
     learns = trained_listener(out)
     assert learns.config.quantization is None and learns.keys.weight.requires_grad
     (tmp_path / "heard" / "listener" / "config.json").write_text("{")
@@ -262,7 +253,7 @@ def test_a_part_is_not_replaced_by_the_whole(parts, tmp_path, monkeypatch, capsy
     assert {path: path.read_bytes() for path in (tmp_path / "ar").iterdir()} == before
 
 
-def test_a_process_without_the_repository(parts, tmp_path):
+def test_a_process_without_the_repository(parts, run_python, tmp_path):
     assert assemble(tmp_path) == 0
     from symusic import Note, Score, Track
 
@@ -270,7 +261,38 @@ def test_a_process_without_the_repository(parts, tmp_path):
     score.tracks.append(Track(ttype="tick"))
     score.tracks[0].notes.append(Note(0, 480, 60, 80, ttype="tick"))
     score.dump_midi(str(tmp_path / "a.mid"))
-    assert int(without_the_repository(tmp_path, LOAD_REMOTE, tmp_path / "out", tmp_path / "a.mid")) == 16_000
+    assert int(run_python(tmp_path, LOAD_REMOTE, tmp_path / "out", tmp_path / "a.mid")) == 16_000
+
+
+def test_the_folder_has_a_card_that_works(parts, run_python, write_midi, tmp_path):
+    """Its example is run as it stands; its licence is that of all parts, or the one that is asked for."""
+    assert assemble(tmp_path) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    found = card.data.to_dict()
+    assert (found["library_name"], found["pipeline_tag"]) == ("transformers", "audio-to-audio")
+    assert "license" not in found and "`codec`, `ar`, `nar`, whose licence is not told" in card.text
+    assert {"midi", "piano"} <= set(found["tags"]) and f"| ar | {parts.ar.num_parameters():,} |" in card.text
+    assert str(tmp_path) not in card.content
+    for name, seconds in (("piece", 2.0), ("mine", 1.5)):
+        write_midi(tmp_path / f"{name}.mid", seconds=seconds)
+    soundfile.write(tmp_path / "mine.wav", 0.1 * np.random.default_rng(0).standard_normal(48_000), 32_000)
+    run_python(tmp_path, re.search(r"```python\n(.*?)```", card.text, re.S)[1])
+    wave, rate = soundfile.read(tmp_path / "piece.wav")
+    assert rate == 32_000 and len(wave) > 48_000
+    for name in ("codec", "ar", "nar"):
+        (tmp_path / name / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n# Part\n")
+    assert assemble(tmp_path) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "cc-by-nc-sa-4.0" and "licence holds for them too: cc-by-nc-sa-4.0." in card.text
+    (tmp_path / "nar" / "README.md").write_text("---\nlicense: mit\n---\n# Part\n")
+    assert assemble(tmp_path) == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license is None and "whose licences differ" in card.text
+    assert assemble(tmp_path, "--licence", "cc-by-nc-4.0") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "cc-by-nc-4.0" and "cc-by-nc-4.0. The weights are derived from" in card.text
+    with pytest.raises(SystemExit):
+        assemble(tmp_path, "--licence", "CC BY 4.0")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -27,6 +29,7 @@ from scripts.decoders.run import BadLossError, Run
 from scripts.decoders.validation import figures
 from scripts.models.trained_parts import load_part
 from scripts.training import publishing, run_log
+from scripts.training.model_card import NOTE, decoder_card, public_name
 from tokenization import MidiValleTokenizer
 
 RECIPE = """
@@ -110,6 +113,55 @@ def assert_same(one, other):
     assert one[0].keys() == other[0].keys()
     assert not [name for name, value in one[0].items() if not torch.equal(value, other[0][name])]
     assert one[1] == other[1] and one[2] == other[2]
+
+
+def test_exported_folders_have_a_card_that_works(run, run_python, tiny_data, tmp_path):
+    """Its example is run as it stands; it is written anew until somebody makes it their own."""
+    assert run("ar", tmp_path / "out") == 0
+    path = tmp_path / "out" / "model" / "README.md"
+    card = ModelCard.load(path)
+    found = card.data.to_dict()
+    assert (found["library_name"], found["pipeline_tag"]) == ("transformers", "audio-to-audio")
+    assert not {"license", "base_model", "datasets"} & set(found) and "None has been chosen yet" in card.text
+    assert f"Data: `{tiny_data.name}`. Steps done: 4, by this recipe" in card.text and "preset: tiny" in card.text
+    row = [row for row in run_log.read_log(tmp_path / "out" / "log.jsonl") if "validation_code_0" in row][-1]
+    assert (
+        "Validation at step 4" in card.text and f"| validation_code_0 | {row['validation_code_0']:.4g} |" in card.text
+    )
+    best = (tmp_path / "out" / "best" / "README.md").read_text()
+    assert re.search(r"Validation at step [24],", best) and "# out/best" in best
+    assert not re.search(rf"{tmp_path}|{tiny_data.parent}", card.content + best)  # no path of this machine
+    example = re.search(r"```python\n(.*?)```", card.text, re.S)[1]
+    said = "assert 'transformers_modules' in type(decoder).__module__\nprint(type(decoder).__name__)"
+    assert run_python(tmp_path, example + said) == "MidiValleARModel\n"
+    path.write_text(card.content.replace(NOTE, "Mine."))
+    assert run("ar", tmp_path / "out", "--licence", "mit") == 0  # the weights of the last checkpoint, again
+    assert "Mine." in path.read_text() and "license" not in ModelCard.load(path).data.to_dict()
+    path.unlink()
+    assert run("ar", tmp_path / "out", "--licence", "mit") == 0
+    assert ModelCard.load(path).data.license == "mit" and "## Licence\n\nmit." in path.read_text()
+
+
+def test_a_card_names_what_the_run_was_told(tmp_path):
+    """The licence of the weights that it began with, data of the Hub; no path, no password."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n# Base\n")
+    recipe = train.TrainRecipe(init_from=str(tmp_path / "base"))
+    about = (recipe, "owner/data@v1", str(tmp_path / "codes"), None, "owner/name")
+    card = ModelCard(decoder_card("nar", *about).text("owner/name", 7))
+    found = card.data.to_dict()
+    assert (found["license"], found["datasets"]) == ("cc-by-nc-sa-4.0", ["owner/data"])
+    assert "Begun with the weights of `base`. Data: `owner/data@v1`. Steps done: 7" in card.text
+    assert (
+        "init_from: base" in card.text
+        and "with codes of the codec `codes`." in card.text
+        and "Validation" not in card.text
+    )
+    assert "licence holds for them too: cc-by-nc-sa-4.0." in card.text and str(tmp_path) not in card.content
+    assert 'from_pretrained("owner/name", trust_remote_code=True)' in card.text
+    assert public_name("https://me:secret@example.org/data/v1?token=1") == "https://example.org/data/v1"
+    assert public_name("hf://datasets/owner/data") == "hf://datasets/owner/data"
+    assert public_name(tmp_path / "FONT.sf2:0") == "FONT.sf2:0"
 
 
 def test_weights_are_not_replaced_by_a_run_that_begins_anew(run, tmp_path, capsys):

@@ -2,6 +2,7 @@
 """`python -m scripts.train_codec` on tiny data: part after part, codes that stay, a listener that hears."""
 
 import json
+import re
 import shutil
 
 import huggingface_hub
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel, PianoListenerConfig, PianoListenerModel
@@ -72,7 +74,7 @@ def pool(tiny_pack, tmp_path_factory):
     return path
 
 
-def test_part_after_part(pool, tmp_path):
+def test_part_after_part(pool, tmp_path, monkeypatch):
     """Every command goes on from the one before; encoder and codebooks, and so the codes, stay while the decoder
     learns from the listener."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
@@ -83,7 +85,7 @@ def test_part_after_part(pool, tmp_path):
         shared += [] if part == "encode" else ["--output-dir", str(tmp_path / part)]
         return train_codec.main([part, *shared, *map(str, more)])
 
-    assert run("features") == 0
+    assert run("features", "--licence", "cc-by-4.0") == 0
     assert run("encoder", "--features", tmp_path / "features") == 0
     assert run("hearing", "--codec", tmp_path / "encoder" / "codec") == 0
     begun, heard = (load_file(tmp_path / part / "codec" / "model.safetensors") for part in ("encoder", "hearing"))
@@ -132,6 +134,21 @@ def test_part_after_part(pool, tmp_path):
     assert PianoEncodecModel.from_pretrained(tmp_path / "decoder" / "codec").decode_codes(torch.zeros(1, 4, 5).long())[
         0, 0
     ].shape == (3200,)
+    monkeypatch.chdir(tmp_path)
+    for folder, words in (
+        ("features", "Begun with new weights. Data: `pool.npy`. By this recipe"),
+        ("encoder/codec", "Begun with the weights of `features`."),
+        ("codebooks", "Begun with the weights of `codec`."),
+        ("listener/listener", "it hears which keys are struck"),
+        ("decoder/codec", "Steps done: 2, by this recipe"),
+    ):
+        card = ModelCard.load(f"{folder}/README.md")
+        assert card.data.license == (None if "listener" in folder else "cc-by-4.0")  # it goes on from part to part
+        assert words in card.text and str(tmp_path) not in card.content and str(pool.parent) not in card.content
+        made = {}
+        exec(re.search(r"```python\n(.*?)```", card.text, re.S)[1], made)  # as it stands, in this repository
+        assert made["struck"].shape == (1, 50, 88) if "listener" in folder else made["audio"].shape == (1, 1, 32_000)
+    assert re.search(r"at step 2, .*\| validation_f1 \| [\d.]+ \|", card.text, re.S)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +195,11 @@ def test_what_cannot_be_written_is_found_before_the_fit(pool, tmp_path, capsys):
     arguments = ["features", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
     assert train_codec.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
-    assert "out: is not a folder; give another" in said.err and "axes keep" not in said.out and (tmp_path / "out").read_text() == "mine"
+    assert (
+        "out: is not a folder; give another" in said.err
+        and "axes keep" not in said.out
+        and (tmp_path / "out").read_text() == "mine"
+    )
     for option in (("--stop-after", "nan"), ("--stop-after", "0"), ("--workers", "-1")):
         with pytest.raises(SystemExit):
             train_codec.main([*arguments, "--output-dir", str(tmp_path / "out"), *option])

@@ -33,9 +33,10 @@ from scripts.codec.quantizer import kmeans_start
 from scripts.codec.recipe import CodecRecipe
 from scripts.models.model_folder import LISTENER, load_listener
 from scripts.models.trained_parts import codec_hash, load_part
+from scripts.training.model_card import CARD, RunCard, is_edited
 from scripts.training.processes import RunError
 from scripts.training.recipe_file import model_of
-from scripts.unfinished import set_usual_mode, unfinished_file
+from scripts.unfinished import set_usual_mode, unfinished_file, write_text
 
 SHIPPED_DTYPE, WEIGHTS = torch.float16, "model.safetensors"
 
@@ -105,8 +106,9 @@ def _check_crops(part: str, recipe: CodecRecipe, batches: CropBatches, listened:
 
 
 @torch.no_grad()
-def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> None:
-    """Fit the axes to audio; writes `features.safetensors` and a codec folder for the encoder to begin with."""
+def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path, card: RunCard | None = None) -> None:
+    """Fit the axes to audio; writes `features.safetensors` and a codec folder, with its card, for the encoder to begin
+    with."""
     torch.manual_seed(recipe.seed)
     with model_of("model"):
         codec = PianoEncodecModel(PianoEncodecConfig(**recipe.model))
@@ -115,12 +117,15 @@ def fit_features(recipe: CodecRecipe, batches: CropBatches, output: Path) -> Non
     bands, _ = collect(batches, lambda b: features.bands(b["input_values"]).flatten(0, 1), recipe.kmeans_vectors)
     print(f"{len(features.basis.T)} axes keep {features.fit(bands):.4f} of the variance of {len(bands)} frames")
     save_whole(features.state_dict(), output / "features.safetensors")
-    export_rounded(codec.state_dict(), codec.config, output)
+    export_rounded(codec.state_dict(), codec.config, output, card and card.text(output.resolve().name))
 
 
 @torch.no_grad()
-def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path) -> None:
-    """Fit the codebooks to a trained encoder at shipped precision, by k-means. From here on the codes stay."""
+def fit_codebooks(
+    recipe: CodecRecipe, encoder: str, batches: CropBatches, output: Path, card: RunCard | None = None
+) -> None:
+    """Fit the codebooks to a trained encoder at shipped precision, by k-means; writes a codec folder with its card.
+    From here on the codes stay."""
     codec = _load_codec(encoder)
     if recipe.kmeans_vectors < codec.config.codebook_size:
         raise ValueError(f"kmeans_vectors: {recipe.kmeans_vectors} are fewer than {codec.config.codebook_size} codes")
@@ -135,7 +140,7 @@ def fit_codebooks(recipe: CodecRecipe, encoder: str, batches: CropBatches, outpu
     vectors, step = collect(batches, latents, recipe.kmeans_vectors)
     left = kmeans_start(codec.quantizer, vectors, step, torch.Generator().manual_seed(recipe.seed))
     print(f"codebooks leave {[round(v, 4) for v in left]} of the variance")
-    export_rounded(codec.state_dict(), codec.config, output)
+    export_rounded(codec.state_dict(), codec.config, output, card and card.text(output.resolve().name))
 
 
 @torch.no_grad()
@@ -170,8 +175,11 @@ def collect(batches: CropBatches, latent_of, count: int) -> tuple[torch.Tensor, 
             return torch.cat(found), len(found[0])
 
 
-def export_rounded(state: dict[str, torch.Tensor], config: PreTrainedConfig, folder: Path) -> None:
-    """Save a codec or listener as a folder `from_pretrained` takes, in the shipped precision and codebooks in fp32."""
+def export_rounded(
+    state: dict[str, torch.Tensor], config: PreTrainedConfig, folder: Path, card: str | None = None
+) -> None:
+    """Save a codec or listener as a folder `from_pretrained` takes, in the shipped precision and codebooks in fp32,
+    with its card, unless somebody has edited the one that is there."""
     rounded = {
         name: value.detach().cpu().to(torch.float32 if "codebook" in name else SHIPPED_DTYPE)
         for name, value in state.items()
@@ -179,6 +187,8 @@ def export_rounded(state: dict[str, torch.Tensor], config: PreTrainedConfig, fol
     folder.mkdir(parents=True, exist_ok=True)
     config.dtype = "float32"
     config.save_pretrained(folder)
+    if card is not None and not is_edited(folder / CARD):
+        write_text(folder / CARD, card)
     save_whole(rounded, folder / WEIGHTS)  # last: where they are, all is there
 
 

@@ -52,10 +52,21 @@ class Run:
         listener: hears the validation's output; None: the objective's own, if it has one.
         about: what else must be the same when the run goes on.
         force: go on with other settings than the checkpoint's.
+        card: `RunCard` of what is exported.
     """
 
     def __init__(
-        self, objective, recipe, source, output, workers=0, validation=None, listener=None, about=None, force=False
+        self,
+        objective,
+        recipe,
+        source,
+        output,
+        workers=0,
+        validation=None,
+        listener=None,
+        about=None,
+        force=False,
+        card=None,
     ):
         self.recipe, self.source, self.output, self.workers = recipe, source, Path(output), workers
         trackers = installed_trackers(recipe.report_to)  # the processes find one another in the next line
@@ -67,7 +78,7 @@ class Run:
         if self.listener is not None:
             self.listener.to(self.device)
         self.validation = {k: v.to(self.device) for k, v in validation.items()} if validation else None
-        self.settings, self.force = settings_of(recipe.decisive(), **(about or {})), force
+        self.settings, self.force, self.card = settings_of(recipe.decisive(), **(about or {})), force, card
         self.learner = Learner(objective, recipe, self.device, self.output)
         self.step, self.saved, self.crops, self.seconds, self.totals = 0, -1, 0, 0.0, {}
         self.batches, self.base, self.batch_size = 0, 0, 0  # see CropBatches
@@ -172,7 +183,10 @@ class Run:
             return
         listener, codec = self._results()
         folder = listener if isinstance(self.model, PianoListenerModel) else codec
-        export_rounded(self.learner.average, self.model.config, folder)
+        path, card = f"{self.output.resolve().name}/{folder.name}", None
+        if self.card is not None:
+            card = self.card.text(path, self.step, self.log.validated(self.step))
+        export_rounded(self.learner.average, self.model.config, folder, card)
 
     def _batch_size(self) -> int:
         if self.recipe.batch_size != "auto":

@@ -45,6 +45,7 @@ class Run:
         data (`dict`): what tells the data from others; a resumed run must have the same.
         codec (`str` or `Path`, *optional*): folder of the codec; without it trackers get no sound.
         tokenizer (`MidiValleTokenizer`, *optional*): what notes are read with; saved beside the weights.
+        card (`RunCard`, *optional*): likewise.
     Raises:
         RunError: see `make_accelerator`.
     """
@@ -61,12 +62,13 @@ class Run:
         data=None,
         codec=None,
         tokenizer=None,
+        card=None,
     ):
         self.recipe, self.part, self.stream, self.output, self.codec = recipe, part, stream, Path(output), codec
         trackers = installed_trackers(recipe.report_to)
         self.accelerator = make_accelerator(log_with=trackers or None, project_dir=output)
         self.shows_samples = bool(trackers and codec and validation and recipe.sample_seconds)
-        self.core, self.tokenizer = core, tokenizer
+        self.core, self.tokenizer, self.card = core, tokenizer, card
         if recipe.gradient_checkpointing:
             core.activation_checkpointing_enable({"use_reentrant": False})
         losses = DecoderLosses(core, codebooks, recipe)
@@ -309,7 +311,16 @@ class Run:
     def _export(self, average: dict[str, torch.Tensor]) -> None:
         best = self.best is not None and self.best["step"] == self.step and not self.micro_step
         for name in ["model", "best"] if best else ["model"]:
-            together(lambda folder=self.output / name: export(self.core, folder, average, self.tokenizer))
+            given = average, self.tokenizer
+            together(lambda name=name, given=given: export(self.core, self.output / name, *given, self._card_of(name)))
+
+    def _card_of(self, name: str) -> str | None:
+        """The card of the folder `name`, by what was logged so far; only the last weights go to the Hub."""
+        if self.card is None:
+            return None
+        path = f"{self.output.resolve().name}/{name}"
+        path = self.card.hub_id or path if name == "model" else path
+        return self.card.text(path, self.step, self.log.validated(self.step))
 
     def _tick(self) -> None:
         now = time.time()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from scripts.training.model_card import CARD, is_edited
 from scripts.training.processes import RunError
 from scripts.unfinished import set_usual_mode
 
@@ -16,9 +17,9 @@ class PublishError(RunError):
     """A folder that cannot be written; one sentence."""
 
 
-def export(model, folder: Path, state: dict | None = None, tokenizer=None) -> None:
-    """`save_pretrained` of a model, and of its `tokenizer`, beside `folder`, then file by file into it: a reader finds
-    whole files at any moment.
+def export(model, folder: Path, state: dict | None = None, tokenizer=None, card: str | None = None) -> None:
+    """`save_pretrained` of a model, and of its `tokenizer`, with its `card`, beside `folder`, then file by file into
+    it: a reader finds whole files at any moment. A card that somebody has edited stays.
 
     Raises:
         PublishError: a full disk, say; what was there before stays.
@@ -26,16 +27,18 @@ def export(model, folder: Path, state: dict | None = None, tokenizer=None) -> No
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _export(model, folder, temporary, state, tokenizer)
+        _export(model, folder, temporary, state, tokenizer, card)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise PublishError(f"{folder} could not be written ({error}); what was there is as it was") from error
 
 
-def _export(model, folder: Path, temporary: Path, state: dict | None, tokenizer) -> None:
+def _export(model, folder: Path, temporary: Path, state: dict | None, tokenizer, card: str | None) -> None:
     model.save_pretrained(temporary, state_dict=None if state is None else dict(state))  # it empties what it is given
     if tokenizer is not None:
         tokenizer.save_pretrained(temporary)
+    if card is not None and not is_edited(folder / CARD):
+        (temporary / CARD).write_text(card, encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(temporary.iterdir(), key=lambda path: path.suffix == ".safetensors"):  # weights last
         set_usual_mode(path)

@@ -95,6 +95,14 @@ class RunLog:
             return
         write_text(path, "".join(json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= step))
 
+    def validated(self, step: int) -> tuple[int, dict[str, float]] | None:
+        """The newest figures of validation at `step` or before, and their step; None without any."""
+        for row in reversed(_figures(self.folder)[0]):
+            found = {name: value for name, value in row.items() if name.startswith("validation_")}
+            if found and row["step"] <= step:
+                return row["step"], found
+        return None
+
     def close(self) -> None:
         """End the trackers."""
         for tracker in self.accelerator.trackers:
