@@ -18,6 +18,7 @@ LONGEST_LAG_S = 2.0  # offsets are looked for up to here
 EARLY_S = (
     0.005  # by which this measure finds the strikes of recordings that are in time early (mean of the bundled prompts)
 )
+ALIKE = 0.9  # of the correlation's peak: where the music repeats itself a beat off, chance decides which is the higher
 CLEAR = 14.0  # peak of the correlation above its median, in median deviations: less is no match (own 24, foreign 13)
 FEWEST_NOTES, SHORTEST_S = 4, 1.5  # with less an offset cannot be told
 IN_TIME_S, CORRECTED_S = 0.02, 0.3  # a smaller offset is none, a larger one is not corrected but told
@@ -38,7 +39,8 @@ def measure_offset(wave: np.ndarray, notes: np.ndarray) -> tuple[float, float]:
 
     Returns:
         `tuple(float, float)`: offset in s, positive where the sound comes after the MIDI (to add to the onsets), within
-        2 s; and how clearly the peak of the correlation stands out. Below `CLEAR` they do not match at any offset.
+        2 s, and of several that fit about equally well (notes repeated in time) the one that is none; and how clearly
+        the peak of the correlation stands out. Below `CLEAR` they do not match at any offset.
     """
     rise = _rise(wave[: round(FULL_S * SAMPLING_RATE)])  # (frames, 12)
     frames, longest = len(rise), round(LONGEST_LAG_S * SAMPLING_RATE / HOP)
@@ -52,11 +54,14 @@ def measure_offset(wave: np.ndarray, notes: np.ndarray) -> tuple[float, float]:
     lags = np.arange(-longest, longest + 1)
     correlation = correlation[lags - longest]  # strikes[longest] is time 0; negative places wrap around
     correlation = np.convolve(correlation, np.hanning(9) / np.hanning(9).sum(), "same")  # a strike is no single frame
-    best = int(correlation.argmax())
-    spread = np.median(np.abs(correlation - np.median(correlation))) + 1e-12
-    return float(lags[best] * HOP / SAMPLING_RATE + EARLY_S), float(
-        (correlation[best] - np.median(correlation)) / spread
-    )
+    correlation = correlation - np.median(correlation)
+    spread = np.median(np.abs(correlation)) + 1e-12
+    beside = np.pad(correlation, 1, constant_values=-np.inf)
+    is_peak = (correlation >= np.maximum(beside[:-2], beside[2:])) & (correlation >= ALIKE * correlation.max())
+    offsets = lags * HOP / SAMPLING_RATE + EARLY_S
+    in_time = np.flatnonzero(is_peak & (np.abs(offsets) < IN_TIME_S))
+    best = in_time[0] if len(in_time) else correlation.argmax()
+    return float(offsets[best]), float(correlation[best] / spread)
 
 
 def check_offset(wave: np.ndarray, notes: np.ndarray, name: str) -> tuple[float, str]:
