@@ -2,9 +2,11 @@
 """Piano roll above spectrogram, on one time axis.
 
 python -m scripts.plots demo.wav demo.mid demo.png
+python -m scripts.plots span.wav demo.mid span.png --start 60     # of scripts.render demo.mid span.wav --start 60
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -86,13 +88,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("audio", metavar="AUDIO.wav", help="WAV or FLAC")
     parser.add_argument("midi", metavar="INPUT.mid", help="the performance that was rendered")
     parser.add_argument("output", metavar="OUTPUT.png", help="replaced if it exists")
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="where in the MIDI the audio begins, s")
     args = parser.parse_args(argv)
+    if not 0 <= args.start < math.inf:
+        print(f"plots: --start {args.start} must be 0 or more", file=sys.stderr)
+        return 2
     if not Path(args.output).suffix.strip("."):  # matplotlib would write another file, with .png behind the name
         print(f"plots: {args.output}: has no ending that tells the kind of picture; add .png", file=sys.stderr)
         return 2
     try:
         wave = to_mono_32k(*read_audio(args.audio))
         notes = load_performance(args.midi).notes
+        notes["onset"] -= args.start
     except ValueError as error:  # MidiError or AudioError
         print(f"plots: {error}", file=sys.stderr)
         return 2

@@ -1228,6 +1228,20 @@ def test_a_plot_that_cannot_be_finished_leaves_what_was_there(inputs, monkeypatc
     assert Path("plot.png").read_bytes() == b"whole" and sorted(Path().glob("*plot*")) == [Path("plot.png")]
 
 
+def test_a_plot_of_a_span_has_the_notes_where_they_sound(inputs, monkeypatch, capsys):
+    monkeypatch.chdir(inputs)
+    onsets, draw = [], plots.draw_piano_roll
+    monkeypatch.setattr(
+        plots, "draw_piano_roll", lambda axis, notes: (onsets.append(notes["onset"]), draw(axis, notes))
+    )
+    assert plots.main(["noise.wav", "good.mid", "whole.png"]) == 0
+    assert plots.main(["noise.wav", "good.mid", "span.png", "--start", "0.25"]) == 0
+    assert onsets[1] == pytest.approx(onsets[0] - 0.25)
+    for start in ("-1", "nan", "inf"):
+        assert plots.main(["noise.wav", "good.mid", "no.png", f"--start={start}"]) == 2 and not Path("no.png").exists()
+    assert capsys.readouterr().err.count("must be 0 or more") == 3
+
+
 def test_plots(inputs, monkeypatch, capsys):
     monkeypatch.chdir(inputs)
     Path("for $x^$.mid").write_bytes(Path("good.mid").read_bytes())
