@@ -158,7 +158,9 @@ def draw_curves(folder: Path) -> Path:
         panels.setdefault(re.sub(r"_\d+$", "", name.removeprefix("validation_")), []).append(name)
     columns = min(len(panels), 3)
     shape = -(-len(panels) // columns), columns
-    figure, axes = pyplot.subplots(*shape, figsize=(5 * columns, 3 * shape[0]), layout="constrained", squeeze=False)
+    figure, axes = pyplot.subplots(*shape, figsize=(5 * columns, 3 * shape[0]), squeeze=False)
+    # shares of a panel of 5 x 3 inches; to have them found would take as long as all the rest
+    figure.subplots_adjust(0.16 / columns, 0.16 / shape[0], 1 - 0.04 / columns, 1 - 0.1 / shape[0], 0.25, 0.38)
     for axis, (panel, lines) in zip(axes.flat, panels.items()):
         for name in lines:
             points = [(row["hours"], row[name]) for row in rows if name in row]
