@@ -257,7 +257,11 @@ def plot(path: Path, excerpt: Excerpt, waves: dict[str, np.ndarray]) -> None:
     from matplotlib import pyplot as plt
 
     panels = {"prompt": excerpt.prompt.wave} | waves
-    figure, axes = plt.subplots(len(panels), 1, figsize=(14, 3 * len(panels)), constrained_layout=True)
+    rows = len(panels)
+    figure, axes = plt.subplots(rows, 1, figsize=(14, 3 * rows))
+    figure.subplots_adjust(
+        0.06, 0.12 / rows, 0.99, 1 - 0.28 / rows, hspace=0.3
+    )  # having them found takes as long again
     for axis, (name, wave) in zip(axes, panels.items()):
         axis.specgram(wave + 1e-9, NFFT=2048, Fs=SAMPLING_RATE, noverlap=1408, vmin=-140, vmax=-40, cmap="magma")
         axis.set(ylim=(0, 6000), title=name, ylabel="Hz")

@@ -251,9 +251,10 @@ def recorded(piece, seconds, rng):
     """A recording of notes: decaying tones with three partials, and noise."""
     wave = 0.003 * rng.standard_normal(round(seconds * RATE))
     for note in piece.notes:
-        time = np.arange(len(wave)) / RATE - note["onset"]
+        tail = wave[max(round(note["onset"] * RATE), 0) :][: 4 * RATE]  # nothing is left of a tone after that
+        time = np.arange(len(tail)) / RATE
         tone = sum(np.sin(2 * np.pi * k * 440 * 2 ** ((note["pitch"] - 69) / 12) * time) / k for k in (1, 2, 3))
-        wave += 0.05 * tone * np.exp(-np.maximum(time, 0) / 0.3) * (time >= 0)
+        tail += 0.05 * tone * np.exp(-time / 0.3)
     return wave.astype(np.float32)
 
 

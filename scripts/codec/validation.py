@@ -59,7 +59,9 @@ def validate(
 
 def draw_pairs(pairs: list[tuple[np.ndarray, np.ndarray]], path: Path) -> None:
     """Spectrograms of each crop (left) and what the codec makes of it (right)."""
-    figure, axes = pyplot.subplots(len(pairs), 2, figsize=(14, 3 * len(pairs)), layout="constrained", squeeze=False)
+    rows = len(pairs)
+    figure, axes = pyplot.subplots(rows, 2, figsize=(14, 3 * rows), squeeze=False)
+    figure.subplots_adjust(0.06, 0.15 / rows, 0.99, 1 - 0.12 / rows, 0.12, 0.35)
     for row, pair in zip(axes, pairs, strict=True):
         for axis, wave, name in zip(row, pair, ("truth", "codec"), strict=True):
             draw_spectrogram(
