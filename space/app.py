@@ -24,6 +24,7 @@ DEFAULT_MODEL = "checkpoints/starter"
 MODEL = os.environ.get("MIDIVALLE_MODEL", DEFAULT_MODEL)
 REVISION = os.environ.get("MIDIVALLE_REVISION")
 EXAMPLES = Path(__file__).parent / "examples"
+MIDI_ENDINGS = [".mid", ".midi", ".kar", ".smf"]  # those that the tokenizer knows
 MAX_BYTES, MAX_NOTES, MAX_MINUTES = 2_000_000, 5_000, 10  # of a MIDI file
 MAX_PROMPT_BYTES, MAX_PROMPT_SECONDS = 25_000_000, 120.0  # of an uploaded recording: two minutes of a CD's format
 MAX_SECONDS = 60.0  # rendered at once
@@ -217,7 +218,7 @@ def build():
     names = prompt_names()
     with gr.Blocks(title="MIDI-VALLE", delete_cache=(600, 3600)) as page:
         gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
-        midi = gr.File(label="MIDI", file_types=[".mid", ".midi"], type="filepath", elem_id="midi")
+        midi = gr.File(label="MIDI", file_types=MIDI_ENDINGS, type="filepath", elem_id="midi")
         prompt = gr.Dropdown(names, value=names[0] if names else None, label="Piano and room")
         with gr.Accordion("Your own piano instead", open=False):
             gr.Markdown(
@@ -226,7 +227,7 @@ def build():
             )
             with gr.Row():
                 prompt_audio = gr.File(label="Recording", file_types=[".wav", ".flac"], elem_id="prompt_audio")
-                prompt_midi = gr.File(label="Its MIDI", file_types=[".mid", ".midi"], elem_id="prompt_midi")
+                prompt_midi = gr.File(label="Its MIDI", file_types=MIDI_ENDINGS, elem_id="prompt_midi")
         start = checked("start", gr.Number(0, label="Start (s)", minimum=0))
         seconds = checked("length", gr.Slider(1, MAX_SECONDS, 15, step=1, label="Length (s)"))
         likeliest = "Temperature (0: always the likeliest sound)"

@@ -46,6 +46,7 @@ from scripts.rendering.manifest import (
     manifest_path,
     read_manifest,
     software,
+    was_verified,
     weights_sha256,
 )
 from scripts.rendering.pcm_stream import PcmStream
@@ -466,6 +467,8 @@ def finish(setting: Setting, task: Task, job: Job) -> None:
         write_json(task.output.with_suffix(".report.json"), report)
         total = report["summary"]
         say(f"{task.output.name}: {total['right']} of {counted(total['notes'], 'note')} heard, onset F1 {total['f1']}")
+    elif was_verified(manifest_path(task.output)):  # what is replaced has a report, which does not hold any more
+        task.output.with_suffix(".report.json").unlink(missing_ok=True)
     write_json(manifest_path(task.output), content)
     if job.journal:
         job.journal.remove()

@@ -64,6 +64,14 @@ def manifest_path(output: Path) -> Path:
     return output.with_suffix(".json")
 
 
+def was_verified(path: Path) -> bool:
+    """Whether a manifest of that name says that there is a report beside it."""
+    try:
+        return bool(json.loads(path.read_text())["recipe"]["verify"])
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not one of ours
+        return False
+
+
 def read_manifest(path: str | Path) -> dict:
     """A manifest, checked for its keys and for files that have changed since.
 
