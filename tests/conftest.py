@@ -56,6 +56,14 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Training runs in a test's own process draw no curves unless it is about them: that takes longer than their
+    steps."""
+    if "draws" not in request.keywords and (run_log := sys.modules.get("scripts.training.run_log")):
+        monkeypatch.setattr(run_log.RunLog, "draw", lambda *_, **__: None)
+
+
 PUBLISHED_TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
 
 

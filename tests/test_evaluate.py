@@ -197,8 +197,9 @@ def test_a_codec_alone(tiny_pack, transcriber, tmp_path):
     assert list(summary) == ["truth", "codec"] and transcriber.asked == 2
 
 
-def test_several_codecs_share_one_truth(tiny_pack, transcriber, tmp_path, capsys):
+def test_several_codecs_share_one_truth(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):
     """Each is a system of its own; a second run takes the truth from the first, but only the same truth."""
+    monkeypatch.setattr(evaluate, "plot", lambda *_: None)  # which takes longer than all the rest
     other = tmp_path / "other" / "codec"
     shutil.copytree(tiny_pack / "codec", other)
     codecs = ["--codec", tiny_pack / "codec", "--codec", other]

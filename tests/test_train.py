@@ -189,6 +189,7 @@ def test_splits_with_and_without_pedals_are_refused(run, tiny_data, tmp_path, ca
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.draws
 def test_a_run_without_a_figure_ends_well(tiny_data, tiny_pack, tmp_path):
     """Shorter than `log_steps`, and with no validation: there is nothing to draw."""
     run = make_run("ar", tiny_data, tiny_pack / "codec", tmp_path / "out", steps=1, log_steps=9)
@@ -197,6 +198,7 @@ def test_a_run_without_a_figure_ends_well(tiny_data, tiny_pack, tmp_path):
     assert not (tmp_path / "out" / "learning_curves.png").exists()
 
 
+@pytest.mark.draws
 @pytest.mark.parametrize("part", ["ar", "nar"])
 def test_resumed_equals_uninterrupted(run, part, tmp_path):
     """Four steps, and two after the checkpoint of the second, by command line."""
@@ -794,6 +796,7 @@ def test_a_log_goes_on_behind_its_checkpoint(tmp_path):
     assert ended == [True]
 
 
+@pytest.mark.draws
 def test_curves_are_drawn_once_a_minute_and_at_the_end(tmp_path, monkeypatch):
     """Not at every checkpoint: a picture takes a second. By the first process, and not before there is a figure."""
     now, drawn = [100.0], []

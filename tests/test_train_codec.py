@@ -74,6 +74,7 @@ def pool(tiny_pack, tmp_path_factory):
     return path
 
 
+@pytest.mark.draws
 def test_part_after_part(pool, tmp_path, monkeypatch):
     """Every command goes on from the one before; encoder and codebooks, and so the codes, stay while the decoder
     learns from the listener."""
