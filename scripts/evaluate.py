@@ -259,9 +259,8 @@ def plot(path: Path, excerpt: Excerpt, waves: dict[str, np.ndarray]) -> None:
     panels = {"prompt": excerpt.prompt.wave} | waves
     rows = len(panels)
     figure, axes = plt.subplots(rows, 1, figsize=(14, 3 * rows))
-    figure.subplots_adjust(
-        0.06, 0.12 / rows, 0.99, 1 - 0.28 / rows, hspace=0.3
-    )  # having them found takes as long again
+    # shares of a panel; to have them found would take as long as all the rest
+    figure.subplots_adjust(0.06, 0.12 / rows, 0.99, 1 - 0.28 / rows, hspace=0.3)
     for axis, (name, wave) in zip(axes, panels.items()):
         axis.specgram(wave + 1e-9, NFFT=2048, Fs=SAMPLING_RATE, noverlap=1408, vmin=-140, vmax=-40, cmap="magma")
         axis.set(ylim=(0, 6000), title=name, ylabel="Hz")

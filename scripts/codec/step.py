@@ -135,7 +135,7 @@ class Learner:
         path = self.output / f"bad_batch_{rank()}.safetensors"
         save_file({k: v.cpu().contiguous() for k, v in batch.items()}, path)
         set_usual_mode(path)
-        values = {name: float(value) for name, value in losses.items()}
+        values = {name: value.item() for name, value in losses.items()}
         return RunError(
             f"{what} of step {self.step} is not finite ({values}); its batch is {path}, the newest checkpoint is of "
             "before: look at the batch, or lower learning_rate in a new run"
