@@ -157,7 +157,7 @@ def _next_result(done, workers: list):
     """What a process reports next; an error if one died without a word, which would otherwise be waited for."""
     while True:
         try:
-            return done.get(timeout=5)
+            return done.get(timeout=1)
         except queue.Empty:
             if any(worker.exitcode for worker in workers):
                 return SourceError("a process died (see above; out of memory?); start again, finished shards are kept")
@@ -271,6 +271,7 @@ def main(argv: list[str] | None = None) -> int:
         args.codec = str(model_folder(args.codec, "--codec"))
         recordings = _recordings(args, data)
         settings, excluded = _settings(args, recordings), recordings.excluded  # before any process is started
+        load_part("codec", args.codec)  # what is wrong with it, too
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         check_folder(Path(args.output_dir), args.split, settings)
         mine = range(args.shard_index, _shard_count(args), args.num_shards)

@@ -35,7 +35,7 @@ from scripts.decoders.objectives import start_from_codebooks
 from scripts.decoders.recipe import TrainRecipe
 from scripts.decoders.run import BadLossError, Run
 from scripts.models.model_folder import model_folder
-from scripts.models.trained_parts import codec_hash, load_part
+from scripts.models.trained_parts import codec_hash, load_codebooks, load_part
 from scripts.training.model_card import RunCard, add_licence, decoder_card
 from scripts.training.processes import FolderLock, StopSignals, run_errors
 from scripts.training.publishing import push
@@ -83,12 +83,6 @@ def check_can_learn(part: str, config, codebooks: torch.Tensor) -> None:
     wanted, found = tuple(codebooks.shape[:2]), (config.num_codebooks, config.codebook_size)
     if found != wanted:
         raise ValueError(f"{part}: num_codebooks and codebook_size are {found}, but the codec has {wanted}")
-
-
-def load_codebooks(folder: str | Path) -> torch.Tensor:
-    """`(K, codebook_size, D)` of a codec folder."""
-    layers = load_part("codec", folder).quantizer.layers
-    return torch.stack([layer.codebook.embed for layer in layers])
 
 
 def make_run(

@@ -4,6 +4,8 @@
 import csv
 import io
 import json
+import multiprocessing
+import os
 import pickle
 import queue
 import shutil
@@ -213,20 +215,36 @@ def test_a_whole_model_is_as_good_as_its_codec(make_model, tmp_path):
     assert torch.equal(*codes)
 
 
-def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, capfd):
-    """A missing codec, and one whose configuration kills the process: exit code 2, no endless waiting."""
+def test_bad_codecs_are_one_sentence(tiny_pack, prepare_command, tmp_path, monkeypatch, capsys):
+    """A missing codec, and one with a damaged configuration: exit code 2, before any process is started."""
+    monkeypatch.setattr(prepare_dataset, "_make", None)
     (tmp_path / "file").write_text("mine")
-    assert (
-        prepare_command(tmp_path / "file") == 2
-        and "file: is not a folder; give another --output-dir" in capfd.readouterr().err
-    )
+    assert prepare_command(tmp_path / "file") == 2
+    assert "file: is not a folder; give another --output-dir" in capsys.readouterr().err
     assert prepare_command(tmp_path / "out", "--codec", tmp_path / "none") == 2
-    assert "none: no such folder, and not a Hub id" in capfd.readouterr().err and not (tmp_path / "out").exists()
+    assert "none: no such folder, and not a Hub id" in capsys.readouterr().err and not (tmp_path / "out").exists()
     shutil.copytree(tiny_pack / "codec", tmp_path / "codec")
     (tmp_path / "codec" / "config.json").write_text('{"model_type": "piano_encodec", "upsampling_ratios": "no"}')
-    assert prepare_command(tmp_path / "out", "--codec", tmp_path / "codec", "--processes", 1) == 2
-    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and not list((tmp_path / "out").glob("*.parquet"))
+    assert prepare_command(tmp_path / "out", "--codec", tmp_path / "codec") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'codec'}: no model can be loaded (") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "fails, said",
+    [
+        (lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")), "No space left on device"),
+        (lambda *_: os._exit(1), "a process died (see above; out of memory?); start again, finished shards are kept"),
+    ],
+)
+def test_a_process_that_fails_ends_all_with_one_sentence(fails, said, prepare_command, tmp_path, monkeypatch, capsys):
+    """No endless waiting, and no half a shard. (Forked, for a new process takes seconds to import torch.)"""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(prepare_dataset.multiprocessing, "get_context", lambda _: fork)
+    monkeypatch.setattr(prepare_dataset, "write_shard", fails)
+    assert prepare_command(tmp_path, "--processes", 2) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].endswith(said) and not list(tmp_path.glob("*.parquet"))
 
 
 def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command, tiny_data, tmp_path, capsys):

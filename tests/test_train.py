@@ -27,7 +27,7 @@ from scripts.decoders.data import TrainingStream, shard_files
 from scripts.decoders.optimizers import make_optimizer
 from scripts.decoders.run import BadLossError, Run
 from scripts.decoders.validation import figures
-from scripts.models.trained_parts import load_part
+from scripts.models.trained_parts import load_codebooks, load_part
 from scripts.training import publishing, run_log
 from scripts.training.model_card import NOTE, decoder_card, public_name
 from tokenization import MidiValleTokenizer
@@ -71,7 +71,7 @@ def make_run(part, data, codec, output, batches=None, **changes):
     validation = [next(iter(TrainingStream(shard_files(data, "train"), MidiValleTokenizer(), 2, *rest)))]
     if batches is not None:
         stream = Repeated(batches)
-    codebooks = train.load_codebooks(codec)
+    codebooks = load_codebooks(codec)
     model = train.start_model(recipe, part, codebooks)
     return Run(recipe, part, model, stream, validation, codebooks, output, None, codec)
 

@@ -2,6 +2,7 @@
 """Codec, AR or NAR of a folder: of its own, as training saves it, or of a whole model's."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import torch
@@ -49,17 +50,36 @@ def codec_hash(folder: str | Path) -> str:
     Raises:
         ValueError: there is no codec in `folder`, or a damaged file.
     """
+    found = _codec_tensors(folder, r"encoder\..*|.*codebook\.embed")
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.encode() + found[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_codebooks(folder: str | Path) -> torch.Tensor:
+    """`(K, codebook_size, D)`, fp32, of the codec in `folder`, and nothing else of it.
+
+    Raises:
+        ValueError: there is no codec in `folder`, a damaged file, or numbers that are not finite.
+    """
+    found = _codec_tensors(folder, r"quantizer\.layers\.\d+\.codebook\.embed")
+    books = torch.stack([found[name] for name in sorted(found, key=lambda name: int(name.split(".")[2]))])
+    if not books.isfinite().all():
+        raise PartError(f"{folder}: codebooks that are not finite")
+    return books
+
+
+def _codec_tensors(folder: str | Path, pattern: str) -> dict[str, torch.Tensor]:
+    """The codec's tensors in `folder`, or in a whole model's, whose names match; fp32, at least one."""
     found, prefix = {}, "codec." if model_type(Path(folder)) == WHOLE else ""
     check_weight_files(folder)
     for file in Path(folder).glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():
                 own = name.removeprefix(prefix)
-                if name == prefix + own and (own.startswith("encoder.") or own.endswith("codebook.embed")):
-                    found[own] = tensors.get_tensor(name).float().numpy().tobytes()
+                if name == prefix + own and re.fullmatch(pattern, own):
+                    found[own] = tensors.get_tensor(name).float()
     if not found:
         raise PartError(f"{folder}: holds no codec; give the folder of one, or of a whole model")
-    digest = hashlib.sha256()
-    for name in sorted(found):
-        digest.update(name.encode() + found[name])
-    return digest.hexdigest()
+    return found
