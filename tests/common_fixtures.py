@@ -1,6 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Tiny models built in memory, with weights of realistic scale: near-zero ones would hide wrong masks and scales."""
 
+import copy
 import csv
 import os
 import queue
@@ -28,6 +29,7 @@ from modeling_midivalle import (
     PianoEncodecModel,
 )
 from scripts import unfinished
+from scripts.models import model_folder, trained_parts
 
 torch.set_num_threads(1)
 
@@ -38,6 +40,26 @@ def undrawn(request, monkeypatch):
     steps."""
     if "draws" not in request.keywords and (run_log := sys.modules.get("scripts.training.run_log")):
         monkeypatch.setattr(run_log.RunLog, "draw", lambda *_, **__: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def loaded_once():
+    """What `scripts` loads again, while none of its files has changed, is a copy: to make a codec takes longer than
+    most tests work with it."""
+    load, known = model_folder.load_weights, {}
+
+    def load_or_copy(model_class, folder, **options):
+        stats = [(path.name, path.stat()) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+        files = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        key = model_class, str(folder), files, tuple(sorted(options.items()))
+        if key not in known:
+            known[key] = load(model_class, folder, **options)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (model_folder, trained_parts):
+            patch.setattr(module, "load_weights", load_or_copy)
+        yield
 
 
 PUBLISHED_TINY = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 64}
