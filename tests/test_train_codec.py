@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -41,7 +42,7 @@ from scripts.codec.oscillators import (
 )
 from scripts.codec.parts import export_rounded
 from scripts.codec.recipe import CodecRecipe
-from scripts.models.trained_parts import codec_hash
+from scripts.models.trained_parts import codec_hash, load_part
 from scripts.training.processes import RunError
 from scripts.training.run_log import draw_curves
 from tokenization import NOTE_DTYPE
@@ -88,6 +89,10 @@ def test_part_after_part(pool, tmp_path, monkeypatch):
 
     assert run("features", "--licence", "cc-by-4.0") == 0
     assert run("encoder", "--features", tmp_path / "features") == 0
+    begun = load_part("codec", tmp_path / "encoder" / "codec").state_dict()
+    given = CodecRecipe.from_yaml(tmp_path / "recipe.yaml"), SimpleNamespace(stored=False)
+    going_on = parts.objective_of("encoder", *given, tmp_path / "encoder" / "codec", tmp_path / "features", go_on=True)
+    assert all(torch.equal(value, begun[name]) for name, value in going_on.model.state_dict().items())
     assert run("hearing", "--codec", tmp_path / "encoder" / "codec") == 0
     begun, heard = (load_file(tmp_path / part / "codec" / "model.safetensors") for part in ("encoder", "hearing"))
     moved = {name for name in begun if not torch.equal(begun[name], heard[name])}
