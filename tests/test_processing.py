@@ -542,6 +542,20 @@ def test_windows_of_several_pieces(processor):
             processor.window_inputs(pieces, start, end)
 
 
+def test_the_constant_part_of_a_prompt_is_taken_off(processor):
+    """It is inaudible, but counts as level, and the model plays loud and soft keys up to 6 dB otherwise after it."""
+    notes = midi(*((0.2 * i, 0.1, 60 + i) for i in range(8)))
+    wave = noise(2, level=0.03)
+    for given in (wave + 0.05, np.stack([wave, wave + 0.1], 1)):
+        assert np.abs(processor.prepare_prompt(notes, given, RATE).wave - (wave - wave.mean())).max() < 1e-6
+    assert np.array_equal(processor.prepare_prompt(notes, wave, RATE).wave, wave)  # next to none: untouched
+    corrects = MidiValleProcessor(processor.feature_extractor, processor.tokenizer, correct_level=True)
+    quiet, biased = (corrects.prepare_prompt(notes, noise(2, level=1e-3) + dc, RATE) for dc in (0.0, 0.05))
+    assert biased.gain_db == pytest.approx(quiet.gain_db, abs=0.01) and quiet.gain_db > 20
+    with pytest.raises(ProcessorError, match="are silence"):
+        processor.prepare_prompt(notes, np.full(64_000, 0.1, np.float32), RATE)
+
+
 def test_a_prompt_as_an_open_file(processor, tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(2.0), RATE, "FLOAT")
     with open(tmp_path / "a.wav", "rb") as file:

@@ -28,6 +28,7 @@ OUTPUT_FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 BLOCK = 1 << 20  # frames decoded at a time
 UNKNOWN_SIZE = 0x7FFF0000  # of a WAV's samples in bytes, or more: its writer could not go back to its header (a pipe)
 LONGEST_NAME = 230  # bytes: file systems take 255, with what is added to it while a file is being made
+LEAST_DC = 0.05  # of a wave's RMS: a smaller constant part is left as it is
 FULL_SCALE = 0.999  # highest peak written; louder waves are turned down, not clipped
 
 
@@ -100,6 +101,13 @@ def to_mono_32k(wave: np.ndarray, sampling_rate: float) -> np.ndarray:
     """
     mono = wave.mean(1, dtype=np.float32) if wave.ndim == 2 else wave.astype(np.float32)
     return mono if sampling_rate == SAMPLING_RATE else soxr.resample(mono, sampling_rate, SAMPLING_RATE, "VHQ")
+
+
+def without_dc(wave: np.ndarray) -> np.ndarray:
+    """`wave` `(samples,)` without its constant part, which cheap converters add: nobody hears it, but to a model it is
+    sound of a level of its own. One that is next to nothing is left, and the wave with it, bit by bit."""
+    mean, spread = (wave.mean(dtype=np.float64), wave.std(dtype=np.float64)) if wave.size else (0.0, 0.0)
+    return wave - np.float32(mean) if abs(mean) > LEAST_DC * spread else wave
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.utils import logging
 from transformers.utils.versions import require_version
 
-from .audio_midivalle import MAX_CHANNELS, SAMPLING_RATE, check_wave, read_audio, to_mono_32k
+from .audio_midivalle import MAX_CHANNELS, SAMPLING_RATE, check_wave, read_audio, to_mono_32k, without_dc
 from .prompts_midivalle import check_level, check_offset, choose_excerpt
 from .windows_midivalle import GRID_S, plan_windows
 
@@ -294,6 +294,7 @@ class MidiValleProcessor(ProcessorMixin):
             used = f"{name}: {start:g} to {start + seconds:g} s are used"
             remark = f"{remark}; {used.removeprefix(f'{name}: ')}" if remark else used
         wave = np.pad(wave, (0, SLACK))[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
+        wave = without_dc(wave)
         notes = notes[notes["onset"] + notes["duration"] > start]
         notes["onset"] -= start
         if np.abs(wave).max() < SILENCE:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from processing.audio_midivalle import SAMPLING_RATE, read_audio, to_mono_32k
+from processing.audio_midivalle import SAMPLING_RATE, read_audio, to_mono_32k, without_dc
 from processing.processing_midivalle import SILENCE
 from processing.prompts_midivalle import check_level, check_offset
 from scripts.audio.rendered_audio import onset_roll
@@ -90,7 +90,7 @@ def read_recording(audio: str, midi: str, model, processor) -> tuple[Recording, 
     Raises:
         ValueError: files that cannot be read; under 1 or over 10 minutes; hardly a note.
     """
-    wave = to_mono_32k(*read_audio(audio))
+    wave = without_dc(to_mono_32k(*read_audio(audio)))
     seconds = len(wave) / SAMPLING_RATE
     if not SHORTEST_S <= seconds <= LONGEST_S:
         raise RecordingError(f"{Path(audio).name}: lasts {seconds:.0f} s; give {SHORTEST_S:.0f} to {LONGEST_S:.0f} s")
