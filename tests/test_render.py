@@ -16,6 +16,7 @@ import threading
 import wave as wave_module
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import huggingface_hub
@@ -454,6 +455,7 @@ def test_a_stream_writes_pcm(raw, monkeypatch):
             assert file.getparams()[:4] == (1, 2, RATE, 5000)
             data = file.readframes(5000)
     assert np.frombuffer(data, "<i2").tolist() == [-32767, -32767, -16384, 8192, 32767] * 1000 and stream.first_at > 0
+    assert stream.peak == 1.5  # what is told in the end
 
 
 @pytest.mark.parametrize(("raw", "size"), [(False, 44), (True, 0)])
@@ -465,6 +467,13 @@ def test_a_stream_without_audio(raw, size):
     os.close(sink)
     with open(source, "rb") as file:
         assert len(file.read()) == size and np.isnan(stream.first_at)
+
+
+@pytest.mark.parametrize(("peak", "said"), [(1.0, ""), (2.0, "; clipped by up to 6.0 dB: a file is turned down")])
+def test_a_clipped_stream_is_told(peak, said):
+    stream, job = SimpleNamespace(peak=peak, first_at=2.0), SimpleNamespace(windows=[(0.0, 1.0), (1.0, 3.0)])
+    told = files.describe_stream(SimpleNamespace(begin=0.0), stream, 1.0, [2.0, 3.0], job)
+    assert told.endswith(f"1.5x real time{said}")
 
 
 def test_a_stream_notices_that_nobody_reads():

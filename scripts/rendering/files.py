@@ -442,14 +442,15 @@ def refuse_broken(stream: PcmStream) -> None:
 
 
 def describe_stream(setting: Setting, stream: PcmStream, begin: float, ready: list[float], job: Job) -> str:
-    """When the first audio was there, and how fast the longer chunks followed."""
+    """When the first audio was there, how fast the longer chunks followed, and whether they were clipped."""
     lengths = [end - start for start, end in job.windows[-len(ready) :]]
     took = [later - earlier for earlier, later in zip([begin, *ready], ready, strict=False)]
     steady = [(time, length) for time, length in zip(took, lengths, strict=True) if length >= max(lengths) / 2]
     slowest, median = max(time for time, _ in steady), statistics.median(length / time for time, length in steady)
+    over = f"; clipped by up to {20 * math.log10(stream.peak):.1f} dB: a file is turned down" if stream.peak > 1 else ""
     return (
         f"first audio after {stream.first_at - begin:.2f} s, {stream.first_at - setting.begin:.2f} s with loading; "
-        f"chunks of up to {max(lengths):.1f} s in up to {slowest:.2f} s, {median:.1f}x real time"
+        f"chunks of up to {max(lengths):.1f} s in up to {slowest:.2f} s, {median:.1f}x real time{over}"
     )
 
 

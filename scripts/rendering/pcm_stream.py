@@ -30,6 +30,7 @@ class PcmStream:
     Attributes:
         gone (`bool`): Nothing can be written any more; what comes now is dropped.
         error (`OSError`, *optional*): Why, if it is not that the consumer has gone.
+        peak (`float`): Of all that was handed over; what is above 1 was clipped.
         first_at (`float`): `time.perf_counter()` when the first audio was with the consumer, nan before.
     """
 
@@ -37,7 +38,7 @@ class PcmStream:
         self, descriptor: int, sampling_rate: int, samples: int | None, raw: bool, on_gone: Callable[[], None]
     ):
         self.descriptor, self.on_gone = descriptor, on_gone
-        self.gone, self.first_at = False, float("nan")
+        self.gone, self.peak, self.first_at = False, 0.0, float("nan")
         self.error: OSError | None = None
         self.waiting = queue.Queue(WAITING)
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -46,6 +47,7 @@ class PcmStream:
 
     def write(self, wave: np.ndarray) -> None:
         """Hand over `wave` `(samples,)`, full scale 1.0; louder samples are clipped."""
+        self.peak = max(self.peak, float(np.abs(wave).max(initial=0.0)))
         data, self.header = self.header + to_int16(wave).astype("<i2").tobytes(), b""
         while data and not self.gone:
             try:
