@@ -200,6 +200,27 @@ def test_a_pedal_on_a_drum_channel_is_not_the_pianos():
         assert load_performance(given).notes["duration"].tolist() == [0.1]
 
 
+@pytest.mark.parametrize(
+    ("events", "expected"),
+    [
+        ([(0, pedal(127)), (480, b"\xb0\x79\x00"), (960, b"\xb0\x01\x00")], 0.5),  # the sustain pedal
+        ([(48, sostenuto(127)), (480, b"\xb0\x79\x00"), (960, b"\xb0\x01\x00")], 0.5),  # the sostenuto
+        (
+            [(0, b"\xb0\x79\x00"), (0, pedal(127)), (480, pedal(0))],
+            0.5,
+        ),  # it begins a file, of one tick the last counts
+        ([(0, pedal(127)), (48, b"\xb0\x79\x00"), (48, pedal(127)), (480, pedal(0))], 0.5),
+        ([(0, pedal(127)), (48, b"\xb1\x79\x00"), (480, pedal(0))], 0.5),  # of another channel
+        ([(0, b"\xb9\x40\x7f"), (48, pedal(127)), (96, b"\xb9\x79\x00"), (480, pedal(0))], 0.5),  # of drums
+    ],
+)
+def test_a_reset_of_all_controllers_lets_the_pedals_up(events, expected):
+    key = [(0, note_on(60)), (96, note_off(60))]
+    data = midi(sorted(key + events, key=lambda event: event[0]))
+    assert load_performance(data).notes["duration"].tolist() == [pytest.approx(expected)]
+    assert load_performance(Score.from_midi(data)).notes["duration"].tolist() == [pytest.approx(expected)]
+
+
 def test_1_ms_remains():
     zero = midi([(10, note_on(60)), (10, note_off(60))])
     performance = load_performance(zero)

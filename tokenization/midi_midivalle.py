@@ -22,6 +22,7 @@ NOTE_DTYPE = np.dtype([("onset", "f8"), ("duration", "f8"), ("pitch", "i2"), ("v
 TICKS_PER_SECOND = 192  # the model's grid: 96 ticks per beat at 120 BPM, 5.2 ms
 PITCH_MIN, PITCH_MAX = 21, 108  # the keys of a piano
 SUSTAIN, SOSTENUTO = 64, 66  # controllers; una corda (67) changes no duration and is not read
+RESET = 121  # "reset all controllers" lets the pedals of its channel come up
 PEDAL_DOWN = 64  # a pedal from half its way on holds the dampers up; lower values let them fall
 MIN_DURATION_S = RESTRIKE_S = 1e-3  # shortest note after the pedal rule; a closer strike of the key is the same strike
 MAX_BYTES, MAX_SECONDS = 5_000_000, 6 * 3600
@@ -276,6 +277,7 @@ def _tracks(data: bytes, name: str) -> list[tuple[int, int]]:
 def _scan_track(data: bytes, position: int, end: int) -> tuple[list[tuple[int, int, int]], int, int]:
     """One track -> pedal events (tick, controller, value), number of note-ons, tick of the last channel event."""
     pedals, note_ons, tick, last_tick, running = [], 0, 0, 0, 0
+    pedalled = set()  # status bytes of channels whose pedals have moved: a reset before says nothing
     while position < end:
         delta, position = _variable_length(data, position)
         tick += delta
@@ -291,6 +293,9 @@ def _scan_track(data: bytes, position: int, end: int) -> tuple[list[tuple[int, i
                 note_ons += 1
             elif status >> 4 == 0xB and first in (SUSTAIN, SOSTENUTO) and status & 0xF != DRUM_CHANNEL:
                 pedals.append((tick, first, second))
+                pedalled.add(status)
+            elif first == RESET and status in pedalled:
+                pedals += [(tick, SUSTAIN, 0), (tick, SOSTENUTO, 0)]
             running, last_tick = status, tick
         elif status in (0xF0, 0xF7, 0xFF):
             if status == 0xFF:
@@ -333,7 +338,12 @@ def _score_pedals(score: Score) -> np.ndarray:
     for track in score.tracks:
         controls = track.controls.numpy()
         is_pedal = np.isin(controls["number"], (SUSTAIN, SOSTENUTO)) & (not track.is_drum)
-        events.append(np.stack([controls[key] for key in ("time", "number", "value")], 1)[is_pedal].astype(np.int64))
+        is_reset = (controls["number"] == RESET) & (np.cumsum(is_pedal) > 0)
+        moves = np.stack([controls[key] for key in ("time", "number", "value")], 1).astype(np.int64)
+        moves = np.repeat(moves, is_pedal + 2 * is_reset, 0)  # in their order; a reset moves both pedals
+        resets = np.flatnonzero(moves[:, 1] == RESET).reshape(-1, 2)
+        moves[resets, 1:] = [[SUSTAIN, 0], [SOSTENUTO, 0]]
+        events.append(moves)
     events = np.concatenate(events)
     return events[np.argsort(events[:, 0], kind="stable")]
 
