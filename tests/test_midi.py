@@ -221,6 +221,18 @@ def test_a_reset_of_all_controllers_lets_the_pedals_up(events, expected):
     assert load_performance(Score.from_midi(data)).notes["duration"].tolist() == [pytest.approx(expected)]
 
 
+@pytest.mark.parametrize("number", [64, 66])
+def test_a_pedal_in_the_moment_of_key_up_whatever_the_tempos(number):
+    """Onset and duration in s do not add up to the key-up's own time to the last bit. CC64 counts, CC66 is too late."""
+    rng, press = np.random.default_rng(0), bytes([0xB0, number])
+    for _ in range(300):
+        tempos = [(480 * i, tempo(int(rng.integers(300_000, 900_000)))) for i in range(9)]
+        onset, end = int(rng.integers(480, 2400)), 480 * int(rng.integers(5, 8))
+        key = [(onset, note_on(60)), (end, note_off(60)), (end, press + b"\x7f"), (end + 480, press + b"\0")]
+        report = load_performance(midi(tempos, key, [(9999, b"\xb0\x01\0")])).report
+        assert report["extended_notes"] == (number == 64)
+
+
 def test_1_ms_remains():
     zero = midi([(10, note_on(60)), (10, note_off(60))])
     performance = load_performance(zero)

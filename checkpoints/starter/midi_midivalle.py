@@ -25,6 +25,7 @@ SUSTAIN, SOSTENUTO = 64, 66  # controllers; una corda (67) changes no duration a
 RESET = 121  # "reset all controllers" lets the pedals of its channel come up
 PEDAL_DOWN = 64  # a pedal from half its way on holds the dampers up; lower values let them fall
 MIN_DURATION_S = RESTRIKE_S = 1e-3  # shortest note after the pedal rule; a closer strike of the key is the same strike
+ROUNDING_S = 1e-9  # onset and duration added up again may miss the time of the key-up's tick by so much
 MAX_BYTES, MAX_SECONDS = 5_000_000, 6 * 3600
 MAX_CATCHES = 200_000_000  # presses of the sostenuto times notes, some seconds of work: 2,000 presses in 100,000 notes
 DRUM_CHANNEL = 9  # channel 10, counted from 0
@@ -153,13 +154,14 @@ def extend_by_pedal(
     ups = np.append(times[values < PEDAL_DOWN], last_event)
 
     def sustained(end: np.ndarray) -> np.ndarray:
-        down = values[np.searchsorted(times, end, side="right") - 1] >= PEDAL_DOWN
-        return np.where(down, ups[np.searchsorted(ups[:-1], end, side="right")], end)
+        until = end + ROUNDING_S
+        down = values[np.searchsorted(times, until, side="right") - 1] >= PEDAL_DOWN
+        return np.where(down, ups[np.searchsorted(ups[:-1], until, side="right")], end)
 
     end = sustained(end)
     for down, up in np.empty((0, 2)) if sostenuto is None else np.minimum(sostenuto, last_event):
-        caught = np.isin(notes["pitch"], notes["pitch"][(onset <= down) & (down < end)])
-        end = np.where(caught & (down < end) & (end < up), sustained(np.full_like(end, up)), end)
+        caught = np.isin(notes["pitch"], notes["pitch"][(onset <= down) & (down < end - ROUNDING_S)])
+        end = np.where(caught & (down < end - ROUNDING_S) & (end < up), sustained(np.full_like(end, up)), end)
     for pitch in np.unique(notes["pitch"]):
         key = notes["pitch"] == pitch
         strikes = np.append(np.sort(onset[key]), np.inf)
