@@ -15,6 +15,7 @@ UNITS_PER_TICK = 25
 UNITS_PER_FRAME = 96
 TICKS_PER_BAR = 384
 COLOURS = 10  # parts of the range of frequencies in `colour_gains_db`
+SPECIAL_IDS = ("eos_token_id", "pad_token_id", "bos_token_id")  # of the AR, behind the codes
 MIDI_FIELDS = ("pitch", "velocity", "duration", "ioi", "position", "bar")
 
 PUBLISHED_WIDTHS = (32, 32, 256, 128, 64, 32)
@@ -199,12 +200,17 @@ class MidiValleARConfig(MidiValleDecoderConfig):
             fields |= {"vocab_size": 2049, "bos_token_id": None, "use_target_bos": False, "tie_word_embeddings": False}
         return cls(**(fields | overrides))
 
+    def __setattr__(self, name, value):
+        if name in SPECIAL_IDS and name in vars(self) and value is not None and value < self.codebook_size:
+            return  # a code: `Trainer` with a tokenizer or processor would put the ids of MIDI rows there
+        super().__setattr__(name, value)
+
     def validate_architecture(self):
         """Refuse an output vocabulary without room for the special codes."""
         super().validate_architecture()
         if self.use_target_bos and self.bos_token_id is None:
             raise ValueError("use_target_bos needs a bos_token_id")
-        specials = [i for i in (self.eos_token_id, self.pad_token_id, self.bos_token_id) if i is not None]
+        specials = [i for name in SPECIAL_IDS if (i := getattr(self, name)) is not None]
         if any(not self.codebook_size <= i < self.vocab_size for i in specials):
             raise ValueError(
                 f"special ids {specials} must lie behind the {self.codebook_size} codes and below vocab_size "

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_midivalle import UNITS_PER_FRAME, MidiValleARConfig
+from .configuration_midivalle import SPECIAL_IDS, UNITS_PER_FRAME, MidiValleARConfig
 from .modeling_midivalle_layers import (
     MidiValleBlock,
     MidiValleEmbeddings,
@@ -309,6 +309,14 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             targets = shift_labels.masked_fill(shift_labels == -100, self.config.eos_token_id)
             return F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
         return masked_cross_entropy(logits, shift_labels, num_items_in_batch)
+
+    def _prepare_generation_config(self, *args, **kwargs):
+        for name in SPECIAL_IDS:  # what `Trainer` made of them: see the configuration
+            given = getattr(self.generation_config, name)
+            given = given if isinstance(given, list) else [given]
+            if any(i is not None and i < self.config.codebook_size for i in given):
+                setattr(self.generation_config, name, getattr(self.config, name))
+        return super()._prepare_generation_config(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, Trainer, TrainingArguments, default_data_collator
 
 from modeling_midivalle import MidiValleARModel, MidiValleForConditionalGeneration, MidiValleNARModel
+from tokenization import MidiValleTokenizer
 
 LOAD_AND_GENERATE = """
 import sys, torch
@@ -133,3 +134,34 @@ def test_registered_auto_classes(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).get_text_config().model_type == "midivalle_ar"
     assert type(AutoModel.from_pretrained(tmp_path)) is MidiValleForConditionalGeneration
+
+
+def test_trainer_given_the_tokenizer_leaves_the_special_codes_alone(make_model, make_batch, tmp_path):
+    """It makes a text model's special ids those of its tokenizer; here they would be codes, and rows' ids."""
+    codes, mask, midi_ids, midi_mask, prompts = make_batch()
+    model = make_model()
+    whole = {"input_ids": midi_ids, "attention_mask": midi_mask, "prompt_lengths": prompts}
+    whole |= {"audio_codes": codes, "audio_attention_mask": mask, "stage": torch.tensor([1, 2])}
+    ar = {"midi_ids": midi_ids, "midi_attention_mask": midi_mask, "prompt_lengths": prompts}
+    ar |= model.ar.build_inputs(codes[:, 0], mask, prompts)
+    options = {"per_device_train_batch_size": 2, "max_steps": 1, "learning_rate": 0.0, "report_to": []}
+    for name, part, inputs in (("whole", model, whole), ("ar", make_model().ar, ar)):
+        with torch.no_grad():
+            before = part(**inputs).loss
+        trainer = Trainer(
+            part,
+            TrainingArguments(tmp_path / name, use_cpu=True, disable_tqdm=True, save_strategy="no", **options),
+            data_collator=default_data_collator,
+            train_dataset=[{key: value[b] for key, value in inputs.items()} for b in range(len(codes))],
+            processing_class=MidiValleTokenizer(),
+        )
+        trainer.train()
+        trainer.save_model(tmp_path / name)
+        again = AutoModel.from_pretrained(tmp_path / name)
+        config = getattr(again.config, "ar_config", again.config)
+        assert (config.eos_token_id, config.pad_token_id, config.bos_token_id) == (2048, 2048, 2049)
+        with torch.no_grad():
+            assert torch.equal(again(**inputs).loss, before)
+    again.generate(ar["input_ids"][:1, :20], midi_ids=midi_ids[:1], prompt_lengths=prompts[:1], max_new_tokens=1)
+    defaults = again.generation_config
+    assert (defaults.eos_token_id, defaults.pad_token_id, defaults.bos_token_id) == (2048, 2048, 2049)
