@@ -104,13 +104,7 @@ class PianoEncodecModel(EncodecModel):
             ValueError: `input_values` is not `(B, 1, L)` of finite floats, a row has no sample, or `padding_mask` or
                 `struck` does not fit.
         """
-        for name, given in (("input_values", input_values), ("padding_mask", padding_mask)):
-            if not isinstance(given, torch.Tensor | None):
-                raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
-        if input_values.ndim != 3 or input_values.shape[1] != 1:
-            raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
-        if not (input_values.is_floating_point() and input_values.isfinite().all()):
-            raise ValueError("input_values must be finite floats of full scale 1.0")
+        check_audio(input_values, padding_mask)
         B, _, L = input_values.shape
         hop = self.config.hop_length
         lengths = row_lengths(input_values, padding_mask)
@@ -235,6 +229,9 @@ class PianoEncodecModel(EncodecModel):
         return self.quantizer.decode(audio_codes.transpose(0, 1))
 
     def _check_codes(self, audio_codes: torch.LongTensor) -> None:
+        if not isinstance(audio_codes, torch.Tensor) or audio_codes.dtype not in (torch.long, torch.int):
+            kind = getattr(audio_codes, "dtype", type(audio_codes).__name__)
+            raise ValueError(f"audio_codes must be a tensor of integers (torch.long), got {kind}")
         if audio_codes.ndim != 3 or audio_codes.shape[1] > self.config.num_quantizers:
             raise ValueError(
                 f"audio_codes must be (B, K, T) with K <= {self.config.num_quantizers}, got {tuple(audio_codes.shape)}"
@@ -247,6 +244,17 @@ class PianoEncodecModel(EncodecModel):
         wanted = (rows, frames, self.config.num_key_axes)
         if struck is not None and struck.shape != wanted:
             raise ValueError(f"struck must be {wanted}, keys last, got {tuple(struck.shape)}")
+
+
+def check_audio(input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> None:
+    """ValueError if these are no tensors, or `input_values` is not `(B, 1, L)` of finite floats."""
+    for name, given in (("input_values", input_values), ("padding_mask", padding_mask)):
+        if not isinstance(given, torch.Tensor | None):
+            raise ValueError(f"{name} must be a tensor, got {type(given).__name__}")
+    if input_values.ndim != 3 or input_values.shape[1] != 1:
+        raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
+    if not (input_values.is_floating_point() and input_values.isfinite().all()):
+        raise ValueError("input_values must be finite floats of full scale 1.0")
 
 
 def row_lengths(input_values: torch.Tensor, padding_mask: torch.Tensor | None) -> list[int]:

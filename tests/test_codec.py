@@ -274,6 +274,9 @@ def test_unusable_input(codec):
     for code in (-1, 2048):
         with pytest.raises(ValueError, match="must lie in"):
             codec.decode_codes(torch.full((1, 4, 3), code))
+    for codes in (torch.zeros(1, 4, 3), torch.zeros(1, 4, 3, dtype=torch.int16), torch.zeros(1, 4, 3).numpy()):
+        with pytest.raises(ValueError, match="audio_codes must be a tensor of integers"):
+            codec.decode_codes(codes)
 
 
 # --- training of the quantiser

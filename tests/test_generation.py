@@ -497,7 +497,13 @@ def test_nan_raises(make_model, song):
             r"MIDI rows must be a tensor of integers \(torch.long\), got ndarray",
         ),
         ({"prompt_codes": torch.zeros(1, 4, 9)}, r"prompt_codes must be a tensor of integers .*got torch.float32"),
+        ({"prompt_codes": torch.zeros(1, 4, 9, dtype=torch.int16)}, "prompt_codes must be a tensor .*got torch.int16"),
+        ({"input_ids": torch.zeros(1, 3, 6, dtype=torch.uint8)}, "MIDI rows must be a tensor .*got torch.uint8"),
         ({"prompt_lengths": [9]}, "prompt_lengths must be a tensor of integers .*got list"),
+        (
+            {"prompt_codes": None, "prompt_lengths": [9], "input_values": torch.zeros(1, 1, 5760)},
+            "prompt_lengths must be a tensor of integers .*got list",
+        ),
         ({"context_frames": 0}, "context_frames must be a tensor of integers .*got int"),
         ({"window_counts": [1]}, "window_counts must be a tensor of integers .*got list"),
         ({"attention_mask": [[1]]}, "attention_mask must be a tensor, got list"),

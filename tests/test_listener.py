@@ -145,6 +145,14 @@ def test_unusable_input(listener, shape):
         listener.hear(torch.zeros(shape))
 
 
+def test_what_the_codec_refuses_is_not_heard_either(listener):
+    for wave in (torch.full((1, 1, 640), torch.nan), torch.full((1, 1, 640), 300)):
+        with pytest.raises(ValueError, match="must be finite floats"):
+            listener.hear(wave)
+    with pytest.raises(ValueError, match="input_values must be a tensor, got ndarray"):
+        listener.hear(torch.zeros(1, 1, 640).numpy())
+
+
 def test_no_layer_of_no_channels():
     with pytest.raises(Exception, match="hidden_size must be above 0"):
         PianoListenerConfig(hidden_size=0)

@@ -485,6 +485,8 @@ class MidiValleGenerationMixin(GenerationMixin):
             rows, samples = len(input_values), input_values.shape[-1]
             samples = torch.full((rows,), samples) if padding_mask is None else padding_mask.reshape(rows, -1).sum(1)
             frames = -(-samples // self.config.hop_length)
+            if prompt_lengths is not None:
+                check_integers("prompt_lengths", prompt_lengths)
             if prompt_lengths is not None and prompt_lengths.tolist() != frames.tolist():
                 raise ValueError(
                     f"prompt_lengths {prompt_lengths.tolist()} are not the audio's frames {frames.tolist()}"

@@ -58,9 +58,10 @@ def check_midi_ids(midi_ids: torch.LongTensor, batch_size: int, sizes: list[int]
 
 
 def check_integers(name: str, values: torch.Tensor) -> None:
-    """ValueError by `name` if `values` are no tensor of integers; what they are is not looked at."""
+    """ValueError by `name` if `values` are no tensor of integers that torch takes for indices; what they are is not
+    looked at."""
     is_tensor = isinstance(values, torch.Tensor)
-    if not is_tensor or values.is_floating_point():
+    if not is_tensor or values.dtype not in (torch.long, torch.int):
         found = values.dtype if is_tensor else type(values).__name__
         raise ValueError(f"{name} must be a tensor of integers (torch.long), got {found}")
 

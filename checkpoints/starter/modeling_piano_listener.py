@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .configuration_piano_listener import PianoListenerConfig
-from .modeling_piano_encodec import SOFTEST, row_lengths
+from .modeling_piano_encodec import SOFTEST, check_audio, row_lengths
 from .quantization_midivalle import Int8Conv2d
 
 SAMPLING_RATE, HOP = 32_000, 640
@@ -170,10 +170,9 @@ class PianoListenerModel(PreTrainedModel):
             `torch.Tensor` of shape `(B, T, 88)`, T = ceil(L / 640): velocity over 127 in the frame in which a key is
             struck, else 0. A row is heard at its own length.
         Raises:
-            ValueError: `input_values` is not `(B, 1, L)`, or `padding_mask` does not fit.
+            ValueError: `input_values` is not `(B, 1, L)` of finite floats, or `padding_mask` does not fit.
         """
-        if input_values.ndim != 3 or input_values.shape[1] != 1:
-            raise ValueError(f"input_values must be (B, 1, L), got {tuple(input_values.shape)}")
+        check_audio(input_values, padding_mask)
         B, _, L = input_values.shape
         lengths = row_lengths(input_values, padding_mask)
         struck = input_values.new_zeros(B, -(-L // HOP), KEYS, dtype=torch.float32)
