@@ -109,7 +109,7 @@ def masked_cross_entropy(
     """
     loss = F.cross_entropy(
         logits.flatten(0, -2).float(),
-        targets.flatten().to(logits.device),
+        targets.flatten().to(logits.device, torch.long),  # codes may be int32, which generation takes too
         ignore_index=-100,
         reduction="sum",
     )

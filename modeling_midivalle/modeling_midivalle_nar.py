@@ -235,7 +235,9 @@ class MidiValleNARModel(MidiVallePreTrainedModel):
         """
         if self.config.objective == "published_sum":
             total = attended.sum()
-            loss = F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
+            loss = F.cross_entropy(
+                logits.float().transpose(1, 2), targets.to(logits.device, torch.long), reduction="sum"
+            )
             return loss * (total / (total - prompt_lengths.sum())).to(loss.device)
         return masked_cross_entropy(logits, targets, num_items_in_batch)
 

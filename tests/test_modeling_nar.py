@@ -241,6 +241,8 @@ def test_the_whole_model_takes_return_dict_and_refuses_what_does_not_fit(make_mo
     model, inputs = make_model(), {"input_ids": midi_ids, "attention_mask": midi_mask, "audio_attention_mask": mask}
     inputs |= {"audio_codes": codes.masked_fill(mask[:, None] == 0, -100), "prompt_lengths": prompts, "stage": 2}
     output = model(**inputs)
+    narrow = {name: value.int() if torch.is_tensor(value) else value for name, value in inputs.items()}
+    assert torch.equal(model(**narrow).loss, output.loss)
     found = model(**inputs, return_dict=False)
     assert isinstance(found, tuple) and all(map(torch.equal, found, output.to_tuple()))
     assert can_return_loss(type(model)) and output.loss == (output.ar_loss + output.nar_loss) / 2 > 0  # for `Trainer`

@@ -307,7 +307,9 @@ class MidiValleARModel(MidiVallePreTrainedModel, GenerationMixin):
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=self.config.eos_token_id if eos else -100)
         if eos:
             targets = shift_labels.masked_fill(shift_labels == -100, self.config.eos_token_id)
-            return F.cross_entropy(logits.float().transpose(1, 2), targets.to(logits.device), reduction="sum")
+            return F.cross_entropy(
+                logits.float().transpose(1, 2), targets.to(logits.device, torch.long), reduction="sum"
+            )
         return masked_cross_entropy(logits, shift_labels, num_items_in_batch)
 
     def _prepare_generation_config(self, *args, **kwargs):
