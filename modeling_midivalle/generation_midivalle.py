@@ -160,7 +160,8 @@ class MidiValleGenerationMixin(GenerationMixin):
         gains, layer = self.config.colour_gains_db, getattr(self, "colour", None)
         if gains is None or layer is None:
             return gains
-        return [gain + more for gain, more in zip(gains, layer(layer.weight.new_ones(1)).tolist(), strict=True)]
+        one = torch.ones(1, dtype=layer.weight.dtype, device="cpu" if layer.weight.is_meta else layer.weight.device)
+        return [gain + more for gain, more in zip(gains, layer(one).tolist(), strict=True)]
 
     @torch.no_grad()
     def measure_prompt(

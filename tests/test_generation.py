@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers import GenerationConfig, StaticCache
 
-from modeling_midivalle import CodecStream
+from modeling_midivalle import CodecStream, MidiValleForConditionalGeneration
 from modeling_midivalle.dynamics_midivalle import KeyDynamics
 from modeling_midivalle.modeling_midivalle_frame_notes import PlayedKeys
 from modeling_midivalle.recording_midivalle import RecordingStream, measure_recording
@@ -521,6 +522,20 @@ def test_nan_raises(make_model, song):
 def test_wrong_input_is_refused(make_model, song, change, message):
     with pytest.raises(ValueError, match=message):
         make_model().generate(**(row(song, 0) | change))
+
+
+def test_weights_may_be_offloaded(make_model, make_rows):
+    """By accelerate: they are on "meta", and are there only while a layer's own forward runs."""
+    parts = make_model()
+    model = MidiValleForConditionalGeneration.from_sub_models(
+        parts.codec, parts.ar, parts.nar, as_recorded=True, colour_gains_db=[1.0] * 10
+    )
+    wave = 0.1 * torch.randn(1, 1, 32_000, generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": make_rows(0)[None], "input_values": wave, "target_frames": 20}
+    audio = model.generate(**inputs)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.codec.device.type == "meta"
+    torch.testing.assert_close(model.generate(**inputs), audio)
 
 
 def test_numbers_of_numpy_are_numbers(make_model, song):

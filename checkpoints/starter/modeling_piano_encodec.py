@@ -23,7 +23,8 @@ def in_full_precision(method):
 
     @functools.wraps(method)
     def compute(self, *args, **kwargs):
-        with torch.autocast(getattr(self, "codec", self).device.type, enabled=False):
+        codebook = getattr(self, "codec", self).quantizer.layers[0].codebook.embed  # weights may be offloaded to "meta"
+        with torch.autocast(codebook.device.type, enabled=False):
             return method(self, *args, **kwargs)
 
     return compute
@@ -37,7 +38,8 @@ class PianoEncodecUpsampling(EncodecConvTranspose1d):
     """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.device.type != "cpu" or torch.is_grad_enabled():
+        is_offloaded = self.conv.bias.device.type == "meta"  # accelerate brings it back for the layer's own forward
+        if hidden_states.device.type != "cpu" or torch.is_grad_enabled() or is_offloaded:
             return super().forward(hidden_states)
         (kernel_size,), (stride,) = self.conv.kernel_size, self.conv.stride
         columns = self.conv.weight.flatten(1).T @ hidden_states
