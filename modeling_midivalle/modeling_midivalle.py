@@ -52,7 +52,7 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
     base_model_prefix = "midivalle"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MidiValleBlock"]
+    _no_split_modules = ["MidiValleBlock", "PianoEncodecModel"]
     _keep_in_fp32_modules_strict = ["codec", "colour"]
     _keys_to_ignore_on_load_missing = [r"colour\.weight", r"codebook\.embed_avg"]
     _supports_sdpa = True

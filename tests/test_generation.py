@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, infer_auto_device_map
 from transformers import GenerationConfig, StaticCache
 
 from modeling_midivalle import CodecStream, MidiValleForConditionalGeneration
@@ -536,6 +536,14 @@ def test_weights_may_be_offloaded(make_model, make_rows):
     cpu_offload(model, execution_device=torch.device("cpu"))
     assert model.codec.device.type == "meta"
     torch.testing.assert_close(model.generate(**inputs), audio)
+
+
+def test_a_device_map_does_not_cut_the_codec(make_model):
+    """Its layers read one another's weights."""
+    model = make_model()
+    room = int(1.5 * sum(parameter.nbytes for parameter in model.codec.parameters()))
+    found = infer_auto_device_map(model, {"cpu": room, "disk": 2**40}, model._no_split_modules)
+    assert found and not [name for name in found if name.startswith("codec.")]
 
 
 def test_numbers_of_numpy_are_numbers(make_model, song):

@@ -168,6 +168,8 @@ class MidiValleARConfig(MidiValleDecoderConfig):
 
     Args:
         vocab_size (`int`, defaults to 2050): codes, EOS, BOS. The published model has no BOS: 2049.
+        eos_token_id, pad_token_id, bos_token_id (`int`, *optional*): behind the codes. To set one to a code later does
+            nothing: `Trainer` does so with the ids of a tokenizer.
         use_target_bos (`bool`, defaults to `True`): a BOS frame stands between prompt and target.
         tie_word_embeddings (`bool`, defaults to `True`): the head is the input table (published: `False`).
 
@@ -202,7 +204,7 @@ class MidiValleARConfig(MidiValleDecoderConfig):
 
     def __setattr__(self, name, value):
         if name in SPECIAL_IDS and name in vars(self) and value is not None and value < self.codebook_size:
-            return  # a code: `Trainer` with a tokenizer or processor would put the ids of MIDI rows there
+            return  # a code: `Trainer` given a tokenizer or processor would put the ids of MIDI rows here
         super().__setattr__(name, value)
 
     def validate_architecture(self):
