@@ -402,7 +402,7 @@ def test_corrected_offsets_are_told(in_this_process, prepare_here, pairs, tiny_p
 
 def test_a_window_of_a_recording_is_its_audio(pairs, write_midi, tmp_path):
     """At 32 kHz mono nothing is resampled: a window is a slice of the file, silent where the file has ended."""
-    ramp = np.arange(3 * RATE, dtype=np.float64) / 2**20
+    ramp = np.arange(3 * RATE, dtype=np.float64) / 2**20 * (-1.0) ** np.arange(3 * RATE)  # without a constant part
     soundfile.write(tmp_path / "ramp.wav", ramp, RATE, subtype="FLOAT")
     (tmp_path / "ramp.csv").write_text("audio,midi\nramp.wav,long.mid\n")
     recordings, data = PairedRecordings(str(tmp_path / "ramp.csv"), 3), DataArguments("train", 1.0, 1.0, 3, False)

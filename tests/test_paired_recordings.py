@@ -205,7 +205,7 @@ def test_the_level_is_that_of_the_part_that_is_used(tmp_path, write_midi, monkey
     write_table(tmp_path / "pijama.csv", PIJAMA, row | {"performance_start_sec": "3", "performance_end_sec": "9"})
     write_midi(tmp_path / "a.mid", seconds=9.0)
     wave = 1e-3 * np.random.default_rng(0).uniform(-1, 1, 9 * 32_000)
-    wave[3 * 32_000 :: 3_200] = 0.4
+    wave[3 * 32_000 :: 6_400], wave[3 * 32_000 + 3_200 :: 6_400] = 0.4, -0.4  # without a constant part
     wave[: 2 * 32_000] = wave[8 * 32_000 :] = 0.1
     soundfile.write(tmp_path / "a.wav", wave, 32_000, subtype="FLOAT")
     data = DataArguments("train", 1.0, 1.0, 0, False, correct_level=True)
@@ -266,6 +266,22 @@ def test_a_stretch_is_that_of_the_whole_recording(rate, tmp_path):
         stretch = read_stretch(tmp_path / "a.wav", start, seconds)
         assert len(stretch) == round(seconds * 32_000)
         assert np.abs(stretch - whole[first : first + len(stretch)]).max() < 1e-6
+
+
+def test_a_constant_part_is_left_out(tmp_path):
+    """As of the processor's prompts: else rows hold codes that the model is never given. There is none around a file,
+    and a wave that has none stays as it is, bit by bit."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal((3 * 44_100, 2)).astype(np.float32)
+    noise -= noise.mean()
+    for name, wave in (("a.wav", noise), ("dc.wav", noise + np.float32([0.1, 0.3]))):
+        soundfile.write(tmp_path / name, wave, 44_100, subtype="FLOAT")
+    for start in (1.2, 0.0, -0.5, 2.5, 4.0):
+        plain, shifted = (read_stretch(tmp_path / name, start, 1.0) for name in ("a.wav", "dc.wav"))
+        away = np.ones(32_000, bool)
+        for edge in (-start, 3.0 - start):  # of the file, where a constant part begins and ends
+            away[max(round(edge * 32_000) - 100, 0) : max(round(edge * 32_000) + 100, 0)] = False
+        assert np.abs(plain - shifted)[away].max() < 2e-3 and len(shifted) == 32_000
+    assert not read_stretch(tmp_path / "dc.wav", -0.5, 1.0)[:15_000].any()
 
 
 def test_audio_that_cannot_be_read(tmp_path):

@@ -4,6 +4,7 @@
 A file of audio has its notes in a MIDI file of the same name beside it. A column `audio` or `NAME_audio` of a
 shard (what `datasets.Audio` stores, a struct with `bytes`) has them in `NAME_onset`, `NAME_duration`, `NAME_pitch` and
 `NAME_velocity` (`scripts.prepare_dataset --keep-audio`), or in `midi` or `NAME_midi`, the bytes of a MIDI file.
+A constant part (DC) is taken out, as the processor takes it out of prompts.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import soundfile
 from torch.utils.data import Dataset
 
-from processing.audio_midivalle import check_wave, read_audio, to_int16, to_mono_32k
+from processing.audio_midivalle import check_wave, read_audio, to_int16, to_mono_32k, without_dc
 from scripts.audio.pianos import SAMPLING_RATE, SourceError
 from scripts.audio.rendered_audio import HOP, LOWEST_PITCH, PITCHES, onset_roll, sounding_excerpt
 from scripts.audio.visible_files import visible_files
@@ -79,9 +80,9 @@ class AudioFile:
                 wave = file.read(round(seconds * rate), dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise SourceError(f"{self.path}: cannot be read as audio ({error})") from error
-        check_wave(wave, rate, str(self.path))
+        mono = without_dc(check_wave(wave, rate, str(self.path)).mean(1, dtype=np.float32))
         notes = _midi_beside(str(self.path))
-        return to_mono_32k(wave, rate), None if notes is None else sounding_excerpt(notes, start, seconds)
+        return to_mono_32k(mono, rate), None if notes is None else sounding_excerpt(notes, start, seconds)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class ShardRow:
         place = f"{self.path.name}, row {self.row}, {self.name}"
         if not (row[self.name] or {}).get("bytes"):
             raise SourceError(f"{place}: holds no audio; save the dataset with its files' bytes in it")
-        wave = to_mono_32k(*read_audio(row[self.name]["bytes"], place))
+        wave = without_dc(to_mono_32k(*read_audio(row[self.name]["bytes"], place)))
         start = float(rng.uniform(0, max(len(wave) / SAMPLING_RATE - seconds, 0.0)))
         notes = _row_notes(row, prefix, place)
         wave = wave[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from processing.audio_midivalle import AudioError, check_wave, to_mono_32k
+from processing.audio_midivalle import AudioError, check_wave, to_mono_32k, without_dc
 from processing.prompts_midivalle import check_level, check_offset
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.audio.rendered_audio import content_sha256, of_split
@@ -155,7 +155,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
 
 
 def read_stretch(path: Path, start: float, seconds: float) -> np.ndarray:
-    """A stretch of an audio file, mono, 32 kHz, float32; only that stretch is decoded. Silence outside the file.
+    """A stretch of an audio file, mono, 32 kHz, float32; only that stretch is decoded. Silence outside the file. A
+    constant part is taken out, as the processor takes it out of prompts: a codec makes other codes of it.
 
     Raises:
         MidiError: not a regular audio file, damaged there, or not finite.
@@ -176,9 +177,13 @@ def read_stretch(path: Path, start: float, seconds: float) -> np.ndarray:
                     )
             mono = to_mono_32k(check_wave(wave, file.samplerate, path.name), file.samplerate)
             skip = round(start * SAMPLING_RATE) - left * SAMPLING_RATE // file.samplerate
+            end = math.floor((file.frames / file.samplerate - start) * SAMPLING_RATE)
     except (soundfile.SoundFileError, RuntimeError, AudioError) as error:
         raise MidiError(f"{path.name}: cannot be read as audio ({error})") from error
-    return mono[skip : skip + round(seconds * SAMPLING_RATE)]
+    mono = mono[skip : skip + round(seconds * SAMPLING_RATE)]
+    inside = slice(max(round(-start * SAMPLING_RATE), 0), max(end, 0))  # the silence around has no constant part
+    mono[inside] = without_dc(mono[inside])
+    return mono
 
 
 class PairedRecordings:
