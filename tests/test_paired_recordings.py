@@ -153,6 +153,11 @@ def test_a_folder_of_pairs(tmp_path, write_midi):
     _, pairs, left_out = read_pairs(tmp_path / "c", "train")
     assert [pair.audio for pair in pairs] == ["0.wav", "2.wav"]
     assert left_out == [{"source": "1.mid", "reason": "its split is blank"}]
+    (tmp_path / "c" / "._splits.csv").write_bytes(b"\0\5\x16\7\xff")  # what a Mac puts beside each file
+    assert len(read_pairs(tmp_path / "c", "train")[1]) == 2
+    (tmp_path / "c" / "other.csv").write_bytes(b"caf\xe9")  # might be the table: its splits are not to be guessed
+    with pytest.raises(MidiError, match="other.csv: cannot be read as a table; save .* or give a folder without it$"):
+        read_pairs(tmp_path / "c", "train")
     write_table(tmp_path / "two.csv", MAESTRO)
     with pytest.raises(MidiError, match="holds several tables .one.csv, two.csv.; name one"):
         read_pairs(tmp_path)

@@ -114,7 +114,8 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
     """
     source = Path(source)
     if source.is_dir():
-        tables = [file for file in sorted(source.glob("*.csv")) if _layout(_read(file)[0])]
+        visible = (file for file in sorted(source.glob("*.csv")) if not file.name.startswith("."))
+        tables = [file for file in visible if _layout(_read(file)[0])]
         if len(tables) > 1:
             raise MidiError(f"{source}: holds several tables ({', '.join(t.name for t in tables)}); name one of them")
         if not tables:
@@ -286,7 +287,9 @@ def _read(file: Path) -> tuple[list[str], list[dict]]:
             written = [row for row in table if any(isinstance(cell, str) and cell.strip() for cell in row.values())]
             return table.fieldnames or [], written
     except UnicodeDecodeError as error:
-        raise MidiError(f"{file}: cannot be read as a table; save it as csv in UTF-8, or give a folder") from error
+        raise MidiError(
+            f"{file}: cannot be read as a table; save it as csv in UTF-8, or give a folder without it"
+        ) from error
     except (OSError, csv.Error) as error:
         raise MidiError(f"{file}: cannot be read as a table ({getattr(error, 'strerror', None) or error})") from error
 
