@@ -63,7 +63,7 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
         with model_of(part):
             model = model_class(config_class.from_preset(recipe.preset, **changes))
     else:
-        trained = load_part(part, recipe.init_from)
+        trained = load_part(part, recipe.init_from, "init_from")
         with model_of(part):
             model = model_class(config_class.from_dict(trained.config.to_dict() | changes))
         state, own = trained.state_dict(), model.state_dict()

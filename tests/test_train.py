@@ -499,7 +499,10 @@ def test_published_weights_go_on_by_their_own_objective(
     last = json.loads((tmp_path / "clean" / "log.jsonl").read_text().splitlines()[-1])
     assert max(value for name, value in last.items() if name.startswith("validation_code")) < 30
     (tmp_path / "recipe.yaml").write_text(RECIPE + "init_from: nowhere\n")
-    assert run(part, tmp_path / "none") == 2 and "nowhere: holds no config.json" in capsys.readouterr().err
+    assert run(part, tmp_path / "none") == 2
+    assert (
+        "error: init_from nowhere: holds no config.json" in capsys.readouterr().err
+    )  # and not --ar, as assembling has
 
 
 @pytest.mark.parametrize("part", ["ar", "nar"])

@@ -19,25 +19,28 @@ class PartError(ValueError):
     """A folder without the part that is wanted; the message names it, what is wrong and what to do."""
 
 
-def load_part(name: str, folder: str | Path):
+def load_part(name: str, folder: str | Path, given_as: str | None = None):
     """The model `name` (`codec`, `ar` or `nar`) of its own folder or of a whole model's, in fp32, every weight found.
 
+    Args:
+        given_as (`str`, *optional*): What names the folder in messages, instead of the option `--name`.
     Raises:
         PartError: no such folder, or another kind of model.
         FolderError: see `load_weights`.
     """
     model_class, folder = PART_CLASSES[name], Path(folder)
+    given = f"{given_as or f'--{name}'} {folder}"
     if not (folder / "config.json").is_file():
-        raise PartError(f"--{name} {folder}: holds no config.json; give the folder that the training saved")
+        raise PartError(f"{given}: holds no config.json; give the folder that the training saved")
     kind = model_type(folder)
     whole = kind == WHOLE
     kinds = CODEC_TYPES if name == "codec" else (model_class.config_class.model_type,)
     if not whole and kind not in kinds:
-        raise PartError(f"--{name} {folder}: holds a {kind} model, expected {' or '.join(kinds)}")
+        raise PartError(f"{given}: holds a {kind} model, expected {' or '.join(kinds)}")
     loaded_class = MidiValleForConditionalGeneration if whole else model_class
     model = load_weights(loaded_class, folder, dtype=torch.float32)
     if whole and not hasattr(model, name):
-        raise PartError(f"--{name} {folder}: was converted without a codec")
+        raise PartError(f"{given}: was converted without a codec")
     model = getattr(model, name) if whole else model
     model.config.name_or_path = ""  # a whole model's configuration would tell the path
     return model
