@@ -550,7 +550,7 @@ def test_refusals(run, tiny_pack, tmp_path, capsys):
     lines = ["own_share: 1.5", "log_steps: 0", "betas: [0.9, high]", "bf16: 1", "optimizer: 3", "seed: 1.5"]
     lines += [f"{name}: .nan" for name in ("learning_rate", "latent_weight", "clip_norm", "exploding_ratio")]
     lines += ["learning_rate: .inf", "learning_rate: 0", "betas: [.nan, 0.9]", "batch_frames: 0", "max_skipped: -1"]
-    lines += ["exploding_ratio: 0.5", "report_to: [[trackio]]"]
+    lines += ["betas: [0.9, 1.0]", "exploding_ratio: 0.5", "report_to: [[trackio]]"]
     lines += ["ar: {hiden_size: 64}", "nar: {layers: 2}", "ar: {dropout: .nan}"]
     for line in lines:
         (tmp_path / "recipe.yaml").write_text(line)

@@ -71,6 +71,8 @@ class TrainRecipe:
         rest = ("prompt_seconds", "frame_steps", "warmup_steps", "weight_decay", "code_noise", "latent_weight", "seed")
         rest += ("clip_norm", "max_skipped", "sample_seconds", "validation_batches")
         check_ranges(self, ("learning_rate",), shares, **dict.fromkeys(counts, 1), **dict.fromkeys(rest, 0))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be from 0 to below 1, got {list(self.betas)}")
         check_fields("ar", self.ar, MidiValleARConfig)
         check_fields("nar", self.nar, MidiValleNARConfig)
 
