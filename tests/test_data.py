@@ -28,11 +28,13 @@ from modeling_midivalle import PianoEncodecConfig, PianoEncodecModel
 from scripts import prepare_dataset, train
 from scripts.audio.rendered_audio import list_midi
 from scripts.audio.rooms import ROOM_NAMES
+from scripts.dataset import folder as dataset_folder
 from scripts.dataset.folder import midi_bytes
 from scripts.dataset.paired_recordings import PairedRecordings
 from scripts.dataset.recordings import DataArguments, RenderedRecordings
 from scripts.decoders.data import DataError, TrainingStream, codes_of, dataset_info, notes_of, shard_files
 from scripts.models.trained_parts import codec_hash, load_part
+from scripts.unfinished import WriteError
 from tokenization import NOTE_DTYPE, MidiError, MidiValleTokenizer, load_performance
 
 RATE = 32_000
@@ -245,6 +247,18 @@ def test_a_process_that_fails_ends_all_with_one_sentence(fails, said, prepare_co
     assert prepare_command(tmp_path, "--processes", 2) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].endswith(said) and not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    """pyarrow names none."""
+
+    def fails(*_, **__):
+        raise OSError(28, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+
+    monkeypatch.setattr(dataset_folder.pq, "ParquetWriter", fails)
+    with pytest.raises(WriteError, match=r"a.parquet: cannot be written \(No space left on device\); make room"):
+        dataset_folder.write_shard(tmp_path / "a.parquet", [], False, {}, [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_with_other_shards_is_refused(in_this_process, prepare_command, tiny_data, tmp_path, capsys):

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from yaml import YAMLError
 from scripts.audio.pianos import SAMPLING_RATE
 from scripts.dataset.shards import DEFAULT_SUSTAIN, DataError, card_pattern, read_column, read_footer, shard_names
 from scripts.training.processes import changed_settings
-from scripts.unfinished import unfinished_file, write_text
+from scripts.unfinished import WriteError, unfinished_file, write_text
 
 SHARD = re.compile(r"(?P<split>.+)-\d{5}-of-(?P<count>\d{5})\.parquet")
 TICKS_PER_QUARTER = 480  # of the MIDI bytes, at 120 BPM: 1 ms is about one tick
@@ -100,15 +101,21 @@ def write_shard(
             corrected.
         skipped: items that are not in `rows`, and why; kept as `skipped`.
         settings: what else decides the items, for `check_folder`; kept as `settings`.
+    Raises:
+        WriteError: a full disk, say.
     """
     corrected = (about.get(name, False) for name in ("correct_level", "correct_offset"))
     schema = features(keep_audio, *corrected).arrow_schema
     notes = {"midivalle": json.dumps(about), "skipped": json.dumps(skipped), "settings": json.dumps(settings or {})}
     schema = schema.with_metadata(schema.metadata | {k.encode(): v.encode() for k, v in notes.items()})
     options = {"compression": "zstd", "write_page_checksum": True}
-    with unfinished_file(path) as partial, pq.ParquetWriter(partial, schema, **options) as file:
-        if rows:  # `datasets` reads no file with a row group of no rows
-            file.write_table(pa.Table.from_pylist(rows, schema=schema))
+    try:
+        with unfinished_file(path) as partial, pq.ParquetWriter(partial, schema, **options) as file:
+            if rows:  # `datasets` reads no file with a row group of no rows
+                file.write_table(pa.Table.from_pylist(rows, schema=schema))
+    except OSError as error:  # of pyarrow, without the file's name
+        reason = os.strerror(error.errno) if error.errno else error
+        raise WriteError(f"{path}: cannot be written ({reason}); make room and start again") from error
 
 
 def midi_bytes(notes: np.ndarray) -> bytes:
