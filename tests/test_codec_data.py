@@ -532,6 +532,20 @@ def test_audio_files_with_and_without_notes(recording):
     assert bare["wave"].shape == (64_000,) and not bare["wave"][48_010:].any() and bare["wave"][47_000:47_900].any()
 
 
+def test_no_note_is_struck_behind_the_end_of_a_recording(recording):
+    """Where its MIDI goes on, silence follows the audio: nothing that could be heard, or lost."""
+    folder, notes = recording
+    wave, rate = soundfile.read(folder / "take.wav")
+    soundfile.write(folder / "take.wav", wave[: rate // 2], rate)
+    data = {"bytes": (folder / "take.wav").read_bytes(), "path": None}
+    row = {"audio": data, "midi": (folder / "take.mid").read_bytes()}
+    pq.write_table(pa.Table.from_pylist([row]), folder / "0.parquet")
+    assert onset_roll(notes, 75)[25:].any()
+    for name in ("take.wav", "0.parquet"):
+        item = RecordedExcerpts([folder / name], 1.5)[0]
+        assert np.array_equal(item["onsets"][:25], onset_roll(notes, 75)[:25]) and not item["onsets"][25:].any()
+
+
 def test_a_constant_part_of_a_recording_is_left_out(tmp_path):
     """Of a file and of a row: the processor takes it out of what the codec is given."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 96_000)

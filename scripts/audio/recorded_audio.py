@@ -82,6 +82,7 @@ class AudioFile:
             raise SourceError(f"{self.path}: cannot be read as audio ({error})") from error
         mono = without_dc(check_wave(wave, rate, str(self.path)).mean(1, dtype=np.float32))
         notes = _midi_beside(str(self.path))
+        seconds = len(mono) / rate  # a MIDI may go on where the recording has ended
         return to_mono_32k(mono, rate), None if notes is None else sounding_excerpt(notes, start, seconds)
 
 
@@ -107,7 +108,7 @@ class ShardRow:
         start = float(rng.uniform(0, max(len(wave) / SAMPLING_RATE - seconds, 0.0)))
         notes = _row_notes(row, prefix, place)
         wave = wave[round(start * SAMPLING_RATE) :][: round(seconds * SAMPLING_RATE)]
-        return wave, None if notes is None else sounding_excerpt(notes, start, seconds)
+        return wave, None if notes is None else sounding_excerpt(notes, start, len(wave) / SAMPLING_RATE)
 
 
 def _files(path: Path) -> list[Path]:
