@@ -22,6 +22,7 @@ ATEPP = "artist,artist_id,track,track_duration,composer,composition_id,score_pat
 ATEPP += ",perf_id,album,album_date,repetition"
 PIJAMA = "id,artist,album,title,recording_condition,midi_filepath,mp3_filepath,youtube_url,duration_sec"
 PIJAMA += ",performance_start_sec,performance_end_sec,split,acoust_id"
+PIJAMA_TIMES = "midi_filepath,mp3_filepath,title,duration_sec,performance_start_sec,performance_end_sec"
 
 
 def write_table(path, header, *rows):
@@ -168,10 +169,9 @@ def test_a_folder_of_pairs(tmp_path, write_midi):
         read_pairs(tmp_path / "two.csv")
     for text, said in (
         ("audio,midi\na.wav\n", "a row is cut short"),
-        (
-            "midi_filepath,mp3_filepath,title,duration_sec,performance_start_sec,performance_end_sec\nm,a,t,9,nan,5\n",
-            "nan",
-        ),
+        (f"{PIJAMA_TIMES}\nm,a,t,9,nan,5\n", "nan"),
+        (f"{PIJAMA_TIMES}\nm,a,t,9,5,3\n", "m, a, from 5.0 to 3.0"),
+        (f"{PIJAMA_TIMES}\nm,a,t,9,-1,3\n", "m, a, from -1.0 to 3.0"),
         ("midi_filename,audio_filename\nm,a\n", "has no column 'canonical_composer', which one of MAESTRO has"),
     ):
         (tmp_path / "two.csv").write_text(text)

@@ -329,7 +329,7 @@ def _pair(layout: Layout, row: dict, base: Path) -> Pair:
     audio = row[layout.audio] if layout.audio else _beside(base, row[layout.midi])
     start = float(row[layout.start] or 0) if layout.start else 0.0
     end = float(row[layout.end] or math.inf) if layout.end else math.inf
-    if not audio or not row[layout.midi] or math.isnan(start + end):
+    if not audio or not row[layout.midi] or not 0 <= start <= end:  # also what is not a number
         raise ValueError(f"{row[layout.midi]}, {audio}, from {start} to {end}")
     seconds = float(row[layout.seconds] or 0) if layout.seconds else 0.0
     if not 0 <= seconds < math.inf:
