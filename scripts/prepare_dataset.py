@@ -63,6 +63,7 @@ from tokenization import MidiValleTokenizer
 from tokenization.midi_midivalle import SUSTAIN_MODES, MidiError
 
 LONGEST_S = 32  # of a sequence of the tokenizer
+MOST_SHARDS = 99_999  # of a split: their names have five digits, by which they are found again
 WARNED = 3  # recordings that a warning names
 
 
@@ -246,6 +247,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--prompt-seconds and --target-seconds together must be at most {LONGEST_S}")
     if min(args.items, args.shard_items, args.divisible_by, args.batch_size, args.processes) < 1:
         parser.error("--items, --shard-items, --divisible-by, --batch-size and --processes must be at least 1")
+    if _shard_count(args) > MOST_SHARDS:
+        parser.error(f"--items: {_shard_count(args)} shards, of which {MOST_SHARDS} can be named; raise --shard-items")
     if args.seed < 0 or not 0 <= args.max_skipped <= 1:
         parser.error("--seed must be at least 0, --max-skipped from 0 to 1")
     if not re.fullmatch(r"[\w.-]+", args.split):

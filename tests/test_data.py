@@ -530,6 +530,7 @@ def test_parts_of_the_work_make_the_whole(in_this_process, prepare_command, tiny
         (["--target-seconds", "27"], "together must be at most 32"),
         (["--max-skipped", "nan"], "--max-skipped from 0 to 1"),
         (["--split", "a/b"], "--split 'a/b': names files"),
+        (["--items", "100000", "--shard-items", "1"], "--items: 100000 shards, of which 99999 can be named; raise"),
     ],
 )
 def test_what_no_data_can_have_is_refused(options, said, tmp_path, capsys):
