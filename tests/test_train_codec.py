@@ -243,6 +243,14 @@ def test_a_codec_that_others_have_learned_from_is_not_replaced(
     assert has_usual_mode((tmp_path / "full").glob("*.safetensors"))
 
 
+def test_features_that_are_none_are_told_by_their_option(pool, tmp_path, capsys):
+    """An encoder begins with their codec, but no --codec was given."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    arguments = ["encoder", "--config", str(tmp_path / "recipe.yaml"), "--audio", str(pool), "--workers", "0"]
+    assert train_codec.main([*arguments, "--features", str(tmp_path), "--output-dir", str(tmp_path / "out")]) == 2
+    assert f"error: --features {tmp_path}: holds no config.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("part", "line", "sentence"),
     [

@@ -60,7 +60,7 @@ def objective_of(
     torch.manual_seed(recipe.seed)  # of the weights that are drawn
     if part == "listener":
         return ListenerObjective(trained_listener(listener, recipe.bf16) if go_on else new_listener(recipe))
-    model = _load_codec(codec or features)
+    model = _load_codec(codec) if codec else _load_codec(features, "--features")
     _check_crops(part, recipe, batches, bool(listener))
     heard = trained_listener(listener, recipe.bf16) if listener else None
     if part == "whole":
@@ -84,9 +84,9 @@ def objective_of(
     return DecoderObjective(model, recipe.bf16, 0 if go_on else recipe.sing_steps, heard)
 
 
-def _load_codec(folder: str) -> PianoEncodecModel:
+def _load_codec(folder: str, given_as: str = "--codec") -> PianoEncodecModel:
     """The codec of a folder; ValueError if it is of another form than the sound is here."""
-    codec = load_part("codec", folder)
+    codec = load_part("codec", folder, given_as)
     config = codec.config
     if (config.sampling_rate, config.hop_length, config.audio_channels) != (SAMPLING_RATE, HOP, 1):
         form = f"{config.audio_channels} channels of {config.sampling_rate} Hz, {config.hop_length} samples a frame"
