@@ -30,6 +30,7 @@ from scripts.decoders.validation import figures
 from scripts.models.trained_parts import load_codebooks, load_part
 from scripts.training import publishing, run_log
 from scripts.training.model_card import NOTE, decoder_card, public_name
+from scripts.unfinished import WriteError
 from tokenization import MidiValleTokenizer
 
 RECIPE = """
@@ -797,6 +798,10 @@ def test_a_log_goes_on_behind_its_checkpoint(tmp_path):
     log.write(10, 2.0, 60.0, {})  # where it went on
     log.close()
     assert ended == [True]
+    path.unlink()
+    path.symlink_to("/dev/full")
+    with pytest.raises(WriteError, match=r"log.jsonl: cannot be written \(No space left on device\); make room"):
+        log.write(11, 2.0, 60.0, {})
 
 
 @pytest.mark.draws

@@ -21,7 +21,7 @@ from scripts.audio.pianos import SAMPLING_RATE
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402  after the choice of a backend without a screen
 
-from scripts.unfinished import unfinished_file, write_text
+from scripts.unfinished import WriteError, unfinished_file, write_text
 
 LOG, CURVES = "log.jsonl", "learning_curves.png"
 AXES = ("step", "hours", "wall_s")  # what a row counts, and does not measure
@@ -53,13 +53,19 @@ class RunLog:
         Args:
             step (`int`), hours (`float`), seconds (`float`): of the run so far; hours of audio, seconds of wall time.
             figures (`dict`): what was measured, by name.
+        Raises:
+            WriteError: the log cannot be written.
         """
         row = {"hours": hours, "wall_s": round(seconds, 1)} | figures
         row = {"step": step} | {name: float(f"{value:.6g}") for name, value in row.items()}
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / LOG, "a") as file:
-                file.write(json.dumps(row) + "\n")
+            path = self.folder / LOG
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with open(path, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+            except OSError as error:  # of a full disk's, no word of the file
+                raise WriteError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
             left = (time.time() - self._began) / max(step - self._first, 1) * (self.steps - step)
             speed = f"{hours * 3600 / max(seconds, 1e-3):.1f}x real time, {timedelta(seconds=round(left))} left"
             print(f"{step}/{self.steps} {row} {speed}", flush=True)
