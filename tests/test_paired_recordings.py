@@ -273,6 +273,27 @@ def test_a_stretch_is_that_of_the_whole_recording(rate, tmp_path):
         assert np.abs(stretch - whole[first : first + len(stretch)]).max() < 1e-6
 
 
+def test_windows_end_where_the_midi_does(tmp_path, write_midi):
+    """What follows in the audio, applause or music that the MIDI lacks, has no notes to learn it from."""
+    end = max(note["onset"] + note["duration"] for note in load_performance(write(tmp_path, write_midi)).notes)
+    data = DataArguments("train", 1.0, 1.0, 0, False)
+    recordings = PairedRecordings(tmp_path / "a.csv", 0)
+    for index in range(20):
+        for window in recordings.draw(index, data)[:2]:
+            assert window.start + window.seconds <= end + paired_recordings.RING_S + 1e-6
+    data.target_seconds = 12.0
+    with pytest.raises(MidiError, match="a.wav: .* s of what its MIDI tells, but an item needs 13.0 s"):
+        recordings.draw(0, data)
+
+
+def write(folder, write_midi):
+    """A minute of audio with four seconds of MIDI, and their table; the MIDI."""
+    write_midi(folder / "a.mid", seconds=4.0)
+    soundfile.write(folder / "a.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 60 * 8_000), 8_000)
+    write_table(folder / "a.csv", "audio,midi", {"audio": "a.wav", "midi": "a.mid"})
+    return folder / "a.mid"
+
+
 def test_a_constant_part_is_left_out(tmp_path):
     """As of the processor's prompts: else rows hold codes that the model is never given. There is none around a file,
     and a wave that has none stays as it is, bit by bit."""

@@ -31,6 +31,7 @@ SPLITS = {"val": "validation", "valid": "validation", "dev": "validation"}  # as
 HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90)}  # by composition
 LOOKED_AT, GLANCE_S = 12, 62.0  # recordings, and s of each, that tell whether a corpus is in time with its MIDI
 CHECKED_S = 600.0  # of a recording that its level and its offset are judged by, at most: more does not fit into memory
+RING_S = 3.0  # of a recording behind the last note of its MIDI that is used: the last chord dies away in it
 MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
 
 
@@ -239,11 +240,15 @@ class PairedRecordings:
         pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
         pair = self.pairs[pick]
         notes, length = _notes(self.base / pair.midi, data.sustain), _length(self.base / pair.audio)
-        first, length = pair.start, min(length, pair.end) - pair.start
+        rung_out = (
+            float((notes["onset"] + notes["duration"]).max()) + RING_S
+        )  # behind it is what the MIDI does not tell
+        first, length = pair.start, min(length, pair.end, rung_out) - pair.start
         target_seconds = data.draw_target_seconds(rng)
         need = data.prompt_seconds + target_seconds
         if length < need:
-            what = f"{max(length, 0):.1f} s, but an item needs {need:.1f} s"
+            told = " of what its MIDI tells" if rung_out < min(_length(self.base / pair.audio), pair.end) else ""
+            what = f"{max(length, 0):.1f} s{told}, but an item needs {need:.1f} s"
             raise MidiError(f"{pair.audio}: {what} (shorten --target-seconds)")
         checked, offset = (self.base / pair.audio, self.base / pair.midi, data.sustain, first, length), {}
         if data.correct_offset:
