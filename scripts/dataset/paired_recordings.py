@@ -240,9 +240,8 @@ class PairedRecordings:
         pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
         pair = self.pairs[pick]
         notes, length = _notes(self.base / pair.midi, data.sustain), _length(self.base / pair.audio)
-        rung_out = (
-            float((notes["onset"] + notes["duration"]).max()) + RING_S
-        )  # behind it is what the MIDI does not tell
+        # what comes later is not told by the MIDI
+        rung_out = float((notes["onset"] + notes["duration"]).max()) + RING_S
         first, length = pair.start, min(length, pair.end, rung_out) - pair.start
         target_seconds = data.draw_target_seconds(rng)
         need = data.prompt_seconds + target_seconds
