@@ -765,6 +765,10 @@ def test_incomplete_or_mixed_data_is_refused(tiny_data, tokenizer, tmp_path):
         shutil.copy(tiny_data / name, tmp_path)
     with pytest.raises(DataError, match="2 of 3 shards of train"):
         shard_files(tmp_path, "train")
+    mixed = shutil.copy2(tmp_path / "train-00000-of-00003.parquet", tmp_path / "train-00000-of-00004.parquet")
+    with pytest.raises(DataError, match=r"shards of several datasets \(-of-00003 and -of-00004\); keep those of one"):
+        shard_files(tmp_path, "train")
+    mixed.unlink()
     table = pq.read_table(tiny_data / "train-00001-of-00003.parquet")
     other = table.replace_schema_metadata({"midivalle": json.dumps({"codec_sha256": "0"})})
     pq.write_table(other, tmp_path / "train-00001-of-00003.parquet")

@@ -404,6 +404,8 @@ def test_a_midi_pack_is_read_from_its_archives(write_midi, tmp_path):
     assert np.array_equal(found[0].load(tmp_path).notes, expected)
     with pytest.raises(MidiError, match="no MIDI file of split 'validation'"):
         list_midi(tmp_path, "validation")
+    with pytest.raises(MidiError, match="none: no such folder; give one of MIDI files"):
+        list_midi(tmp_path / "none", "train")
     (tmp_path / "manifest.csv").write_text(header + rows, encoding="utf-8-sig")  # as spreadsheets save it
     assert list_midi(tmp_path, "test") == found
     with pytest.raises(SourceError, match="own.tar.xz: own/2.mid cannot be read from it"):

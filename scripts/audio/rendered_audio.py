@@ -76,9 +76,11 @@ def list_midi(root: str | Path, split: str, hold_out: bool = True) -> list[MidiF
             files or beside one `SOURCE.tar.xz` an archive; without a manifest every MIDI file below is taken.
         hold_out: without a manifest `of_split` decides; else all files are of any split, where nothing is learned.
     Raises:
-        MidiError: nothing of that split is there.
+        MidiError: no such folder, or nothing of that split is there.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise MidiError(f"{root}: no such folder; give one of MIDI files")
     manifest = root / "manifest.csv"
     if not manifest.is_file():
         paths = visible_files(root, MIDI_ENDINGS)

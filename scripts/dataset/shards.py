@@ -45,7 +45,7 @@ def shard_files(source: str | Path, split: str) -> list[str]:
             folder whose `README.md` is the card that `scripts.prepare_dataset` wrote.
         split: what the files' names begin with.
     Raises:
-        DataError: none there, or some of the `-of-N` files are missing.
+        DataError: none there, some of the `-of-N` files are missing, or there are several N.
     """
     root, remote = str(source).rstrip("/"), True
     if root.startswith(("http://", "https://")):
@@ -61,7 +61,11 @@ def shard_files(source: str | Path, split: str) -> list[str]:
     files = sorted(f"hf://{file}" if remote else file for file in found)
     if not files:
         raise DataError(f"{source}: no {split}-*.parquet; make it with scripts.prepare_dataset")
-    expected = shard_names(split, int(files[0].removesuffix(".parquet").split("-of-")[-1]))
+    counts = sorted({int(file.removesuffix(".parquet").split("-of-")[-1]) for file in files})
+    if len(counts) > 1:
+        sets = " and ".join(f"-of-{count:05d}" for count in counts)
+        raise DataError(f"{source}: {split} holds shards of several datasets ({sets}); keep those of one")
+    expected = shard_names(split, counts[0])
     missing = sorted(set(expected) - {file.rsplit("/", 1)[-1] for file in files})
     if missing or len(files) != len(expected):
         there = f"{len(files)} of {counted(len(expected), 'shard')} of {split}"
