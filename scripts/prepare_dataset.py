@@ -10,13 +10,14 @@ An item is a target of one performance and a prompt from elsewhere in the same r
 `--midi-root` performances are rendered; `--pairs` takes real recordings: a folder of MAESTRO, ATEPP or PiJAMA with its
 csv, any folder of audio and MIDI files of the same names, or a csv (columns audio, midi, and optionally recording_id,
 licence, split). Where nothing says which split a recording is of, one in twenty, at least one, is for validation and
-one in twenty for test. What cannot be read is left out and listed with the reason in `skipped.jsonl`. Notes last as the
-pedals have them; for the published model, which knows no pedal, add `--sustain ignore`. Recordings keep their level;
-for a model whose processor corrects that of prompts (`correct_level`, as the starter's does), add `--correct-level`:
-what is much softer or louder than its velocities tell is brought to a usual level, by one gain (`gain_db`) for all of a
-recording. They are taken to be in time with their MIDI; a dozen are looked at, with a warning if they are not.
-`--correct-offset` moves MIDI that is 20 to 300 ms off (`offset_s`), as the processor does, and leaves out what is
-further off or does not seem to belong together.
+one in twenty for test. What cannot be read is left out and listed with the reason in `skipped.jsonl`. Of a recording
+what its MIDI tells is used, up to 3 s behind its last note, without a constant part (DC). Notes last as the pedals have
+them; for the published model, which knows no pedal, add `--sustain ignore`. Recordings keep their level; for a model
+whose processor corrects that of prompts (`correct_level`, as the starter's does), add `--correct-level`: what is much
+softer or louder than its velocities tell is brought to a usual level, by one gain (`gain_db`) for all of a recording.
+They are taken to be in time with their MIDI; a dozen are looked at, with a warning if they are not. `--correct-offset`
+moves MIDI that is 20 to 300 ms off (`offset_s`), as the processor does, and leaves out what is further off or does not
+seem to belong together.
 
 Item i is a function of (seed, i) alone, so rows are as good as shuffled, the number of processes changes nothing, and a
 stopped run goes on with the first missing shard. Codes are made by all cores, one item at a time; or on GPUs by
