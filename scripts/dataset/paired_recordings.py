@@ -135,7 +135,7 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
         raise MidiError(f"{source}: expected columns audio, midi (and optionally recording_id, licence) and one row")
     pairs, excluded = [], []
     try:
-        for row in rows:
+        for number, row in enumerate(rows, 1):  # noqa: B007  the messages below name it
             if split is not None and row.get(layout.split, split).strip() == "":
                 excluded.append({"source": row[layout.midi], "reason": f"its {layout.split} is blank"})
             elif split is not None and not _is_of(layout, row, split):
@@ -147,7 +147,10 @@ def read_pairs(source: str | Path, split: str | None = None) -> tuple[Path, list
     except KeyError as error:
         raise MidiError(f"{source}: has no column {error}, which one of {layout.name} has") from error
     except (AttributeError, TypeError, ValueError) as error:
-        raise MidiError(f"{source}: a row is cut short, or a length in it is no number ({error})") from error
+        cells = ", ".join(cell for cell in row.values() if isinstance(cell, str))
+        raise MidiError(
+            f"{source}: row {number} is cut short, or its times make no sense ({cells}); mend it or take it out"
+        ) from error
     if not pairs:
         there = ", ".join(sorted({row.get(layout.split) or "" for row in rows} - {""}))
         raise MidiError(f"{source}: no usable row of split {split!r}" + (f"; it has {there}" if there else ""))
