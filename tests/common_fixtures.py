@@ -49,8 +49,8 @@ def loaded_once():
     load, known = model_folder.load_weights, {}
 
     def load_or_copy(model_class, folder, **options):
-        stats = [(path.name, path.stat()) for path in sorted(Path(folder).iterdir()) if path.is_file()]
-        files = tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+        states = [(path.name, path.stat()) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+        files = tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
         key = model_class, str(folder), files, tuple(sorted(options.items()))
         if key not in known:
             known[key] = load(model_class, folder, **options)

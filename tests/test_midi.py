@@ -205,10 +205,7 @@ def test_a_pedal_on_a_drum_channel_is_not_the_pianos():
     [
         ([(0, pedal(127)), (480, b"\xb0\x79\x00"), (960, b"\xb0\x01\x00")], 0.5),  # the sustain pedal
         ([(48, sostenuto(127)), (480, b"\xb0\x79\x00"), (960, b"\xb0\x01\x00")], 0.5),  # the sostenuto
-        (
-            [(0, b"\xb0\x79\x00"), (0, pedal(127)), (480, pedal(0))],
-            0.5,
-        ),  # it begins a file, of one tick the last counts
+        ([(0, b"\xb0\x79\x00"), (0, pedal(127)), (480, pedal(0))], 0.5),  # first; of one tick the last counts
         ([(0, pedal(127)), (48, b"\xb0\x79\x00"), (48, pedal(127)), (480, pedal(0))], 0.5),
         ([(0, pedal(127)), (48, b"\xb1\x79\x00"), (480, pedal(0))], 0.5),  # of another channel
         ([(0, b"\xb9\x40\x7f"), (48, pedal(127)), (96, b"\xb9\x79\x00"), (480, pedal(0))], 0.5),  # of drums

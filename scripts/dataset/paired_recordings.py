@@ -243,14 +243,14 @@ class PairedRecordings:
         pick = rng.integers(len(self.pairs)) if self.weights is None else rng.choice(len(self.pairs), p=self.weights)
         pair = self.pairs[pick]
         notes, length = _notes(self.base / pair.midi, data.sustain), _length(self.base / pair.audio)
-        # what comes later is not told by the MIDI
-        rung_out = float((notes["onset"] + notes["duration"]).max()) + RING_S
-        first, length = pair.start, min(length, pair.end, rung_out) - pair.start
+        there = min(length, pair.end)
+        told = min(there, float((notes["onset"] + notes["duration"]).max()) + RING_S)
+        first, length = pair.start, told - pair.start
         target_seconds = data.draw_target_seconds(rng)
         need = data.prompt_seconds + target_seconds
         if length < need:
-            told = " of what its MIDI tells" if rung_out < min(_length(self.base / pair.audio), pair.end) else ""
-            what = f"{max(length, 0):.1f} s{told}, but an item needs {need:.1f} s"
+            of_what = " of what its MIDI tells" if told < there else ""
+            what = f"{max(length, 0):.1f} s{of_what}, but an item needs {need:.1f} s"
             raise MidiError(f"{pair.audio}: {what} (shorten --target-seconds)")
         checked, offset = (self.base / pair.audio, self.base / pair.midi, data.sustain, first, length), {}
         if data.correct_offset:
