@@ -3,9 +3,11 @@
 
     python -m scripts.examples midi --output space/examples
     python -m scripts.examples prompts --piano steinway_splendid.tar ... --output checkpoints/starter/prompts
+    python -m scripts.examples recordings --piano steinway_splendid.tar ... --output results/listen
 
 The examples are public-domain works written out by us; the interpretation is a tempo and a loudness curve, voicing and
-pedal. The prompts are our own music. Equal arguments write equal MIDI files.
+pedal. The prompts are our own music. The recordings are examples on the pianos and in the rooms of prompts, to be held
+against what a model makes of both. Equal arguments write equal MIDI files.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from scripts.unfinished import WriteError, check_output_folder
 from tokenization.midi_midivalle import load_performance
 
 PROMPT_SECONDS = 6.0
+RECORDING_SECONDS = 25.0
 
 # J. S. Bach, Prelude BWV 846, bars 1 to 19: per half bar a bass, a tenor held to its end and three broken notes.
 BACH_BARS = """
@@ -154,6 +157,8 @@ PROMPTS = (
     Prompt("upright_old_tape", "Kawai upright on an old tape", "upright_kw", "old_tape", "scherzo"),
 )
 
+RECORDINGS = (("chopin_prelude_op28_no7", "steinway_studio"), ("bach_prelude_c_bwv846", "upright_living_room"))
+
 
 def write_examples(output: Path) -> list[Path]:
     """Write the example performances as MIDI files; returns their paths."""
@@ -164,40 +169,69 @@ def write_examples(output: Path) -> list[Path]:
     return paths
 
 
-def write_prompts(pianos: dict[str, Path], output: Path) -> list[dict]:
-    """Render every prompt and write NAME.flac (6.0 s, mono, 32 kHz, 16 bit), NAME.mid and prompts.json.
+def write_prompts(pianos: dict[str, Path], output: Path) -> list[str]:
+    """Render every prompt and write NAME.flac (6.0 s, mono, 32 kHz, 16 bit), NAME.mid and prompts.json, whose first
+    entry is the default prompt.
 
     Args:
         pianos: path of each piano of `LICENCES` by its name.
         output: folder, made if absent.
     Returns:
-        The entries of prompts.json, the default prompt first.
+        The prompts' names.
     Raises:
         SourceError: a piano is missing or unreadable; nothing is written then.
     """
-    missing = sorted(set(LICENCES) - set(pianos))
-    if missing:
-        raise SourceError(f"no piano named {', '.join(missing)}: give each by --piano PATH/NAME or PATH/NAME.tar")
+    check_pianos(pianos, set(LICENCES))
     entries, files = [], {}
     for seed, prompt in enumerate(PROMPTS):
         score = perform(PROMPT_MUSIC[prompt.music], seed)
-        notes = load_performance(score, sustain="extend").notes
-        dry = load_piano(str(pianos[prompt.piano]))(notes, PROMPT_SECONDS)
-        room = Room(prompt.room, seed, jitter=0.0)
-        wave = room(dry, performance_level(notes), np.random.default_rng(seed))
-        sound = io.BytesIO()
-        soundfile.write(sound, wave, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-        files |= {f"{prompt.name}.mid": score.dumps_midi(), f"{prompt.name}.flac": sound.getvalue()}
+        sound = record(prompt, load_performance(score).notes, pianos, PROMPT_SECONDS)
+        files |= {f"{prompt.name}.mid": score.dumps_midi(), f"{prompt.name}.flac": sound}
         licence, attribution = LICENCES[prompt.piano]
         entries.append(
             {"name": prompt.name, "description": prompt.description, "piano": prompt.piano, "room": prompt.room}
             | {"licence": licence, "attribution": f"{attribution}; simulated room; music and rendering by this project"}
         )
     files["prompts.json"] = (json.dumps(entries, indent=2) + "\n").encode()
+    write_files(files, output)
+    return [prompt.name for prompt in PROMPTS]
+
+
+def write_recordings(pianos: dict[str, Path], output: Path) -> list[str]:
+    """Render the beginnings of `RECORDINGS` and write EXAMPLE_PROMPT_sampled.flac (25 s), on the piano and in the room
+    of that prompt. Returns the files' names; else as `write_prompts`."""
+    chosen = [(example, prompt) for example, name in RECORDINGS for prompt in PROMPTS if prompt.name == name]
+    check_pianos(pianos, {prompt.piano for _, prompt in chosen})
+    files = {}
+    for example, prompt in chosen:
+        notes = load_performance(perform(EXAMPLES[example](), list(EXAMPLES).index(example))).notes
+        notes = notes[notes["onset"] < RECORDING_SECONDS]
+        files[f"{example}_{prompt.name}_sampled.flac"] = record(prompt, notes, pianos, RECORDING_SECONDS)
+    write_files(files, output)
+    return list(files)
+
+
+def check_pianos(pianos: dict[str, Path], needed: set[str]) -> None:
+    """`SourceError` if one of the pianos is not there."""
+    if missing := sorted(needed - set(pianos)):
+        raise SourceError(f"no piano named {', '.join(missing)}: give each by --piano PATH/NAME or PATH/NAME.tar")
+
+
+def record(prompt: Prompt, notes: np.ndarray, pianos: dict[str, Path], seconds: float) -> bytes:
+    """A FLAC file (mono, 32 kHz, 16 bit) of notes on the piano and in the room of a prompt."""
+    seed = PROMPTS.index(prompt)
+    dry = load_piano(str(pianos[prompt.piano]))(notes, seconds)
+    wave = Room(prompt.room, seed, jitter=0.0)(dry, performance_level(notes), np.random.default_rng(seed))
+    sound = io.BytesIO()
+    soundfile.write(sound, wave, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    return sound.getvalue()
+
+
+def write_files(files: dict[str, bytes], output: Path) -> None:
+    """Files of a folder, by name: now that every piano has played."""
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():  # now that every piano has played
+    for name, content in files.items():
         (output / name).write_bytes(content)
-    return entries
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -206,9 +240,13 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     midi = commands.add_parser("midi", help="write the example performances")
     midi.add_argument("--output", type=Path, default=Path("space/examples"), help="folder (default: %(default)s)")
-    prompts = commands.add_parser("prompts", help="render the prompts of the starter checkpoint")
-    prompts.add_argument("--piano", type=Path, nargs="+", required=True, help="folder or tar of each sampled piano")
-    prompts.add_argument("--output", type=Path, default=Path("checkpoints/starter/prompts"), help="folder")
+    for name, output, words in (
+        ("prompts", "checkpoints/starter/prompts", "render the prompts of the starter checkpoint"),
+        ("recordings", "results/listen", "render the beginnings of examples on the pianos and in the rooms of prompts"),
+    ):
+        sound = commands.add_parser(name, help=words)
+        sound.add_argument("--piano", type=Path, nargs="+", required=True, help="folder or tar of each sampled piano")
+        sound.add_argument("--output", type=Path, default=Path(output), help="folder (default: %(default)s)")
     arguments = parser.parse_args(argv)
     try:
         check_output_folder(arguments.output, "--output")
@@ -218,7 +256,8 @@ def main(argv: list[str] | None = None) -> int:
             pianos = {path.name.removesuffix(".tar"): path for path in arguments.piano}
             if len(pianos) < len(arguments.piano):
                 raise SourceError("--piano: two have the same name; give each piano once, as a folder or as a tar")
-            names = [entry["name"] for entry in write_prompts(pianos, arguments.output)]
+            write = write_prompts if arguments.command == "prompts" else write_recordings
+            names = write(pianos, arguments.output)
     except (SourceError, WriteError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from symusic import Score
 
 from scripts.audio.composing import Piece, Voice, perform, pitch_number
 from scripts.audio.rooms import ROOMS
-from scripts.examples import EXAMPLES, LICENCES, PROMPT_MUSIC, PROMPTS, main, write_examples
+from scripts.examples import EXAMPLES, LICENCES, PROMPT_MUSIC, PROMPTS, RECORDINGS, main, write_examples
 from tokenization.midi_midivalle import load_performance
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,8 +77,9 @@ def test_prompt_music_shows_the_whole_piano(music):
     assert heard["velocity"].min() <= 40 and heard["velocity"].max() >= 90
 
 
-def test_prompts_are_rendered_whole(tmp_path):
-    """Six seconds, not clipped, not silent, the same each time; here from pianos of one decaying tone."""
+@pytest.fixture
+def decaying_tones(tmp_path):
+    """Pianos of one decaying tone."""
     for name in LICENCES:
         folder = tmp_path / name
         folder.mkdir()
@@ -86,6 +87,10 @@ def test_prompts_are_rendered_whole(tmp_path):
         soundfile.write(folder / "a.wav", 0.9 * np.sin(2 * np.pi * 440 * t) * np.exp(-3 * t), 32_000)
         header = "file,key,lokey,hikey,lovel,hivel,onset_db,peak_db,seconds"
         (folder / "index.csv").write_text(f"{header}\na.wav,69,21,108,1,127,-20,0,1.0\n")
+
+
+def test_prompts_are_rendered_whole(tmp_path, decaying_tones):
+    """Six seconds, not clipped, not silent, the same each time."""
     output = tmp_path / "prompts"
     assert main(["prompts", "--piano", *(str(tmp_path / n) for n in LICENCES), "--output", str(output)]) == 0
     for prompt in PROMPTS:
@@ -93,6 +98,21 @@ def test_prompts_are_rendered_whole(tmp_path):
         wave, rate = soundfile.read(output / f"{prompt.name}.flac")
         assert rate == 32_000 and len(wave) == 192_000
         assert 0.02 < np.abs(wave).max() < 0.99
+
+
+def test_recordings_sound_as_the_prompt_does(tmp_path, decaying_tones):
+    """25 s of an example; it begins with the noise of the prompt's own room."""
+    pianos = [str(tmp_path / name) for name in LICENCES]
+    for command in ("prompts", "recordings"):
+        assert main([command, "--piano", *pianos, "--output", str(tmp_path / command)]) == 0
+    assert {path.name for path in (tmp_path / "recordings").iterdir()} == {
+        f"{a}_{b}_sampled.flac" for a, b in RECORDINGS
+    }
+    for example, name in RECORDINGS:
+        wave, rate = soundfile.read(tmp_path / "recordings" / f"{example}_{name}_sampled.flac")
+        assert rate == 32_000 and len(wave) == 800_000 and 0.02 < np.abs(wave).max() < 0.99
+        prompt, _ = soundfile.read(tmp_path / "prompts" / f"{name}.flac")
+        assert np.corrcoef(wave[:1_000], prompt[:1_000])[0, 1] > 0.99  # the noise, scaled by its whole
 
 
 def test_bad_input_is_one_sentence_and_no_file(tmp_path, capsys, write_piano):
