@@ -10,7 +10,7 @@ the repository: model and processor come with their code from the model's folder
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,7 +29,7 @@ MAX_BYTES, MAX_NOTES, MAX_MINUTES = 2_000_000, 5_000, 10  # of a MIDI file
 MAX_PROMPT_BYTES, MAX_PROMPT_SECONDS = 25_000_000, 120.0  # of an uploaded recording: two minutes of a CD's format
 MAX_SECONDS = 60.0  # rendered at once
 RING_OUT_S = 2.0
-DEADLINE_S = 180.0  # wall time, checked between windows: an abandoned request must not hold its place for ever
+DEADLINE_S = 180.0  # wall time, checked between windows: no request may hold its place for ever
 MAX_SEED = 2**31 - 1
 
 
@@ -145,8 +145,8 @@ def render(
     prompt_audio: str | None = None,
     prompt_midi: str | None = None,
     warn: Callable[[str], object] = print,
-) -> tuple[int, np.ndarray]:
-    """Render a span of a MIDI file.
+) -> Iterator[tuple[int, np.ndarray] | None]:
+    """Render a span of a MIDI file, window by window; between two of them it can be given up.
 
     Args:
         midi: path of the uploaded file.
@@ -156,8 +156,8 @@ def render(
         seed: of the draws; equal seeds give equal sound.
         prompt_audio, prompt_midi: paths of an uploaded prompt (`choose_prompt`); both or neither.
         warn: takes each sentence that the user should know of, before the rendering begins.
-    Returns:
-        Sampling rate in Hz and int16 wave (samples,).
+    Yields:
+        None after each window; in the end the sampling rate in Hz and the whole int16 wave (samples,).
     Raises:
         ValueError: a request that is refused; one sentence.
     """
@@ -180,11 +180,12 @@ def render(
         waves.append(audio[0, 0].cpu().numpy())
         if time.monotonic() - began > DEADLINE_S:
             raise SpaceError("this takes too long; choose a shorter span")
+        yield None
     rate = model.config.sampling_rate
     wave = np.concatenate(waves)[: round(length * rate)]
     if (peak := float(np.abs(wave).max())) > 1.0:
         warn(f"turned down by {20 * np.log10(peak):.1f} dB to avoid clipping")
-    return rate, np.round(wave / max(1.0, peak) * 32767).astype(np.int16)
+    yield rate, np.round(wave / max(1.0, peak) * 32767).astype(np.int16)
 
 
 def build():
@@ -197,7 +198,8 @@ def build():
     def synthesize(midi, prompt, start, seconds, temperature, seed, prompt_audio=None, prompt_midi=None):
         """Render an expressive piano MIDI file on the piano and in the room of a prompt."""
         try:
-            return render(midi, prompt, start, seconds, temperature, seed, prompt_audio, prompt_midi, warn)
+            for sound in render(midi, prompt, start, seconds, temperature, seed, prompt_audio, prompt_midi, warn):
+                yield gr.skip() if sound is None else sound  # gradio goes on from here only while the page is open
         except ValueError as error:
             raise gr.Error(" ".join(str(error).split()), print_exception=False) from error
 

@@ -41,18 +41,25 @@ def app(make_model, write_midi, tmp_path, monkeypatch):
     return app
 
 
+def rendered(app, *request, **more):
+    """What `app.render` comes to."""
+    *windows, sound = app.render(*request, **more)
+    assert windows and set(windows) == {None}
+    return sound
+
+
 def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
     """One model serves all: span, temperature and seed decide the sound; every bad request is one sentence."""
     piece = str(write_midi(tmp_path / "piece.mid", 2, seconds=5.0))
-    rate, wave = app.render(piece, "grand", 1.0, 0.5, 0.9, 3)
+    rate, wave = rendered(app, piece, "grand", 1.0, 0.5, 0.9, 3)
     span = app.read(piece, 1.0, 0.5)
     monkeypatch.setattr(app, "RING_OUT_S", 0.107)  # no whole number of frames
-    assert len(app.render(piece, "grand", 1.0, 0.5)[1]) == round((span.end + 0.107) * rate)
+    assert len(rendered(app, piece, "grand", 1.0, 0.5)[1]) == round((span.end + 0.107) * rate)
     monkeypatch.setattr(app, "RING_OUT_S", 0.1)
     assert rate == 32_000 and wave.dtype == np.int16 and len(wave) == round((span.end + 0.1) * rate)
-    assert np.array_equal(app.render(piece, "grand", 1.0, 0.5, 0.9, 3)[1], wave)
-    assert not np.array_equal(app.render(piece, "grand", 1.0, 0.5, 0.9, 4)[1], wave)
-    assert np.array_equal(app.render(piece, "grand", 1.0, 0.5)[1], app.render(piece, "grand", 1.0, 0.5, 0, 4)[1])
+    assert np.array_equal(rendered(app, piece, "grand", 1.0, 0.5, 0.9, 3)[1], wave)
+    assert not np.array_equal(rendered(app, piece, "grand", 1.0, 0.5, 0.9, 4)[1], wave)
+    assert np.array_equal(rendered(app, piece, "grand", 1.0, 0.5)[1], rendered(app, piece, "grand", 1.0, 0.5, 0, 4)[1])
 
     (tmp_path / "text.mid").write_text("no music")
     (tmp_path / "big.mid").write_bytes(b"MThd" + bytes(app.MAX_BYTES))
@@ -79,14 +86,14 @@ def test_renders_and_refuses(app, write_midi, tmp_path, monkeypatch):
     }
     for words, request in requests.items():
         with pytest.raises(ValueError, match=re.escape(words)):
-            app.render(*request)
+            rendered(app, *request)
     monkeypatch.setattr(app, "MAX_NOTES", 39)
     with pytest.raises(ValueError, match="more than 39 notes"):
-        app.render(piece, "grand", 0, 1, 0)
+        rendered(app, piece, "grand", 0, 1, 0)
     monkeypatch.setattr(app, "DEADLINE_S", -1.0)
     monkeypatch.setattr(app, "MAX_NOTES", 5000)
     with pytest.raises(ValueError, match="too long"):
-        app.render(piece, "grand", 0, 1, 0)
+        rendered(app, piece, "grand", 0, 1, 0)
 
 
 def test_codes_are_drawn_as_the_page_says(app, write_midi, tmp_path):
@@ -96,7 +103,7 @@ def test_codes_are_drawn_as_the_page_says(app, write_midi, tmp_path):
     span = app.read(piece, 0, 0.5)
     inputs = processor(span, end=span.end + 0.1, **app.prompt_files("grand"))
     wave = model.generate(**inputs, seed=3, temperature=2.0, top_k=50, top_p=0.95)[0, 0].numpy()
-    rate, found = app.render(piece, "grand", 0, 0.5, 2.0, 3)
+    rate, found = rendered(app, piece, "grand", 0, 0.5, 2.0, 3)
     assert np.array_equal(found, np.round(wave[: round((span.end + 0.1) * rate)] * 32767)) and np.abs(wave).max() < 1
 
 
@@ -105,7 +112,7 @@ def test_what_is_just_within_the_limits(app, write_midi, tmp_path, monkeypatch):
     monkeypatch.setattr(app, "MAX_BYTES", piece.stat().st_size)
     monkeypatch.setattr(app, "MAX_NOTES", 40)
     assert len(app.read_whole(str(piece)).notes) == 40 and len(app.read(str(piece), 0.0, app.MAX_SECONDS).notes)
-    assert len(app.render(str(piece), "grand", 0.0, 0.5, 2, app.MAX_SEED)[1])
+    assert len(rendered(app, str(piece), "grand", 0.0, 0.5, 2, app.MAX_SEED)[1])
     monkeypatch.setattr(app, "MAX_BYTES", app.MAX_BYTES - 1)
     with pytest.raises(ValueError, match="piece.mid: the file is larger"):
         app.read_whole(str(piece))
@@ -135,7 +142,7 @@ def test_an_uploaded_prompt(app, write_midi, tmp_path, monkeypatch):
 
     def render(audio=None, midi=None, prompt="grand"):
         said = []
-        return app.render(piece, prompt, 0, 0.5, prompt_audio=audio, prompt_midi=midi, warn=said.append)[1], said
+        return rendered(app, piece, prompt, 0, 0.5, prompt_audio=audio, prompt_midi=midi, warn=said.append)[1], said
 
     (wave, said), (bundled, nothing) = render(audio, midi, None), render()
     assert wave.shape == bundled.shape and not np.array_equal(wave, bundled)
@@ -192,18 +199,29 @@ def test_notes_that_are_left_out_are_said(app, write_midi, tmp_path):
         files.append(str(tmp_path / f"{name}.mid"))
     write_audio(tmp_path / "own.wav", 0.1 * np.random.default_rng(1).standard_normal(2 * 32_000))
     said = []
-    app.render(
-        files[0], "grand", 0, 0.5, prompt_audio=str(tmp_path / "own.wav"), prompt_midi=files[1], warn=said.append
+    rendered(
+        app, files[0], "grand", 0, 0.5, prompt_audio=str(tmp_path / "own.wav"), prompt_midi=files[1], warn=said.append
     )
     assert [sentence.split(" 1 ")[0] for sentence in said[:2]] == [
         f"{n}.mid: left out notes:" for n in ("piece", "own")
     ]
 
 
+def test_between_windows_it_can_be_given_up(app, write_midi, tmp_path, monkeypatch):
+    """Gradio goes no further when nobody waits for the sound any more, so that others need not."""
+    piece, made = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0)), []
+    windows = (made.append(i) or torch.zeros(1, 1, 640) for i in range(3))
+    monkeypatch.setattr(app.load()[2], "generate_stream", lambda **_: windows)
+    request = app.render(piece, "grand", 0, 0.5)
+    assert next(request) is None and made == [0]
+    request.close()
+    assert made == [0]
+
+
 def test_what_is_turned_down_is_said(app, write_midi, tmp_path, monkeypatch):
     piece, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0)), []
     monkeypatch.setattr(app.load()[2], "generate_stream", lambda **_: iter([torch.full((1, 1, 640), -2.0)]))
-    _, wave = app.render(piece, "grand", 0, 0.5, warn=said.append)
+    _, wave = rendered(app, piece, "grand", 0, 0.5, warn=said.append)
     assert wave.min() == -32767 and said == ["turned down by 6.0 dB to avoid clipping"]
 
 
@@ -225,7 +243,7 @@ def test_the_page(app, write_midi, tmp_path, monkeypatch):
     piece, audio, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=4.0)), str(tmp_path / "own.wav"), []
     write_audio(audio, 0.1 * np.random.default_rng(1).standard_normal(4 * 32_000))
     monkeypatch.setattr(gradio, "Warning", lambda text, **options: said.append(text))
-    assert functions[0].fn(piece, "grand", 0, 0.5, 0, 0, audio, piece)[0] == 32_000
+    assert list(functions[0].fn(piece, "grand", 0, 0.5, 0, 0, audio, piece))[-1][0] == 32_000
     assert len(said) == 1 and "s are used" in said[0]
     fields = {field.label.split(" (")[0]: field for field in functions[0].inputs}
     for name in ("Start", "Length", "Temperature", "Seed"):  # of a program; gradio alone compares it with its limits
@@ -234,7 +252,7 @@ def test_the_page(app, write_midi, tmp_path, monkeypatch):
                 fields[name].preprocess(value)
         assert fields[name].preprocess(1) == 1
     with pytest.raises(gradio.Error, match="recording is missing"):
-        functions[0].fn(piece, "grand", 0, 0.5, 0, 0, None, piece)
+        next(functions[0].fn(piece, "grand", 0, 0.5, 0, 0, None, piece))
 
 
 def test_it_imports_nothing_of_the_repository_and_pins_what_it_needs():
@@ -256,7 +274,7 @@ def test_what_strangers_may_do(app):
     told = " ".join((SPACE / "README.md").read_text().partition("Limits: ")[2].split())
     limits = f"MIDI files up to {app.MAX_BYTES // 10**6} MB, {app.MAX_NOTES:,} notes and {app.MAX_MINUTES} minutes; "
     limits += f"recordings up to {app.MAX_PROMPT_BYTES // 10**6} MB, of 1 to {app.MAX_PROMPT_SECONDS:.0f} s; "
-    limits += "one request at a time, 16 in the queue; what takes more than three minutes is given up."
+    limits += "one request at a time, 16 in the queue; what takes more than three minutes is given up"
     assert told.startswith(limits) and app.DEADLINE_S == 180
     calls = [node for node in ast.walk(ast.parse((SPACE / "app.py").read_text())) if isinstance(node, ast.Call)]
     options = {
