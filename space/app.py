@@ -43,6 +43,8 @@ def load() -> tuple:
     if MODEL == DEFAULT_MODEL and not Path(MODEL).is_dir():  # as a Hub id it is a stranger's, whose code would be run
         raise SystemExit(f"{MODEL}: no such folder here; set MIDIVALLE_MODEL to a model's folder or Hub id")
     folder = Path(MODEL) if Path(MODEL).is_dir() else Path(snapshot_download(MODEL, revision=REVISION))
+    if "CPU_CORES" in os.environ:  # a Space's share of a machine of which torch counts all cores
+        torch.set_num_threads(int(os.environ["CPU_CORES"]))
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
     model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     return folder, processor, model.to("cuda" if torch.cuda.is_available() else "cpu")

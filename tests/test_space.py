@@ -218,6 +218,15 @@ def test_between_windows_it_can_be_given_up(app, write_midi, tmp_path, monkeypat
     assert made == [0]
 
 
+def test_a_space_computes_on_its_share_of_the_cores(app, monkeypatch):
+    """Torch counts those of the whole machine; as many threads would wait for one another."""
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("CPU_CORES", "2")
+    app.load()
+    assert asked == [2]
+
+
 def test_what_is_turned_down_is_said(app, write_midi, tmp_path, monkeypatch):
     piece, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=1.0)), []
     monkeypatch.setattr(app.load()[2], "generate_stream", lambda **_: iter([torch.full((1, 1, 640), -2.0)]))
