@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoModel, AutoProcessor
 
 DEFAULT_MODEL = "checkpoints/starter"
@@ -50,15 +50,22 @@ def load() -> tuple:
     return folder, processor, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prompt_names() -> list[str]:
-    """Names of the model's bundled prompts, the default first; a model may have none."""
+def bundled_prompts() -> dict[str, str]:
+    """Names of the model's bundled prompts and what they are, the default first; a model may have none."""
     path = load()[0] / "prompts" / "prompts.json"
-    return [entry["name"] for entry in json.loads(path.read_text())] if path.is_file() else []
+    return {entry["name"]: entry["description"] for entry in json.loads(path.read_text())} if path.is_file() else {}
+
+
+def licence() -> str:
+    """The licence of the model's weights by its card, as a sentence; "" if it says nothing."""
+    path = load()[0] / "README.md"
+    name = ModelCard.load(path).data.get("license") if path.is_file() else None
+    return f"Licence of the model's weights: {name}." if name else ""
 
 
 def prompt_files(name: str) -> dict[str, str]:
     """The files of a bundled prompt, as the processor takes them."""
-    if name not in prompt_names():
+    if name not in bundled_prompts():
         raise SpaceError("unknown prompt; choose one of the list, or give a recording of your own")
     path = load()[0] / "prompts" / name
     return {"prompt_midi": f"{path}.mid", "prompt_audio": f"{path}.flac"}
@@ -95,7 +102,7 @@ def choose_prompt(name: str, audio: str | None, midi: str | None) -> tuple[dict,
     """The uploaded prompt, or a bundled one if none is.
 
     Args:
-        name: one of `prompt_names`.
+        name: one of `bundled_prompts`.
         audio: path of an uploaded recording, of which the processor chooses the best part.
         midi: path of its MIDI, in time with it; the processor corrects small offsets.
     Returns:
@@ -152,7 +159,7 @@ def render(
 
     Args:
         midi: path of the uploaded file.
-        prompt_name: one of `prompt_names`, unless a prompt is uploaded.
+        prompt_name: one of `bundled_prompts`, unless a prompt is uploaded.
         start, seconds: the span, s.
         temperature: 0 takes the likeliest codes; above, they are drawn, the more freely the higher.
         seed: of the draws; equal seeds give equal sound.
@@ -219,11 +226,15 @@ def build():
         field.preprocess = check
         return field
 
-    names = prompt_names()
+    pianos = [(description, name) for name, description in bundled_prompts().items()]
     with gr.Blocks(title="MIDI-VALLE", delete_cache=(600, 3600)) as page:
-        gr.Markdown("# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression.")
+        gr.Markdown(
+            "# MIDI-VALLE\nA piano performance as MIDI in, a recording out. The model adds no expression. Up to "
+            f"{MAX_SECONDS:.0f} s at a time, of a MIDI file of up to {MAX_NOTES:,} notes and {MAX_MINUTES} minutes. "
+            + licence()
+        )
         midi = gr.File(label="MIDI", file_types=MIDI_ENDINGS, type="filepath", elem_id="midi")
-        prompt = gr.Dropdown(names, value=names[0] if names else None, label="Piano and room")
+        prompt = gr.Dropdown(pianos, value=pianos[0][1] if pianos else None, label="Piano and room")
         with gr.Accordion("Your own piano instead", open=False):
             gr.Markdown(
                 f"A recording (WAV or FLAC, 1 to {MAX_PROMPT_SECONDS:.0f} s; its best part is used) and the MIDI of "

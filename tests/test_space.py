@@ -30,7 +30,8 @@ def app(make_model, write_midi, tmp_path, monkeypatch):
     (folder / "prompts").mkdir()
     write_midi(folder / "prompts" / "grand.mid", 1, seconds=1.0)
     write_audio(folder / "prompts" / "grand.flac", 0.1 * np.random.default_rng(0).standard_normal(32_000))
-    (folder / "prompts" / "prompts.json").write_text(json.dumps([{"name": "grand"}]))
+    (folder / "prompts" / "prompts.json").write_text(json.dumps([{"name": "grand", "description": "A grand at home"}]))
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
     monkeypatch.setenv("MIDIVALLE_MODEL", str(folder))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
@@ -248,6 +249,9 @@ def test_the_page(app, write_midi, tmp_path, monkeypatch):
     assert len(functions) == 1 and functions[0].concurrency_limit == 1
     given = [block.label.split(" (")[0] for block in functions[0].inputs]
     wanted = ["MIDI", "Piano and room", "Start", "Length", "Temperature", "Seed", "Recording", "Its MIDI"]
+    assert functions[0].inputs[1].choices == [("A grand at home", "grand")] and functions[0].inputs[1].value == "grand"
+    words = " ".join(block.value for block in page.blocks.values() if isinstance(block, gradio.Markdown))
+    assert "2 s at a time, of a MIDI file of up to 5,000 notes and 10 minutes" in words and "cc-by-4.0" in words
     assert given == wanted and page.delete_cache == (600, 3600) and page._queue.max_size == 16
     piece, audio, said = str(write_midi(tmp_path / "piece.mid", 2, seconds=4.0)), str(tmp_path / "own.wav"), []
     write_audio(audio, 0.1 * np.random.default_rng(1).standard_normal(4 * 32_000))
