@@ -28,6 +28,7 @@ SAMPLING_RATE = 32_000
 LOWEST_HZ, HIGHEST_HZ, ROWS = 27.5, 14_080.0, 432  # nine octaves, four rows a semitone
 MAX_COLUMNS = 2_000
 RANGE_DB = 80.0
+SOFTEST_PEAK_DB = -100.0  # below it a file is silent, and silence is dark
 
 
 def log_spectrogram(wave: np.ndarray) -> np.ndarray:
@@ -42,7 +43,7 @@ def log_spectrogram(wave: np.ndarray) -> np.ndarray:
     low = np.floor(place).astype(int)
     share = (place - low)[:, None]
     level = level[low] * (1 - share) + level[np.minimum(low + 1, len(level) - 1)] * share
-    return np.maximum(level - level.max(), -RANGE_DB)
+    return np.maximum(level - max(level.max(), SOFTEST_PEAK_DB), -RANGE_DB)
 
 
 def draw_spectrogram(axis, wave: np.ndarray):

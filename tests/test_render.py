@@ -1279,6 +1279,7 @@ def test_plots(inputs, monkeypatch, capsys):
     assert plots.log_spectrogram(tone[:100]).shape[0] == plots.ROWS  # shorter than a window
     late = plots.log_spectrogram(tone[:1600] * (np.arange(1600) > 1200)).max(0).argmax()
     assert late > 0.6 * plots.log_spectrogram(tone[:1600]).shape[1]
+    assert (plots.log_spectrogram(np.zeros(RATE)) == -plots.RANGE_DB).all()  # silence is dark
 
 
 def test_an_adapter_is_played(run, folder, tmp_path):
