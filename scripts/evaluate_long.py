@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
-from processing import Prompt, read_audio
+from processing import Prompt, read_audio, to_mono_32k
 from scripts.audio.rendered_audio import list_midi
 from scripts.dataset.folder import midi_bytes
 from scripts.evaluate import EvaluationError, check_output
@@ -37,7 +38,8 @@ from scripts.models.model_folder import (
     model_folder,
     read_prompts,
 )
-from scripts.rendering.manifest import file_sha256
+from scripts.rendering.journal import journal_path
+from scripts.rendering.manifest import file_sha256, weights_sha256
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import FolderLock
 from scripts.unfinished import write_json
@@ -90,6 +92,12 @@ def make_piece(root: str, minutes: float, seed: int) -> tuple[np.ndarray, list[s
     return np.sort(notes, order=("onset", "pitch", "duration")), names
 
 
+def last_minute(notes: np.ndarray) -> tuple[float, float]:
+    """From when to when, s, the first minute of the notes of `make_piece` is played again."""
+    again = notes[-(notes["onset"] < MINUTE_S).sum() :]
+    return float(np.round(again["onset"][0])), float((again["onset"] + again["duration"]).max())
+
+
 def run_render(*arguments: str) -> tuple[float, float]:
     """Run `scripts.render`: seconds it took, its peak memory in MiB."""
     begin, words = time.perf_counter(), ["scripts.render", *arguments]
@@ -106,22 +114,25 @@ def refuse_failed(code: int, words: list[str], said: list[str]) -> None:
         raise EvaluationError(f"{' '.join(words)}: ended with exit code {code}: {''.join(said[-1:])}")
 
 
-def windows_of(sound: Path, files: list[str]) -> list[list[float]]:
+def windows_of(sound: Path, wanted: list) -> list[list[float]]:
     """The windows that a sound was rendered in, by its manifest.
 
     Args:
-        files: sha256 of the MIDI file and of the prompt's files that it must have been made of.
+        wanted: what it must have been made of: sha256 of the MIDI file, of the prompt's files and of the model, and
+            whether `--parallel`.
     Raises:
-        EvaluationError: it was made of others, or there is no manifest.
+        EvaluationError: it was made of something else, or there is no manifest.
     """
     manifest = sound.with_suffix(".json")
     try:
         recipe = json.loads(manifest.read_text())["recipe"]
-        made_of, windows = [recipe["midi"], *recipe["prompt"]["files"]], recipe["windows"]
+        made_of = [recipe["midi"], *recipe["prompt"]["files"], recipe["weights_sha256"], recipe["settings"]["parallel"]]
+        windows = recipe["windows"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise EvaluationError(f"{manifest}: is no manifest of scripts.render; leave out --reuse") from error
-    if made_of != files:
-        raise EvaluationError(f"{sound}: was made of other notes or another prompt; give these, or leave out --reuse")
+    if made_of != wanted:
+        other = "of other notes, with another prompt or model, or --parallel is not as it was"
+        raise EvaluationError(f"{sound}: was made {other}; give what it was made of, or leave out --reuse")
     return windows
 
 
@@ -180,19 +191,21 @@ def measure(args: argparse.Namespace, transcriber, minutes: float) -> dict:
     content = midi_bytes(notes)
     piece = load_performance(content, name=midi.name)
     _, prompt_files = choose_prompt(Path(args.model), args.prompt)
-    prompt = read_audio(prompt_files[1])[0][:, 0]
-    files = [hashlib.sha256(content).hexdigest(), *map(file_sha256, prompt_files)]
+    prompt = to_mono_32k(*read_audio(prompt_files[1]))
+    wanted = [hashlib.sha256(content).hexdigest(), *map(file_sha256, prompt_files)]
+    wanted += [weights_sha256(Path(args.model)), args.parallel]
     options = ["--model", args.model, "--prompt", args.prompt, "--ring-out", "2", "--force"]
     options += ["--parallel"] if args.parallel else []
     took = memory = float("nan")
     if not (args.reuse and output.exists()):
         midi.write_bytes(content)
+        journal_path(output).unlink(missing_ok=True)  # windows that an interrupted render has left would save time
         took, memory = run_render(str(midi), str(output), *options)
-    wave = read_audio(output)[0][:, 0]
+    wave, _ = soundfile.read(output, dtype="float32")  # `read_audio` takes no more than 52 minutes
     total = piece.end + 2.0
-    windows = windows_of(output, files)
+    windows = windows_of(output, wanted)
     joins = np.array([start for start, _ in windows[1:]])
-    head, tail = (0.0, MINUTE_S), (np.ceil(piece.end) - MINUTE_S, piece.end)
+    head, tail = (0.0, MINUTE_S), last_minute(piece.notes)
     half = args.transcribe_minutes * MINUTE_S / 2
     spans = [(0.0, piece.end)] if 2 * half >= piece.end else [(0.0, half), (piece.end - half, piece.end)]
     heard = transcribe(transcriber, wave, spans)
@@ -248,7 +261,7 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
             where = f"excerpt {number}, {file.path} from {start:.1f} s on"
             raise EvaluationError(f"{where}: no note is struck in it; give longer --seconds or another --seed")
         name = prompts[number % len(prompts)]
-        wave = read_audio(Path(args.model) / "prompts" / f"{name}.flac")[0][:, 0]
+        wave = to_mono_32k(*read_audio(Path(args.model) / "prompts" / f"{name}.flac"))
         true = load_performance(Path(args.model) / "prompts" / f"{name}.mid")
         for offset in args.offsets:
             notes = true.notes.copy()

@@ -3,24 +3,26 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import EncodecFeatureExtractor
 
-from processing import MidiValleProcessor, write_audio
+from processing import MidiValleProcessor, audio_midivalle, write_audio
 from scripts import evaluate_long
 from scripts.evaluate import EvaluationError
 from scripts.evaluate_long import (
     RATE,
     jumps,
+    last_minute,
     make_piece,
     midi_bytes,
     onset_scores,
     summarise_offsets,
     transcribe,
 )
-from scripts.rendering.manifest import file_sha256
+from scripts.rendering.manifest import file_sha256, weights_sha256
 from scripts.training.processes import FolderLock
 from tokenization import NOTE_DTYPE, MidiValleTokenizer, load_performance
 
@@ -40,6 +42,19 @@ def model(tmp_path):
     entry = dict.fromkeys(("description", "piano", "room", "licence"), "x") | {"name": "p"}
     (folder / "prompts" / "prompts.json").write_text(json.dumps([entry]))
     return folder
+
+
+@pytest.fixture
+def write_manifest(model, tmp_path):
+    """`write_manifest(midi, windows)`: what `scripts.render` writes beside `3min.wav`, as far as it is read."""
+
+    def write(midi, windows):
+        prompt = {"files": [file_sha256(model / "prompts" / name) for name in ("p.mid", "p.flac")]}
+        recipe = {"midi": file_sha256(midi), "prompt": prompt, "windows": windows, "settings": {"parallel": False}}
+        content = {"recipe": recipe | {"weights_sha256": weights_sha256(model)}}
+        (tmp_path / "out" / "3min.json").write_text(json.dumps(content))
+
+    return write
 
 
 @pytest.fixture
@@ -157,17 +172,16 @@ def test_bad_input_is_one_sentence(command, model, tmp_path, capsys, monkeypatch
     refused("offsets.json: exists already; give another", "--offsets", 0, "--output-dir", tmp_path)
 
 
-def test_sounds_that_are_there_are_measured_again(command, tmp_path, monkeypatch, capsys):
-    """`--reuse`: but not for other notes, and not into the results that are there."""
+def test_sounds_that_are_there_are_measured_again(command, model, write_manifest, tmp_path, monkeypatch, capsys):
+    """`--reuse`: but not as those of other notes, of another model or `--parallel`, and not into the results that are
+    there."""
     out, rendered = tmp_path / "out", []
 
     def render(midi, sound, *options):
         rendered.append(options)
         piece = load_performance(midi)
         write_audio(sound, 0.1 * np.random.default_rng(1).standard_normal(round((piece.end + 2) * RATE)))
-        prompt = [file_sha256(tmp_path / "model" / "prompts" / name) for name in ("p.mid", "p.flac")]
-        recipe = {"midi": file_sha256(midi), "prompt": {"files": prompt}, "windows": [[0, 3], [3, piece.end + 2]]}
-        (out / "3min.json").write_text(json.dumps({"recipe": recipe}))
+        write_manifest(midi, [[0, 3], [3, piece.end + 2]])
         return 1.0, 2.0
 
     monkeypatch.setattr(evaluate_long, "PLACES", 20)
@@ -184,13 +198,52 @@ def test_sounds_that_are_there_are_measured_again(command, tmp_path, monkeypatch
     (out / "long.json").unlink()
     before = (out / "3min.mid").read_bytes()
     assert command("--minutes", 3, "--reuse", "--seed", 6) == 2 and (out / "3min.mid").read_bytes() == before
-    assert "3min.wav: was made of other notes or another prompt" in capsys.readouterr().err
+    assert "3min.wav: was made of other notes, with another prompt or model" in capsys.readouterr().err
+    assert command("--minutes", 3, "--reuse", "--parallel") == 2  # its joins are not those of windows side by side
+    (model / "config.json").write_text('{"other": "weights"}')
+    assert command("--minutes", 3, "--reuse") == 2
+    assert capsys.readouterr().err.count("was made of other notes, with another prompt or model, or --parallel") == 2
     (out / "3min.json").write_text("[]")
     assert command("--minutes", 3, "--reuse") == 2
     assert "3min.json: is no manifest of scripts.render; leave out --reuse" in capsys.readouterr().err
 
 
-def test_what_is_heard_of_a_piece(command, tmp_path, monkeypatch):
+def test_a_render_is_timed_from_its_beginning_and_heard_whatever_its_size(
+    command, model, write_manifest, tmp_path, monkeypatch
+):
+    """What an interrupted one has left would save time; an hour is larger than what is read of users; and the prompt is
+    one at any rate."""
+    out, left = tmp_path / "out", tmp_path / "out" / ".3min.wav.windows"
+    sound = 0.1 * np.random.default_rng(0).standard_normal((2 * 48_000, 2))
+    write_audio(model / "prompts" / "p.flac", sound, 48_000)
+    out.mkdir()
+    left.write_bytes(b"finished windows")
+    seen = []
+
+    def render(midi, sound, *options):
+        seen.append(left.exists())
+        piece = load_performance(midi)
+        write_audio(sound, 0.1 * np.random.default_rng(1).standard_normal(round((piece.end + 2) * RATE)))
+        monkeypatch.setattr(audio_midivalle, "MAX_BYTES", Path(sound).stat().st_size - 1)
+        write_manifest(midi, [[0, 3], [3, piece.end + 2]])
+        return 1.0, 2.0
+
+    prompts = []
+    monkeypatch.setattr(evaluate_long, "timbre_distance", lambda prompt, wave: prompts.append(len(prompt)) or 0.0)
+    monkeypatch.setattr(evaluate_long, "PLACES", 20)
+    monkeypatch.setattr(evaluate_long, "run_render", render)
+    monkeypatch.setattr(evaluate_long, "measure_first_audio", lambda args, midi: {})
+    assert command("--minutes", 3) == 0
+    assert seen == [False] and prompts == [2 * RATE] * 2
+
+
+def test_the_last_minute_begins_where_the_first_is_played_again():
+    """Also where the first minute ends with a rest."""
+    made = notes((0.0, 60), (40.0, 62), (71.0, 64), (80.0, 60), (120.0, 62))
+    assert last_minute(made) == (80.0, pytest.approx(120.2))
+
+
+def test_what_is_heard_of_a_piece(command, write_manifest, tmp_path, monkeypatch):
     """All but the notes around the join at 1.2 s, and what is played again at the end 20 ms late; what lies between the
     minutes that are transcribed does not count."""
     out, sounds = tmp_path / "out", {}
@@ -203,9 +256,7 @@ def test_what_is_heard_of_a_piece(command, tmp_path, monkeypatch):
             if not 0.7 <= onset <= 1.7:
                 wave[round((onset + 0.02 * (onset > 5)) * RATE)] = pitch / 200
         write_audio(sound, wave)
-        prompt = [file_sha256(tmp_path / "model" / "prompts" / name) for name in ("p.mid", "p.flac")]
-        recipe = {"midi": file_sha256(midi), "prompt": {"files": prompt}, "windows": [[0, 1.2], [1.2, piece.end + 2]]}
-        (out / "3min.json").write_text(json.dumps({"recipe": recipe}))
+        write_manifest(midi, [[0, 1.2], [1.2, piece.end + 2]])
         return 1.0, 2.0
 
     def hear(wave, rate):

@@ -36,7 +36,7 @@ from scripts.rendering.arguments import (
     say,
     with_manifest,
 )
-from scripts.rendering.journal import Journal, journal_threads
+from scripts.rendering.journal import Journal, journal_path, journal_threads
 from scripts.rendering.manifest import (
     FORMAT,
     SETTINGS,
@@ -111,7 +111,7 @@ def render_files(args: argparse.Namespace, begin: float) -> int:
     if args.parallel:
         processor.context_seconds = RUN_IN_S
     tasks = keep_going(tasks, several, lambda task: load_task(args, processor, task, recorded))
-    journals = [journal_path(task) for task in tasks if task.output]
+    journals = [journal_path(task.output) for task in tasks if task.output]
     setting = make_setting(args, folder, adapter, processor, recorded, journals)
     setting.begin = begin
     tasks = keep_going(tasks, several, lambda task: check_done(setting, task))
@@ -311,11 +311,6 @@ def check_done(setting: Setting, task: Task) -> None:
             raise RenderError(f"{path.name}: exists already; add --force to replace it")
 
 
-def journal_path(task: Task) -> Path:
-    """The hidden file beside an output that holds its finished windows until it is written."""
-    return task.output.with_name(f".{task.output.name}.windows")
-
-
 def make_job(
     setting: Setting,
     task: Task,
@@ -339,7 +334,7 @@ def make_job(
             job.sinks.insert(0, AudioWriter(task.output, model.config.sampling_rate))
             if job.is_exact:
                 books, axes = model.config.ar_config.num_codebooks, model.num_vector_axes
-                job.journal = Journal(journal_path(task), key, books, frames_of(task.windows), axes)
+                job.journal = Journal(journal_path(task.output), key, books, frames_of(task.windows), axes)
                 if job.journal.remark:
                     say(job.journal.remark)
 

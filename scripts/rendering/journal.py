@@ -123,6 +123,11 @@ def _check(data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(CHECK_SIZE, "little")
 
 
+def journal_path(output: Path) -> Path:
+    """The hidden file beside an output that holds its finished windows until it is written."""
+    return output.with_name(f".{output.name}.windows")
+
+
 def journal_threads(path: Path) -> int | None:
     """The number of threads that the windows of a journal were made with; None if it tells none that can be."""
     try:
