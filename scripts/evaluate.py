@@ -14,7 +14,8 @@ several `--codec FOLDER` instead of `--model` to score codecs alone, all against
 install-eval`.
 
 Columns, each the mean over recordings (every excerpt is one, though two may be of one performance) and half of its 95 %
-t-interval; definitions in `scripts/measuring/`:
+t-interval; where a recording has no value, as without notes that are found, the table says of how many the mean is.
+Definitions in `scripts/measuring/`:
     f1, precision, recall   note onsets of equal pitch within 50 ms (mir_eval), notes read by Transkun
     onset_bias_ms, onset_error_ms, velocity_correlation   of the notes found: median, median absolute, Spearman
     log_mel_db              80 bands, equal RMS, dB
@@ -25,7 +26,8 @@ t-interval; definitions in `scripts/measuring/`:
 entropy, and how many times faster than real time encoding and decoding are (median). `own_piano`, with several pianos:
 the share of excerpts whose long-term spectrum is nearer to the target as its own piano plays it than to the same music
 in the same room on any other (`timbre_db` in the rows, dB by piano). `colour_db`: how much louder each system is in the
-mean than the truth, dB, in the ten parts of the spectrum that `assemble_model --colour` takes.
+mean than the truth, dB, in the ten parts of the spectrum that `assemble_model --colour` takes. `made_with`: versions,
+and hashes of the weights.
 """
 
 import argparse
@@ -60,9 +62,10 @@ from scripts.measuring.metrics import (
 )
 from scripts.measuring.note_onsets.scores import mean_interval, note_scores
 from scripts.measuring.transcription import Transcriber
-from scripts.models.model_folder import load_listener, load_model, load_processor, model_folder
+from scripts.models.model_folder import LISTENER, load_listener, load_model, load_processor, model_folder
 from scripts.models.trained_parts import load_part
 from scripts.rendering.arguments import check_sampling, sampling_options
+from scripts.rendering.manifest import software, weights_sha256
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import FolderLock
 from scripts.unfinished import check_output_folder, write_json, write_text
@@ -107,11 +110,12 @@ def reconstruct(codec: PianoEncodecModel, excerpt: Excerpt) -> tuple[np.ndarray,
     around = torch.from_numpy(excerpt.around)[None, None].to(next(codec.parameters()).device)
     seconds, begin = len(excerpt.around) / SAMPLING_RATE, time.perf_counter()
     codes = codec.encode_codes(around)
+    found = codes[0].cpu().numpy()  # a GPU is waited for
     middle = time.perf_counter()
     wave = codec.decode_codes(codes)[0, 0].cpu().numpy()
     end = time.perf_counter()
     speed = {"encode_x_real_time": seconds / (middle - begin), "decode_x_real_time": seconds / (end - middle)}
-    return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)], codes[0].cpu().numpy(), speed
+    return wave[excerpt.lead : excerpt.lead + len(excerpt.wave)], found, speed
 
 
 @torch.no_grad()
@@ -174,7 +178,9 @@ def synthesise(
 
 def score(excerpt: Excerpt, system: str, wave: np.ndarray, transcriber: Transcriber, known: dict[str, dict]) -> dict:
     """Row of one system and excerpt; the truth's is taken from `known` if it is there."""
-    found = {"system": system, "target": excerpt.target.source} | excerpt.about
+    target, prompt = excerpt.target, excerpt.prompt
+    found = {"system": system, "target": target.source, "start_s": target.start} | excerpt.about
+    found |= {"prompt": prompt.source, "prompt_start_s": prompt.start}
     found["colour_db"] = colour_difference(excerpt.wave, wave)
     found["timbre_db"] = {piano: timbre_distance(other, wave) for piano, other in excerpt.on_pianos.items()}
     if system == "truth":
@@ -240,11 +246,14 @@ def colours(rows: list[dict]) -> dict[str, list[float]]:
     return {s: np.mean([row["colour_db"] for row in rows if row["system"] == s], 0).tolist() for s in systems}
 
 
-def table(summary: dict) -> str:
-    """Markdown table of a summary."""
+def table(summary: dict, rows: list[dict]) -> str:
+    """Markdown table of the summary of `rows`; a mean of fewer than all says of how many."""
     lines = ["| system | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for system, values in summary.items():
-        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in values.values()]
+        own = [row for row in rows if row["system"] == system]
+        counts = {column: int(np.isfinite([row[column] for row in own]).sum()) for column in COLUMNS}
+        notes = {column: f" ({n} of {len(own)})" if n < len(own) else "" for column, n in counts.items()}
+        cells = [f"{mean:.3f} ± {half:.3f}{notes[column]}" for column, (mean, half) in values.items()]
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -325,12 +334,13 @@ def check_pianos(paths: list[str]) -> None:
 
 
 def load(args: argparse.Namespace):
-    """Model and processor, or None twice, and the codecs and listeners by the name of their system."""
+    """Model and processor, or None twice, the codecs and listeners by the name of their system, and their `hashes`."""
     if args.model:
         folder = model_folder(args.model)
         model = load_model(folder, args.device)
         codecs = {"codec": model.codec}
-        return model, load_processor(folder), codecs, listeners(codecs, {"codec": folder}, args.device)
+        heard_by = listeners(codecs, {"codec": folder}, args.device)
+        return model, load_processor(folder), codecs, heard_by, hashes({"codec": folder}, heard_by)
     folders = dict(zip(codec_names(args.codec), args.codec, strict=True))
     codecs = {name: load_part("codec", folder).to(args.device).eval() for name, folder in folders.items()}
     for name, codec in codecs.items():
@@ -340,7 +350,13 @@ def load(args: argparse.Namespace):
     taken = {"truth", *(f"{name}_listened" for name in heard_by)}
     if taken & set(codecs):
         raise EvaluationError(f"--codec: {min(taken & set(codecs))} is the name of another system; rename the folder")
-    return None, None, codecs, heard_by
+    return None, None, codecs, heard_by, hashes(folders, heard_by)
+
+
+def hashes(folders: dict[str, str | Path], heard_by: dict) -> dict[str, str]:
+    """sha256 of configuration and weights in the folder of each codec, or of its model, and of its listener."""
+    inner = {f"{name}_listened": Path(folders[name]) / LISTENER for name in heard_by}
+    return {name: weights_sha256(Path(folder)) for name, folder in (folders | inner).items()}
 
 
 def listeners(codecs: dict, folders: dict[str, str | Path], device: str) -> dict[str, PianoListenerModel]:
@@ -354,11 +370,15 @@ def evaluate(args: argparse.Namespace) -> dict:
     output, rows = Path(args.output_dir), []
     check_output(output, RESULTS)
     check_sampling(args)
+    for name in ("temperature", "top_k", "top_p") if args.codec else ():
+        if getattr(args, name) is not None:
+            raise EvaluationError(f"--{name.replace('_', '-')} is for --model: a codec does not draw")
     known = known_truths(args.truth)
     recordings = RenderedRecordings(args.midi_root, args.split, args.piano, args.room or list(ROOMS), args.seed, False)
     check_pianos(args.piano)
     transcriber = Transcriber(args.device)
-    model, processor, codecs, heard_by = load(args)
+    model, processor, codecs, heard_by, weights = load(args)
+    made_with = software() | {"weights_sha256": weights}
     about = {"keep_audio": False, "sustain": "extend" if model is None else processor.tokenizer.sustain}
     arguments = DataArguments(args.split, args.prompt_seconds, args.seconds, args.seed, **about)
     codes, speeds = {name: [] for name in codecs}, {name: [] for name in codecs}
@@ -384,7 +404,7 @@ def evaluate(args: argparse.Namespace) -> dict:
             plot(output / f"{index:02d}.png", excerpt, waves)
             reports = {name: codec_report(codec, codes[name], speeds[name]) for name, codec in codecs.items()}
             results = {"settings": vars(args), "summary": summarise(rows), "codecs": reports, "rows": rows}
-            results |= {"own_piano": own_piano(rows), "colour_db": colours(rows)}
+            results |= {"own_piano": own_piano(rows), "colour_db": colours(rows), "made_with": made_with}
             write_json(output / RESULTS, results)  # after each excerpt: what is done is done
     return results
 
@@ -394,14 +414,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         results = evaluate(args)
-        write_text(Path(args.output_dir) / "table.md", table(results["summary"]) + "\n")
+        write_text(Path(args.output_dir) / "table.md", table(results["summary"], results["rows"]) + "\n")
     except (ValueError, OSError, soundfile.LibsndfileError) as error:  # the last: a full disk
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; the excerpts that are finished are in {args.output_dir}", file=sys.stderr)
         return 130
-    print(table(results["summary"]))
+    print(table(results["summary"], results["rows"]))
     if results["own_piano"]:
         print("own piano: " + ", ".join(f"{system} {share:.2f}" for system, share in results["own_piano"].items()))
     return 0

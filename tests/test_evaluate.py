@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import types
 
 import numpy as np
@@ -23,6 +24,7 @@ from modeling_midivalle import (
 from processing import MidiValleProcessor
 from scripts import evaluate
 from scripts.measuring.transcription import TranscriptionError
+from scripts.rendering.manifest import weights_sha256
 from scripts.training.processes import FolderLock
 from tokenization import NOTE_DTYPE, MidiValleTokenizer
 
@@ -80,6 +82,13 @@ def test_a_model_is_scored_and_everything_is_kept(make_model, tiny_pack, transcr
     assert about["entropy_kbit_per_s"] < about["kbit_per_s"] == pytest.approx(2.2)
     assert results["summary"]["codec_told"]["nrmse"] != results["summary"]["codec"]["nrmse"]  # the notes are heard
     assert len(results["rows"]) == 10 and results["settings"]["top_k"] == 5
+    made = results["made_with"]
+    folders = {"codec": tmp_path / "model", "codec_listened": tmp_path / "model" / "listener"}
+    assert made["weights_sha256"] == {name: weights_sha256(folder) for name, folder in folders.items()}
+    assert made["torch"] == torch.__version__
+    about = results["rows"][0]
+    assert {about["target"], about["prompt"]} == {"0.mid", "1.mid"}
+    assert 0 <= about["start_s"] <= 7.5 and 0 <= about["prompt_start_s"] <= 7.5
     lines = (output / "table.md").read_text().splitlines()
     assert lines[0].startswith("| system | f1 | precision | recall |") and len(lines) == 7
     assert lines[2].startswith("| truth | 1.000 ± ") and lines[0] in capsys.readouterr().out
@@ -151,6 +160,30 @@ def test_a_codec_that_changes_nothing_gives_the_excerpt(tiny_pack):
     assert codec.struck == (1, 1, 80_000)
 
 
+def test_codes_are_waited_for(tiny_pack):
+    """A GPU returns before it has made them: encoding lasts until they are here."""
+
+    class Codes(np.ndarray):
+        def cpu(self):
+            time.sleep(0.1)
+            return torch.from_numpy(np.asarray(self))
+
+    class Codec:
+        def parameters(self):
+            return iter([torch.zeros(1)])
+
+        def encode_codes(self, around):
+            return np.zeros((1, 4, 50), int).view(Codes)
+
+        def decode_codes(self, codes):
+            return torch.zeros(1, 1, 32_000)
+
+    wave = np.zeros(32_000, np.float32)
+    excerpt = types.SimpleNamespace(around=wave, lead=0, wave=wave)
+    _, codes, speed = evaluate.reconstruct(Codec(), excerpt)
+    assert codes.shape == (4, 50) and speed["encode_x_real_time"] <= 10 < speed["decode_x_real_time"]
+
+
 def test_what_is_generated_is_told_what_is_to_be_played(tiny_pack, monkeypatch):
     """Notes of the excerpt, of what sounds on into it too, its prompt, its seed; and silence behind what has ended."""
     arguments = evaluate.DataArguments("validation", 0.5, 1.0, 0, keep_audio=False)
@@ -182,6 +215,17 @@ def test_recordings_are_averaged_and_the_speed_is_a_median():
     report = evaluate.codec_report(codec, [np.array([[0, 1], [0, 0]])] * 3, [{"s": s} for s in (1.0, 9.0, 2.0)])
     assert report["kbit_per_s"] == pytest.approx(0.2) and report["entropy_kbit_per_s"] == pytest.approx(0.05)
     assert report["s"] == 2 and report["used"] == [0.5, 0.25]
+
+
+def test_a_mean_over_fewer_recordings_says_so():
+    """Where few notes are found, or all of one velocity, there is no correlation."""
+    rows = [
+        dict.fromkeys(evaluate.COLUMNS, 0.5) | {"system": system, "recording_id": name, "velocity_correlation": value}
+        for system, name, value in (("a", "x", 0.2), ("a", "y", 0.4), ("b", "x", 0.1), ("b", "y", float("nan")))
+    ]
+    first, second = evaluate.table(evaluate.summarise(rows), rows).splitlines()[2:]
+    assert "| 0.300 ± " in first and " of 2)" not in first
+    assert second.count(" of 2)") == 1 and "| 0.100 ± nan (1 of 2) |" in second
 
 
 def test_damaged_models_are_named(make_model, tiny_pack, transcriber, tmp_path, capsys):
@@ -345,6 +389,12 @@ def test_what_would_be_taken_for_something_else(tiny_pack, transcriber, tmp_path
     ):
         assert run(tiny_pack, tmp_path / "out", *options) == 2
         assert re.fullmatch(f"error: .*{message}.*\n", capsys.readouterr().err) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-k", "--top-p"])
+def test_a_codec_does_not_draw(option, tiny_pack, tmp_path, capsys):
+    assert run(tiny_pack, tmp_path / "out", "--codec", tiny_pack / "codec", option, 1) == 2
+    assert capsys.readouterr().err == f"error: {option} is for --model: a codec does not draw\n"
 
 
 def test_refusals(tiny_pack, transcriber, tmp_path, capsys, monkeypatch):
