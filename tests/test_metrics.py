@@ -221,3 +221,6 @@ def test_note_scores_by_evaluate(tmp_path):
         metric.compute(references=[lists], predictions=[lists])
     with pytest.raises(ValueError, match="no piece"):
         metric.compute(references=[], predictions=[])
+    lists["onset"] = [0.0]
+    with pytest.raises(ValueError, match="groups: 2 for 1 piece"):
+        metric.compute(references=[lists], predictions=[lists], groups=["a", "b"])

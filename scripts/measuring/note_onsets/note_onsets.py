@@ -20,8 +20,8 @@ Args:
     groups: of each piece the recording it is of; intervals are then those of the recordings' means.
 Returns:
     Means over the pieces of `f1`, `precision`, `recall`, `onset_bias_ms` and `onset_error_ms` (of the matches, median
-    and median absolute), `velocity_correlation` (Spearman, of pieces with five matches or more), and with `_interval`
-    the half-widths of their 95 % intervals (nan for a single piece).
+    and median absolute), `velocity_correlation` (Spearman, of pieces with five matches or more and more than one
+    velocity), and with `_interval` the half-widths of their 95 % intervals (nan for a single piece).
 """
 NOTE_FIELDS = {"onset": "float64", "pitch": "int64", "velocity": "int64"}
 
@@ -44,6 +44,8 @@ class NoteOnsets(evaluate.Metric):
         rows = [note_scores(_array(r), _array(p), onset_tolerance) for r, p in pairs]
         if not rows:
             raise ValueError("There is no piece to score.")
+        if groups is not None and len(groups) != len(rows):
+            raise ValueError(f"groups: {len(groups)} for {len(rows)} piece(s); give one for each piece, please.")
         result = {}
         for name in rows[0]:
             result[name], result[f"{name}_interval"] = mean_interval([row[name] for row in rows], groups)

@@ -11,7 +11,8 @@ def note_scores(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: fl
 
     Returns:
         `f1`, `precision`, `recall`; of the matched notes `onset_bias_ms` (median, positive is late),
-        `onset_error_ms` (median absolute) and `velocity_correlation` (Spearman, nan below 5 matches).
+        `onset_error_ms` (median absolute) and `velocity_correlation` (Spearman; nan below 5 matches, or where all have
+        one velocity).
     """
     result = {"f1": 0.0, "precision": 0.0, "recall": 0.0, "onset_bias_ms": np.nan, "onset_error_ms": np.nan}
     result["velocity_correlation"] = np.nan
