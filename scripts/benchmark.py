@@ -6,9 +6,10 @@
     python -m scripts.benchmark --preset base --frames 100 --repeat 1 --baseline no-cache
 
 One window of 150 MIDI rows after 150 prompt frames, greedy; medians of --repeat runs after a short one. A --preset has
-random weights. The AR's steps read all weights and all that the cache holds: these bytes per second, over what the same
-threads read of a large tensor, are the share of the limit. The no-cache baseline computes the whole sequence for every
-frame, as the published program does; it runs once. CPU seconds say more on a machine that is not quiet.
+random weights. The AR's steps read all weights and all that the cache holds: these bytes per second, over what as many
+threads as the AR takes read of a large tensor, are the share of the limit. The no-cache baseline computes the whole
+sequence for every frame, as the published program does; it runs once. CPU seconds say more on a machine that is not
+quiet.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 
 from modeling_midivalle import MidiValleConfig, MidiValleForConditionalGeneration
 from modeling_midivalle.configuration_midivalle import SIZES, UNITS_PER_FRAME, UNITS_PER_TICK
-from modeling_midivalle.decoding_midivalle_ar import FrameDecoder
+from modeling_midivalle.decoding_midivalle_ar import FrameDecoder, is_small, threads
 from modeling_midivalle.generation_midivalle import GeneratedFrames
 from scripts.models.model_folder import load_model, model_folder
 from scripts.rendering.manifest import MOST_THREADS
@@ -187,13 +188,16 @@ def read_bandwidth(device: torch.device) -> float:
     return READ_BYTES / min(run["read"][0] for run in clock.runs)
 
 
-def bytes_of_step(model, args: argparse.Namespace) -> float:
-    """What the AR reads for a frame halfway: the weights of blocks and head, and the filled cache."""
+def bytes_of_step(model, args: argparse.Namespace, prompt: torch.Tensor) -> float:
+    """What the AR reads for a frame halfway after `prompt` `(B, K, P)`: the weights of blocks and head, and the filled
+    cache, whose keys and values may be of another type."""
     parts = (model.ar.model.layers, model.ar.model.norm, model.ar.lm_head)
     weights = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
     config = model.ar.config
     places = args.batch * (args.midi_rows + args.prompt_frames + config.use_target_bos + args.frames / 2)
-    cache = 2 * places * config.num_hidden_layers * config.hidden_size * model.ar.lm_head.weight.element_size()
+    decoder = FrameDecoder(model.ar, *ar_inputs(model, make_inputs(model, args)["midi_ids"], prompt), 1)
+    stored = decoder.stored_dtype or model.ar.lm_head.weight.dtype
+    cache = 2 * places * config.num_hidden_layers * config.hidden_size * stored.itemsize
     return sum(tensor.numel() * tensor.element_size() for tensor in weights) + cache
 
 
@@ -215,9 +219,11 @@ def benchmark(args: argparse.Namespace) -> dict:
         | {"real_time_factor": total / model.config.frame_rate / max(wall, 1e-9), "seconds": wall}
         for part, (wall, cpu) in medians.items()
     }
-    bandwidth, device = read_bandwidth(model.device), model.device.type
-    speed = bytes_of_step(model, args) * args.frames / medians["ar"][0]
-    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else rss_mib()
+    device = model.device.type
+    peak = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else rss_mib()  # before the large tensor
+    with threads(1 if is_small(model.ar, args.batch) else torch.get_num_threads()):
+        bandwidth = read_bandwidth(model.device)
+    speed = bytes_of_step(model, args, prompt) * args.frames / medians["ar"][0]
     result = {key: parts["whole"][key] for key in ("seconds_per_frame", "real_time_factor")}
     result |= {"peak_memory_mb": peak, "bandwidth_share": speed / bandwidth, "speedup_over_baseline": None}
     if args.baseline:
@@ -303,6 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--midi-rows", type=int, default=150, help="default: %(default)s")
     parser.add_argument("--prompt-frames", type=int, default=150, help="default: %(default)s")
     args = parser.parse_args(argv)
+    args.preset = None if args.model else args.preset
     counts = {name: getattr(args, name) for name in ("frames", "batch", "repeat", "midi_rows", "prompt_frames")}
     if wrong := [
         name for name, count in (counts | {"threads": 1 if args.threads is None else args.threads}).items() if count < 1

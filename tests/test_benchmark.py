@@ -4,7 +4,9 @@
 import json
 
 import pytest
+import torch
 
+from modeling_midivalle import decoding_midivalle_ar
 from scripts import benchmark
 
 SMALL = ("--preset", "tiny", "--midi-rows", "9", "--prompt-frames", "7", "--repeat", "2")
@@ -32,6 +34,39 @@ def test_int8_as_text(capsys):
     assert benchmark.main([*SMALL, "--frames", "110", "--quantize", "int8", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
     assert "preset tiny, random weights, int8, batch 1, 110 frames" in out and "frame 100: " in out
+
+
+def test_the_large_tensor_is_read_as_the_ar_reads_and_not_counted(monkeypatch):
+    """A small AR takes one thread; 256 MiB of the benchmark's own are no memory of the model's."""
+    asked, before = [], torch.get_num_threads()
+    monkeypatch.setattr(benchmark, "read_bandwidth", lambda device: asked.append(torch.get_num_threads()) or 1e9)
+    monkeypatch.setattr(benchmark, "rss_mib", lambda: 900.0 if asked else 700.0)
+    try:
+        torch.set_num_threads(2)
+        result = benchmark.benchmark(benchmark.parse([*SMALL, "--frames", "2", "--repeat", "1"]))
+        assert torch.get_num_threads() == result["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+    assert asked == [1] and result["peak_memory_mb"] == 700
+
+
+def test_the_cache_counts_as_it_is_stored(monkeypatch):
+    """Of int8 layers in 16 bits, on processors that attend so."""
+    args = benchmark.parse([*SMALL, "--frames", "30", "--quantize", "int8"])
+    model, found = benchmark.make_model(args), []
+    for has_bf16 in (False, True):
+        monkeypatch.setattr(decoding_midivalle_ar, "_has_bf16_attention", lambda device, has=has_bf16: has)
+        found.append(benchmark.bytes_of_step(model, args, torch.zeros(1, 4, 7, dtype=torch.long)))
+    config = model.ar.config
+    places = 9 + 7 + config.use_target_bos + 15  # MIDI rows, prompt frames, half of the new frames
+    assert found[0] - found[1] == 2 * places * config.num_hidden_layers * config.hidden_size * 2
+
+
+def test_a_folder_is_no_preset(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    args = benchmark.parse(["--model", str(tmp_path), *SMALL[2:], "--frames", "2", "--repeat", "1"])
+    result = benchmark.benchmark(args)
+    assert (result["preset"], result["model"]) == (None, str(tmp_path))
 
 
 def test_growth_is_between_marks():
