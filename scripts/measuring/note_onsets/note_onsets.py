@@ -17,7 +17,7 @@ INPUTS = """
 Args:
     predictions, references: of each piece `{"onset": [s, ...], "pitch": [MIDI number, ...], "velocity": [...]}`.
     onset_tolerance: how far apart, s, the onsets of a match may be.
-    groups: of each piece the recording it is of; intervals are then those of the recordings' means.
+    groups: of each piece the recording it is of; all is then of the recordings' means.
 Returns:
     Means over the pieces of `f1`, `precision`, `recall`, `onset_bias_ms` and `onset_error_ms` (of the matches, median
     and median absolute), `velocity_correlation` (Spearman, of pieces with five matches or more and more than one
