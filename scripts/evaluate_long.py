@@ -39,7 +39,7 @@ from scripts.models.model_folder import (
     read_prompts,
 )
 from scripts.rendering.journal import journal_path
-from scripts.rendering.manifest import file_sha256, weights_sha256
+from scripts.rendering.manifest import file_sha256, software, weights_sha256
 from scripts.rendering.pieces import render_wave
 from scripts.training.processes import FolderLock
 from scripts.unfinished import write_json
@@ -251,6 +251,7 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
     files = sorted(list_midi(args.midi_root, "test", hold_out=False), key=lambda file: file.path)
     rng, rows = np.random.default_rng([args.seed, 1]), []
     prompts = [entry.name for entry in read_prompts(Path(args.model))]
+    about = {"settings": vars(args), "made_with": software() | {"weights_sha256": weights_sha256(Path(args.model))}}
     for number in range(args.excerpts):
         file = files[rng.integers(len(files))]
         whole = file.load(args.midi_root)
@@ -276,7 +277,7 @@ def measure_offsets(args: argparse.Namespace, transcriber) -> list[dict]:
                 rows.append(row | {key: scores[key] for key in ("f1", "onset_bias_ms")})
                 print(rows[-1], flush=True)
         summary = summarise_offsets(rows)
-        write_json(Path(args.output_dir) / OFFSETS, {"settings": vars(args), "summary": summary, "rows": rows})
+        write_json(Path(args.output_dir) / OFFSETS, about | {"summary": summary, "rows": rows})
     return summary
 
 

@@ -315,7 +315,7 @@ def test_excerpts_that_are_done_are_kept(command, model, tmp_path, monkeypatch, 
     assert command("--offsets", 0, 50) == 2
     assert "no note is struck in it; give longer --seconds or another --seed" in capsys.readouterr().err
     results = json.loads((tmp_path / "out" / "offsets.json").read_text())
-    assert len(results["rows"]) == 4
+    assert len(results["rows"]) == 4 and results["made_with"]["weights_sha256"] == weights_sha256(model)
     for row, prompt in zip(results["rows"], prompts, strict=True):  # MIDI is early by the offset; is it corrected?
         early = row["offset_ms"] - (row["measured_ms"] if row["kind"] == "corrected" else 0)
         assert prompt.notes["onset"] == pytest.approx(true - early / 1000)
