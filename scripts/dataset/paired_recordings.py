@@ -32,7 +32,8 @@ HELD_OUT = {"validation": (0.90, 0.95), "test": (0.95, 1.0), "train": (0.0, 0.90
 LOOKED_AT, GLANCE_S = 12, 62.0  # recordings, and s of each, that tell whether a corpus is in time with its MIDI
 CHECKED_S = 600.0  # of a recording that its level and its offset are judged by, at most: more does not fit into memory
 RING_S = 3.0  # of a recording behind the last note of its MIDI that is used: the last chord dies away in it
-MARGIN_S = 0.05  # read around a stretch and cut off: a resampler begins and ends in silence
+MARGIN_S = 0.05  # read behind a stretch and cut off: a resampler ends in silence
+RUN_IN_S = 1.0  # likewise before it: behind a seek, mp3 lacks what is in earlier frames, of up to half a second
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,9 @@ def read_stretch(path: Path, start: float, seconds: float) -> np.ndarray:
     try:
         with _open(path) as file:
             step = file.samplerate // math.gcd(file.samplerate, SAMPLING_RATE)  # a whole number of output samples
-            margin = -(-round(MARGIN_S * file.samplerate) // step) * step
-            left = math.floor(start * file.samplerate / step) * step - margin
-            right = math.ceil((start + seconds) * file.samplerate) + margin
+            run_in = -(-round(RUN_IN_S * file.samplerate) // step) * step
+            left = math.floor(start * file.samplerate / step) * step - run_in
+            right = math.ceil((start + seconds + MARGIN_S) * file.samplerate)
             first, last = max(left, 0), min(right, file.frames)
             wave = np.zeros((right - left, file.channels), np.float32)
             if last > first:
