@@ -122,15 +122,13 @@ def _encode(codec, windows: list[Window], lead: float | None = None) -> list[np.
     return [row[:, : -(-len(wave) // HOP)] for row, wave in zip(codes, waves, strict=True)]
 
 
-def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: int = 0):
+def _work(args: argparse.Namespace, data: DataArguments, recordings, shards, done, number: int = 0):
     """Process `number`: takes shard numbers until there are none."""
-    follow_parent()
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False  # codes are to be those of the CPU as far as can be
     try:
         device = f"cuda:{number % torch.cuda.device_count()}" if args.device == "cuda" else args.device
         codec = load_part("codec", args.codec).eval().to(device)
-        recordings = _recordings(args, data)
         settings = _settings(args, recordings)
         about = {"codec_sha256": settings["codec_sha256"], "num_codebooks": codec.config.num_quantizers}
         about |= {"codebook_size": codec.config.codebook_size, "prompt_seconds": data.prompt_seconds}
@@ -146,11 +144,12 @@ def _work(args: argparse.Namespace, data: DataArguments, shards, done, number: i
         done.put(SourceError(" ".join(str(error).split())))  # not all errors can be sent as they are
 
 
-def _process(*given) -> None:
+def _process(args: argparse.Namespace, data: DataArguments, sources, *rest) -> None:
     """`_work`, ended by SIGTERM as by an error: a shard that is half written is cleared away."""
+    follow_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        _work(*given)
+        _work(args, data, sources.get(), *rest)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends anyhow, and not in a traceback of its last breath
 
@@ -282,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         todo = [shard for shard in mine if not _shard_path(args, shard).is_file()]
         if todo and args.pairs and not args.correct_offset:
             _warn_of_offsets(recordings, args.sustain)
-        _make(todo, args, data)
+        _make(todo, args, data, recordings)
         tally = finish(Path(args.output_dir), excluded)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -317,16 +316,19 @@ def _warn_of_offsets(recordings: PairedRecordings, sustain: str) -> None:
         print(f"{begin}: --correct-offset moves such MIDI or leaves it out", file=sys.stderr)
 
 
-def _make(shards: list[int], args: argparse.Namespace, data: DataArguments) -> None:
+def _make(shards: list[int], args: argparse.Namespace, data: DataArguments, recordings) -> None:
     """Make these shards by `args.processes` processes; raises the error that stopped one of them."""
     context = multiprocessing.get_context("spawn")
-    todo, done = context.Queue(), context.Queue()
-    todo.cancel_join_thread()  # else who is interrupted waits for shards to be taken that nobody will take
+    sources, todo, done = context.Queue(), context.Queue(), context.Queue()
+    for waiting in (sources, todo):
+        waiting.cancel_join_thread()  # else who is interrupted waits for shards to be taken that nobody will take
     count = min(args.processes, len(shards))
     for shard in shards + [None] * count:
         todo.put(shard)
+    for _ in range(count):  # not as an argument: each process would only be started when the one before has read it
+        sources.put(recordings)
     work = {"target": _process, "daemon": True}  # daemons do not outlive an interrupt
-    workers = [context.Process(args=(args, data, todo, done, number), **work) for number in range(count)]
+    workers = [context.Process(args=(args, data, sources, todo, done, number), **work) for number in range(count)]
     for worker in workers:
         worker.start()
     try:

@@ -276,7 +276,8 @@ def _prepare_here(arguments):
     count = -(-args.items // args.shard_items)
     for shard in [*range(count), None]:
         shards.put(shard)
-    prepare_dataset._work(args, prepare_dataset.data_arguments(args), shards, done)
+    data = prepare_dataset.data_arguments(args)
+    prepare_dataset._work(args, data, prepare_dataset._recordings(args, data), shards, done)
     results = [done.get_nowait() for _ in range(count)]
     assert not [result for result in results if isinstance(result, Exception)]
     prepare_dataset.finish(Path(args.output_dir), [])

@@ -249,6 +249,21 @@ def test_a_process_that_fails_ends_all_with_one_sentence(fails, said, prepare_co
     assert len(errors) == 1 and errors[0].endswith(said) and not list(tmp_path.glob("*.parquet"))
 
 
+def test_the_sources_are_looked_through_once(prepare_command, tiny_data, tmp_path, monkeypatch):
+    """Not again by each process: to read all MIDI of a large folder takes minutes. (Forked, as above.)"""
+    fork, look, looking = multiprocessing.get_context("fork"), prepare_dataset._recordings, []
+    monkeypatch.setattr(prepare_dataset.multiprocessing, "get_context", lambda _: fork)
+
+    def look_once(*given):
+        looking.append(os.getpid())
+        assert looking == [os.getpid()], "looked through again"
+        return look(*given)
+
+    monkeypatch.setattr(prepare_dataset, "_recordings", look_once)
+    assert prepare_command(tmp_path) == 0
+    assert all(a.equals(b) for a, b in zip(tables(tiny_data), tables(tmp_path), strict=True))
+
+
 def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
     """pyarrow names none."""
 
@@ -462,11 +477,11 @@ def test_bad_pairs(pairs, tmp_path):
 def in_this_process(monkeypatch):
     """The command makes its shards here: a process of its own takes seconds to import torch."""
 
-    def make(shards, args, data):
+    def make(shards, args, data, recordings):
         todo, done = queue.Queue(), queue.Queue()
         for shard in [*shards, None]:
             todo.put(shard)
-        prepare_dataset._work(args, data, todo, done)
+        prepare_dataset._work(args, data, recordings, todo, done)
         for result in done.queue:
             if isinstance(result, Exception):
                 raise result
@@ -557,7 +572,7 @@ def test_an_error_that_cannot_be_sent_is_told_in_words(monkeypatch):
 
     done = queue.Queue()
     monkeypatch.setattr(prepare_dataset, "load_part", fail)
-    prepare_dataset._work(SimpleNamespace(device="cpu", codec="c"), None, None, done)
+    prepare_dataset._work(SimpleNamespace(device="cpu", codec="c"), None, None, None, done)
     error = done.get_nowait()
     assert str(error) == "not this one: 3" and str(pickle.loads(pickle.dumps(error))) == str(error)
 
