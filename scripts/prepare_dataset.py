@@ -98,7 +98,8 @@ def make_rows(recordings, items: range, data: DataArguments, codec, batch_size: 
 def _columns(part: str, window: Window, codes: np.ndarray, lead: float, keep_audio: bool) -> dict:
     """One window; its codes and audio begin `lead` s before it."""
     first, frames = (round(seconds * SAMPLING_RATE / HOP) for seconds in (lead, window.seconds))
-    columns = {"source": window.source, "start_s": window.start, "midi": midi_bytes(window.notes)}
+    source = window.source.encode(errors="replace").decode()  # parquet has no names that are not UTF-8
+    columns = {"source": source, "start_s": window.start, "midi": midi_bytes(window.notes)}
     columns |= {field: window.notes[field].tolist() for field in ("onset", "duration", "pitch", "velocity")}
     columns["codes"] = codes[:, first : first + frames].astype(np.int16).ravel().tolist()
     if keep_audio:

@@ -366,8 +366,11 @@ def _same_names(folder: Path) -> tuple[list[Pair], list[dict]]:
     pairs, alone, used = [], [], {path for name in names for path in (audio[name], midi[name])}
     for name in names:
         try:
+            midi[name].encode()  # soundfile opens no other names
             load_performance(folder / midi[name])
             pairs.append(Pair(audio[name], midi[name], audio[name], "unknown"))
+        except UnicodeEncodeError:
+            alone.append({"source": midi[name], "reason": "its name is not UTF-8; rename it and its audio"})
         except MidiError as error:
             alone.append({"source": midi[name], "reason": str(error)})
     if not pairs:
