@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -530,6 +531,16 @@ def test_audio_files_with_and_without_notes(recording):
     bare = found[4]
     assert not bare["has_notes"] and not bare["onsets"].any()
     assert bare["wave"].shape == (64_000,) and not bare["wave"][48_010:].any() and bare["wave"][47_000:47_900].any()
+
+
+def test_a_folder_of_recordings_is_looked_through_once(tmp_path, monkeypatch):
+    """Not for each of its files: there may be ten thousand."""
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(32_000), 32_000)
+    list_folder, listed = Path.iterdir, []
+    monkeypatch.setattr(Path, "iterdir", lambda path: listed.append(path) or list_folder(path))
+    source = RecordedExcerpts([tmp_path], 1.0)
+    assert len([source[i] for i in range(9)]) == 9 and listed == [tmp_path]
 
 
 def test_no_note_is_struck_behind_the_end_of_a_recording(recording):

@@ -46,10 +46,11 @@ class RecordedExcerpts(Dataset):
 
     def __init__(self, paths, seconds: float, seed: int = 0):
         self.seconds, self.seed = seconds, seed
-        self.recordings = [r for path in paths for file in _files(Path(path)) for r in _recordings(file)]
+        files = [found for path in paths for found in _files(Path(path))]
+        self.recordings = [recording for _, file, midi in files for recording in _recordings(file, midi)]
         if not self.recordings:
             raise SourceError(f"{', '.join(map(str, paths))}: no .wav, .flac or .parquet file with audio is there")
-        self.digest = _digest(paths)
+        self.digest = _digest(files)
         weights = np.array([max(recording.seconds / seconds, 1.0) for recording in self.recordings])
         self.weights = weights / weights.sum()
 
@@ -69,6 +70,7 @@ class AudioFile:
 
     path: Path
     seconds: float
+    midi: Path | None
 
     def excerpt(self, rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, np.ndarray | None]:
         """Wave (samples,) at 32 kHz from a random place on, and its notes, if there are any."""
@@ -81,7 +83,7 @@ class AudioFile:
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise SourceError(f"{self.path}: cannot be read as audio ({error})") from error
         mono = without_dc(check_wave(wave, rate, str(self.path)).mean(1, dtype=np.float32))
-        notes = _midi_beside(str(self.path))
+        notes = _notes(self.midi)
         seconds = len(mono) / rate  # a MIDI may go on where the recording has ended
         return to_mono_32k(mono, rate), None if notes is None else sounding_excerpt(notes, start, seconds)
 
@@ -111,33 +113,39 @@ class ShardRow:
         return wave, None if notes is None else sounding_excerpt(notes, start, len(wave) / SAMPLING_RATE)
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path) -> list[tuple[str, Path, Path | None]]:
+    """The files that are meant: where in `path` each is, the file, and the MIDI of its name beside it."""
     kinds = (*AUDIO_FILES, ".parquet")
     if path.is_dir():
-        return visible_files(path, kinds)
-    if not path.is_file() or path.suffix.lower() not in kinds:
+        files = visible_files(path, kinds)
+    elif path.is_file() and path.suffix.lower() in kinds:
+        files = [path]
+    else:
         raise SourceError(f"{path}: neither a folder nor one of {', '.join(kinds)}")
-    return [path]
+    midi = {}
+    for folder in {file.parent for file in files}:
+        for found in sorted(folder.iterdir()):
+            if found.suffix.lower() in MIDI_ENDINGS:
+                midi.setdefault(found.with_suffix(""), found)
+    start = path if path.is_dir() else path.parent
+    return [(str(file.relative_to(start)), file, midi.get(file.with_suffix(""))) for file in files]
 
 
-def _digest(paths) -> str:
-    """Of the files that `RecordedExcerpts` looks at, and of the MIDI beside them."""
+def _digest(files: list[tuple[str, Path, Path | None]]) -> str:
+    """Of what `_files` gives, and of the MIDI."""
     digest = hashlib.sha256()
-    for path in map(Path, paths):
-        for file in _files(path):
-            name = file.relative_to(path) if path.is_dir() else file.name
-            midi = _midi_of(file)
-            digest.update(repr((str(name), file.stat().st_size, midi and midi.read_bytes())).encode())
+    for name, file, midi in files:
+        digest.update(repr((name, file.stat().st_size, midi and midi.read_bytes())).encode())
     return digest.hexdigest()
 
 
-def _recordings(path: Path) -> list[AudioFile | ShardRow]:
+def _recordings(path: Path, midi: Path | None) -> list[AudioFile | ShardRow]:
     try:
         if path.suffix.lower() in AUDIO_FILES:
             if not (seconds := soundfile.info(path).duration):
                 raise SourceError(f"{path}: holds no samples; take it out")
-            _midi_beside(str(path))  # now, not when it is drawn, after hours of learning
-            return [AudioFile(path, seconds)]
+            _notes(midi)  # now, not when it is drawn, after hours of learning
+            return [AudioFile(path, seconds, midi)]
         shard = pq.ParquetFile(path)
     except MidiError as error:
         raise SourceError(f"{path}: the MIDI beside it cannot be used ({error}); mend it, or take it out") from error
@@ -171,14 +179,8 @@ def _row_notes(row: dict, prefix: str, place: str) -> np.ndarray | None:
 
 
 @lru_cache(maxsize=256)
-def _midi_beside(audio: str) -> np.ndarray | None:
-    midi = _midi_of(Path(audio))
+def _notes(midi: Path | None) -> np.ndarray | None:
     return None if midi is None else load_performance(midi).notes
-
-
-def _midi_of(audio: Path) -> Path | None:
-    found = sorted(p for p in audio.parent.iterdir() if p.stem == audio.stem and p.suffix.lower() in MIDI_ENDINGS)
-    return found[0] if found else None
 
 
 @lru_cache(maxsize=4)
