@@ -228,7 +228,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-skipped", type=float, default=0.1, help="share of skipped items above which to exit with 1"
     )
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes, one core each")
+    cores = len(os.sched_getaffinity(0))  # that may be used: a job of a cluster has not all of its machine
+    parser.add_argument("--processes", type=int, default=cores, help="processes, one core each")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to encode; GPUs are shared out")
     parser.add_argument("--batch-size", type=int, default=1, help="items encoded at a time; 1 is best on CPUs")
     parser.add_argument("--seed", type=int, default=0)

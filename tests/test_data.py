@@ -573,6 +573,12 @@ def test_what_no_data_can_have_is_refused(options, said, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_there_are_as_many_processes_as_cores_may_be_used(tmp_path, monkeypatch):
+    """As of a SLURM job that has four of a hundred: each process needs half a GB."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 8, 9})
+    assert prepare_dataset.parse(["--codec", "c", "--pairs", "p", "--output-dir", str(tmp_path)]).processes == 4
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_sentence(prepare_command, tmp_path, capsys):
     assert prepare_command(tmp_path / "out", "--device", "cuda") == 2
