@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -23,24 +24,26 @@ from tqdm import tqdm
 from scripts.audio.pianos import SAMPLING_RATE, SourceError, load_piano
 from scripts.audio.rendered_audio import HOP, PITCHES, RenderedExcerpts, onsets_path, source_settings
 from scripts.audio.rooms import ROOM_NAMES, ROOMS
-from scripts.codec.pool_files import PoolFiles
+from scripts.codec.pool_files import PoolFiles, fill, open_arrays
 from scripts.training.processes import follow_parent
 
 EXCERPT_S = 12.0
-CHUNK = 4  # excerpts that a process renders and hands over at a time
-_source = None
+CHUNK = 4  # excerpts that a process renders at a time
+_source, _arrays = None, []
 
 
-def _open(args: argparse.Namespace) -> None:
-    global _source  # one per process: its pianos stay in memory
+def _open(args: argparse.Namespace, files: Iterable[Path] = ()) -> None:
+    global _source, _arrays  # one per process: its pianos stay in memory
     follow_parent()
+    _arrays = open_arrays(files)
     rooms = args.room or list(ROOMS)
     _source = RenderedExcerpts(args.midi_root, args.split, args.piano, rooms, EXCERPT_S, args.seed)
 
 
-def _excerpts(numbers: range) -> list[np.ndarray]:
+def _render_items(numbers: range) -> None:
+    """Into the pool's arrays, not handed over: a process that dies while it sends something long is waited for."""
     items = [_source[number] for number in numbers]
-    return [np.stack([item[name] for item in items]) for name in ("wave", "onsets")]
+    fill(_arrays, [np.stack([item[name] for item in items]) for name in ("wave", "onsets")], numbers)
 
 
 def make_pool(args: argparse.Namespace) -> None:
@@ -64,13 +67,14 @@ def _render(pool: PoolFiles, args: argparse.Namespace) -> None:
     chunks = [range(i, min(i + CHUNK, pool.items)) for i in range(pool.done, pool.items, CHUNK)]
     processes, context = min(args.processes, len(chunks)), multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(processes, context, _open, (args,)) as workers,
+        ProcessPoolExecutor(processes, context, _open, (args, list(pool.files))) as workers,
         tqdm(total=pool.items, initial=pool.done, unit="excerpt") as bar,
     ):
         try:
-            rendered = [workers.submit(_excerpts, numbers) for numbers in chunks]
-            for numbers in chunks:
-                pool.add(rendered.pop(0).result(), numbers.stop)
+            rendered = [workers.submit(_render_items, numbers) for numbers in chunks]
+            for numbers, one in zip(chunks, rendered, strict=True):
+                one.result()
+                pool.advance(numbers.stop)
                 bar.update(len(numbers))
         except BrokenProcessPool as error:
             raise SourceError("a process died (out of memory?); start again, what is finished is kept") from error

@@ -309,17 +309,17 @@ def interrupted_pool(monkeypatch):
     """`with interrupted_pool():` a pool of `scripts.codec.pool_files` is interrupted behind its first items."""
     from scripts.codec.pool_files import PoolFiles
 
-    add = PoolFiles.add
+    advance = PoolFiles.advance
 
-    def stop(self, *arguments):
+    def stop(self, done):
         if self.done:
             raise KeyboardInterrupt
-        add(self, *arguments)
+        advance(self, done)
 
     @contextmanager
     def interrupted():
         with monkeypatch.context() as patch:
-            patch.setattr(PoolFiles, "add", stop)
+            patch.setattr(PoolFiles, "advance", stop)
             yield
 
     return interrupted

@@ -383,7 +383,7 @@ def make_pool(tiny_pack, tmp_path, monkeypatch, capsys):
 
 def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack, tmp_path, monkeypatch):
     """By an interrupt, or the death of a process; and is never replaced."""
-    pool, add, excerpts = tmp_path / "pool.npy", PoolFiles.add, render_pool._excerpts
+    pool, advance, render = tmp_path / "pool.npy", PoolFiles.advance, render_pool._render_items
 
     def die(numbers):
         raise BrokenProcessPool
@@ -391,11 +391,12 @@ def test_a_pool_goes_on_where_it_stopped(make_pool, interrupted_pool, tiny_pack,
     with interrupted_pool():
         assert make_pool() == (130, "interrupted; start it again to go on: what is finished is kept")
     assert not pool.exists() and "(seed was 0, is 1)" in make_pool("--seed", 1)[1]
-    done = []
-    monkeypatch.setattr(PoolFiles, "add", lambda self, *a: done.append(self.done) or add(self, *a))
+    done, sent = [], []
+    monkeypatch.setattr(PoolFiles, "advance", lambda self, to: done.append(self.done) or advance(self, to))
     with monkeypatch.context() as patch:
-        patch.setattr(render_pool, "_excerpts", lambda numbers: (excerpts if numbers.start < 2 else die)(numbers))
+        patch.setattr(render_pool, "_render_items", lambda n: sent.append((render if n.start < 2 else die)(n)))
         assert make_pool() == (2, "error: a process died (out of memory?); start again, what is finished is kept")
+    assert sent == [None]  # the rest of anything long would be waited for, if its process died while it sends it
     assert make_pool()[0] == 0 and done == [1, 2]
     source = RenderedExcerpts(tiny_pack / "midi", "train", [tiny_pack / "piano"], ["studio"], 1.0)
     assert np.array_equal(np.load(pool), [source[i]["wave"] for i in range(3)])
@@ -417,7 +418,7 @@ def test_a_pool_that_is_shorter_than_what_a_process_renders_at_a_time(make_pool,
     assert make_pool("--hours", 1e-9)[0] == 0 and np.load(tmp_path / "pool.npy").shape == (1, 32_000)
 
 
-@pytest.mark.parametrize("where", ["submit", "add"])
+@pytest.mark.parametrize("where", ["submit", "advance"])
 def test_who_is_interrupted_does_not_wait_for_its_processes(where, tiny_pack, tmp_path, monkeypatch):
     """They end with what they are rendering, wherever the interrupt falls."""
     submit, given = ProcessPoolExecutor.submit, []
@@ -430,12 +431,12 @@ def test_who_is_interrupted_does_not_wait_for_its_processes(where, tiny_pack, tm
 
     def stop(self, *work):
         given.append(work)
-        if where == "add" or len(given) == 3:
+        if where == "advance" or len(given) == 3:
             raise KeyboardInterrupt
         return submit(self, *work)
 
     monkeypatch.setattr(RenderedExcerpts, "__getitem__", slow)
-    monkeypatch.setattr(*((ProcessPoolExecutor, "submit") if where == "submit" else (PoolFiles, "add")), stop)
+    monkeypatch.setattr(*((ProcessPoolExecutor, "submit") if where == "submit" else (PoolFiles, "advance")), stop)
     monkeypatch.setattr(render_pool, "EXCERPT_S", 1.0)
     monkeypatch.setattr(render_pool, "CHUNK", 1)
     fork = multiprocessing.get_context("fork")  # a new process would take seconds to import torch

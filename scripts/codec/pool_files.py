@@ -3,6 +3,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -92,9 +93,11 @@ class PoolFiles:
 
     def add(self, found: list[np.ndarray], done: int) -> None:
         """The next items, in the order of `files`; they are on disk when the state says so."""
-        for array, values in zip(self.arrays, found, strict=True):
-            array[self.done : done] = values
-            array.flush()
+        fill(self.arrays, found, range(self.done, done))
+        self.advance(done)
+
+    def advance(self, done: int) -> None:
+        """The next items, which another process has filled in (`open_arrays`)."""
         self.done = done
         write_json(self.state, {"settings": self.settings, "done": done})
 
@@ -103,6 +106,18 @@ class PoolFiles:
         for file in reversed(self.files):  # the audio last: with it, all are there
             if _temporary(file).exists():
                 os.replace(_temporary(file), file)
+
+
+def open_arrays(files: Iterable[Path]) -> list[np.ndarray]:
+    """The arrays of a pool in the making, for a process of whoever has entered it."""
+    return [np.load(_temporary(file), mmap_mode="r+") for file in files]
+
+
+def fill(arrays: list[np.ndarray], found: list[np.ndarray], items: range) -> None:
+    """Write `items`, in the order of the pool's files, to disk."""
+    for array, values in zip(arrays, found, strict=True):
+        array[items.start : items.stop] = values
+        array.flush()
 
 
 def _temporary(path: Path) -> Path:
