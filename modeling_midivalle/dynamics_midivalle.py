@@ -54,8 +54,8 @@ DULL_AFTER_S, DULL_DB_PER_S, DULL_LIMIT_DB = 0.6, 6.0, 12.0  # of generated tone
 
 
 class Dynamics(NamedTuple):
-    """Factors of the first channels behind the LSTM, `(1, T, 2 * num_pitches)`, and of the audio's treble, `(1, T)`, at
-    the beginning of each frame."""
+    """Factors of what the first channels behind the LSTM hold beyond what they hold in silence,
+    `(1, T, 2 * num_pitches)`, and of the audio's treble, `(1, T)`, at the beginning of each frame."""
 
     pitches: torch.Tensor
     treble: torch.Tensor

@@ -17,6 +17,7 @@ REST_S, REST_DB_PER_S = (
     2.0,
     30.0,
 )  # after the last key was let go its room still rings for so long; then it fades so fast
+SILENT_FRAMES = 40  # by the middle of so many all layers have settled
 
 
 class SlidingLayers:
@@ -87,6 +88,7 @@ class CodecStream:
         self.behind = SlidingLayers(behind, _context_behind_lstm(codec.config), codec.config.hop_length)
         self.recording = None if recording is None else RecordingStream(recording)
         self.begins_silent, self.dynamics = begins_silent, dynamics
+        self.remembering, self.silent = layers[: recurrent + 1], None
         self.resting = math.inf if begins_silent else 0.0  # frames since the last in which a key sounds
         # factors of frames that the LSTM, and the layers behind it, have not had yet
         self.gains = self.treble = self.rests = None
@@ -131,7 +133,11 @@ class CodecStream:
         hidden = (remembered + frames).permute(1, 2, 0)
         if self.dynamics is not None:
             gains, self.gains = self.gains[:, : len(frames)], self.gains[:, len(frames) :]
-            hidden[:, : gains.shape[-1]] *= gains.transpose(1, 2).to(hidden)
+            if self.silent is None:
+                self.silent = self._in_silence(audio_codes.device)[:, : gains.shape[-1]]
+            # what is there in silence is not 0; made louder, it would be heard, at multiples of 50 Hz
+            pitches = hidden[:, : gains.shape[-1]]
+            pitches += (gains.transpose(1, 2).to(hidden) - 1) * (pitches - self.silent)
         wave = self.behind.push(hidden, is_last)
         if wave is None:
             return nothing
@@ -142,6 +148,15 @@ class CodecStream:
         factors, self.rests = self._factors(self.rests, wave)
         wave = wave * factors
         return wave if self.recording is None else self.recording(wave)
+
+    def _in_silence(self, device: torch.device) -> torch.Tensor:
+        """What the layers up to the LSTM give `(1, C, 1)` of silence, once they have settled."""
+        codes = self.codec.encode_codes(torch.zeros(1, 1, SILENT_FRAMES * self.codec.config.hop_length, device=device))
+        struck = torch.zeros(1, SILENT_FRAMES, self.codec.config.num_key_axes, device=device)
+        hidden = self.codec.latent_of(codes, struck).to(next(self.codec.decoder.parameters()).dtype)
+        for layer in self.remembering:
+            hidden = layer(hidden)
+        return hidden[..., SILENT_FRAMES // 2, None]
 
     def _rest(self, keys: PlayedKeys) -> torch.Tensor:
         """Factors `(1, T)` of the next frames: less than 1 long after the last key was let go, 0 before the first."""

@@ -296,6 +296,20 @@ def test_a_stream_with_dynamics_is_the_same_in_chunks():
         CodecStream(codec, dynamics=KeyDynamics(30.0, 0.5, 32, 50)).push(codes)
 
 
+def test_what_the_channels_hold_in_silence_is_not_made_louder():
+    """It is not 0, and louder it would be heard, whatever key is held; so codes of silence sound the same."""
+    torch.manual_seed(0)
+    codec = PianoEncodecModel(PianoEncodecConfig(**CODEC)).eval()
+    codes = codec.encode_codes(torch.zeros(1, 1, 150 * 640))
+    keys = PlayedKeys(torch.zeros(1, 150, 88), torch.ones(1, 150, 88, dtype=torch.bool))
+    gains = KeyDynamics(20.0, 0.5, 32, 50, sustain_db=5.0)(keys).pitches
+    assert gains[0, 100].min() > 1.4 and gains[0, 100].max() > 2
+    plain = CodecStream(codec).push(codes, True, keys)[0, 0, 50 * 640 : 140 * 640]
+    stream = CodecStream(codec, dynamics=KeyDynamics(20.0, 0.5, 32, 50, sustain_db=5.0))
+    played = stream.push(codes, True, keys)[0, 0, 50 * 640 : 140 * 640]
+    assert (played - plain).abs().max() < 1e-3 * (plain - plain.mean()).abs().max()
+
+
 def test_refused_configurations():
     with pytest.raises(StrictDataclassClassValidationError, match="num_oscillators 33 does not fit"):
         PianoEncodecConfig(**CODEC | {"num_oscillators": 33})
