@@ -228,7 +228,8 @@ class MidiValleNARConfig(MidiValleDecoderConfig):
     Args:
         stage_norm (`str`, defaults to `"table"`): where the scale and shift of the adaptive norms come from:
             `"table"` (a learned row per stage) or `"projected"` (published: a linear map of a stage vector, around
-            a norm with its own affine). Both express the same functions; a table has 70 times fewer parameters.
+            a norm with its own affine). Both express the same functions; at the published width a table has 340 times
+            fewer parameters.
         tie_word_embeddings (`bool`, defaults to `True`): the head of codebook k is the input table of codebook k.
         tie_heads_one_step_off (`bool`, defaults to `False`): as published, tie the head of codebook k to the table of
             codebook k + 1 instead; the last head stays free.

@@ -76,7 +76,7 @@ class KeyDynamics:
         attack_db (`float`, *optional*): dB that a key is made louder by while it is struck.
         sustain_db (`float`, *optional*): dB a second that held keys are made louder by while none is struck, up to 8,
             one or two of them up to 14.
-        late_db (`float`, *optional*): dB a second that they are made softer by from the third second of it on; beside
+        late_db (`float`, *optional*): dB a second that they are made softer by after three seconds of it; beside
             `sustain_db`. With it, for it is for generated tones, the treble falls while none is struck, and the even
             partials of a key that is struck alone are made softer by `attack_db`, not louder.
     """

@@ -93,7 +93,7 @@ def choose_excerpt(wave: np.ndarray, notes: np.ndarray, seconds: float) -> float
     """Start in s, on the 0.5 s grid, of the part of a recording that shows most of the piano.
 
     Many notes over a wide register; few that already sound at its beginning (the model hears them without their
-    strikes) or are cut at its end; no clipping, no silence.
+    strikes) or are cut at its end; little clipping.
 
     Args:
         wave (`np.ndarray` of shape `(samples,)`): 32 kHz, at least as long as the excerpt.

@@ -1,5 +1,5 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
-"""The `published` preset computes what the published program computes, from the published program's own weights."""
+"""The `published` preset computes what the published program computes, from weights by the published names."""
 
 import pytest
 import torch

@@ -13,8 +13,8 @@ class PianoEncodecConfig(EncodecConfig):
     r"""
     [`EncodecConfig`] with the published 32 kHz form as defaults: hop 640 samples (50 Hz), 4 codebooks of 2048.
 
-    Any `EncodecConfig` with weight norm, one chunk, one channel and one bandwidth is valid; see [`EncodecConfig`] for
-    the fields.
+    Any `EncodecConfig` with weight norm, one chunk, one channel and without level normalisation is valid; see
+    [`EncodecConfig`] for the fields.
 
     Args:
         num_key_axes (`int`, *optional*, defaults to 0): Last axes of the latent, one a key from A0 on, that the encoder

@@ -111,7 +111,8 @@ class MidiValleForConditionalGeneration(PreTrainedModel, MidiValleGenerationMixi
         How they play together (`playing`: `keys_from_midi`, `mean_vectors`, ...) is the whole's: [`MidiValleConfig`].
 
         Raises:
-            ValueError: the parts' codebooks or MIDI vocabularies differ, or they cannot play so.
+            StrictDataclassError (of huggingface_hub): the parts' codebooks or MIDI vocabularies differ, or they cannot
+                play so.
         """
         config = MidiValleConfig(
             codec_config=codec.config.to_dict(),

@@ -33,7 +33,7 @@ from .quantization_midivalle import quantize_linears
 class MidiValleNAROutput(ModelOutput):
     """
     Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*): returned with `labels`.
+        loss (`torch.Tensor` of shape `()`, *optional*): returned with `labels`.
         logits (`torch.Tensor` of shape `(B, T, codebook_size)`): of each row's stage.
         hidden_states, attentions (`tuple[torch.Tensor]`, *optional*): per layer, over MIDI rows and frames.
     """
