@@ -1,7 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Put a trained codec, AR and NAR together as one folder in Hub layout: weights, configuration, code, processor.
 
-    python -m scripts.assemble_model --codec runs/codec/final --ar runs/ar/model --nar runs/nar/model \
+    python -m scripts.assemble_model --codec runs/final/codec --ar runs/ar/model --nar runs/nar/model \\
         [--listener runs/listener] --output checkpoints/starter
 
 The decoders are rounded to --dtype; the codec must be rounded to fp16 already (`scripts.train_codec` does it), since

@@ -148,7 +148,11 @@ def _generate_items(pool: PoolFiles, model, drawn: Drawn, size: int, workers: in
 
 def main(argv: list[str] | None = None) -> int:
     """The command; 0 on success, 2 on input that cannot be used."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.generate_pool",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", required=True, help="folder or Hub id of the model whose AR and NAR generate")
     parser.add_argument("--codec", required=True, help="its codec's own folder, whose decoder is to learn")
     parser.add_argument("--midi-root", required=True, help="folder of MIDI files or of a MIDI pack with manifest.csv")

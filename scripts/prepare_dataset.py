@@ -1,7 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Make training data: pairs of prompt and target as notes, MIDI and codec codes, a dataset as the Hub has it.
 
-    python -m scripts.prepare_dataset --codec runs/codec/codec --midi-root PACK/midi --piano PIANO.tar ... \
+    python -m scripts.prepare_dataset --codec runs/codec/codec --midi-root PACK/midi --piano PIANO.tar ... \\
         --split train --items 4000 --output-dir runs/data
     python -m scripts.prepare_dataset --codec CODEC --pairs maestro-v3.0.0/ --split train --output-dir DATA
     hf upload USER/NAME DATA --repo-type dataset --exclude ".*"

@@ -1,7 +1,7 @@
 # Copyright 2026 The MIDI-VALLE for Hugging Face authors. Apache-2.0.
 """Train the decoders, AR, NAR or one after the other, on the shards of `scripts.prepare_dataset`.
 
-    accelerate launch -m scripts.train --config recipes/starter_ar.yaml --part ar \
+    accelerate launch -m scripts.train --config recipes/starter_ar.yaml --part ar \\
         --data DATA --codec CODEC --output-dir RUN
     torchrun --nproc-per-node 2 -m scripts.train ...                     # the same on two processes
     accelerate launch --config_file recipes/accelerate/ddp.yaml -m scripts.train ...  # or fsdp.yaml
@@ -122,7 +122,9 @@ def make_run(
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/*.yaml")
     parser.add_argument("--part", default="both", choices=[*sorted(PARTS), "both"], help="which decoder")
     parser.add_argument(

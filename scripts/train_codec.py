@@ -62,7 +62,9 @@ VALIDATION_SEED = 1_000_003  # of recordings: other excerpts than the first of t
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line; what contradicts itself is refused."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.train_codec", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--config", required=True, help="recipe, YAML; see recipes/codec_*.yaml")
     parser.add_argument("--midi-root", help="folder of MIDI files or of a MIDI pack with manifest.csv, to be rendered")

@@ -60,6 +60,13 @@ def test_every_python_file_has_the_licence_line_and_a_docstring():
             assert text.startswith(header) and ast.get_docstring(ast.parse(text)), path
 
 
+def test_commands_in_docstrings_are_broken_where_the_shell_takes_it():
+    """`--help` prints them: one backslash at the end of a line would join it with the next."""
+    for path in sorted((ROOT / "scripts").glob("*.py")):
+        lines = ast.get_docstring(ast.parse(path.read_text())).splitlines()
+        assert not [line for line in lines if len(line) > 120], path
+
+
 def test_every_requirement_is_pinned_and_within_the_bounds_of_pyproject():
     pins = requirements()
     for name, requirement in pins.items():
