@@ -8,7 +8,7 @@ The decoders are rounded to --dtype; the codec must be rounded to fp16 already (
 the decoders learned the codes of the rounded one; with --dtype float32, nothing is rounded. The tokenizer is the one
 that the AR has learned with. A listener, which tells the codec what it hears, lies in a folder of its own, `listener`.
 The folder loads in fp32. It is made beside --output, loaded again and compared, then moved in; other files of --output
-(prompts/) stay, and so does a model card (README.md) that somebody has written or edited.
+(prompts/) stay, and so does a model card (README.md) without the comment that says that it is written anew.
 """
 
 import argparse

@@ -70,8 +70,8 @@ What the model made of the held part (`codec`: the codec's own reconstruction of
 {licence}
 """
 DECODER_WORDS = {
-    "ar": "The AR decoder of a MIDI-VALLE model: after MIDI and a prompt, it predicts codebook 1 of a piano codec, "
-    "frame by frame.",
+    "ar": "The AR decoder of a MIDI-VALLE model: after MIDI and a prompt, it predicts the first codebook of a piano "
+    "codec, frame by frame.",
     "nar": "The NAR decoder of a MIDI-VALLE model: it predicts the codebooks of a piano codec after the first, one "
     "after the other, for all frames of a window at once.",
 }
