@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,8 @@ def run(tmp_path, capsys):
 @torch.no_grad()
 def test_from_the_file_to_equal_numbers(run, published, tmp_path, has_usual_mode):
     """A trainer's checkpoint converts, passes the recording's checks and loads by the Auto classes, tables shared."""
-    code, out, err = run("new", "--check", RECORDING, midi_valle={"model": published, "step": 3})
+    options = {"exp_dir": Path("exp/valle"), "manifest_dir": Path("data"), "num_epochs": 20}  # the trainer's, paths too
+    code, out, err = run("new", "--check", RECORDING, midi_valle={"model": published, "step": 3} | options)
     assert code == 0, err
     assert "AR logits, largest difference" in out and "ar_predict_layer.weight -> ar.lm_head.weight" in out
     report = json.loads((tmp_path / "new" / "conversion.json").read_text())

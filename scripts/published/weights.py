@@ -7,7 +7,7 @@ Every fault of a file is a `CheckpointError` of one sentence.
 import pickle
 import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -26,6 +26,9 @@ NAMES = (  # ours -> published, applied one after the other
     (r"^ar\.lm_head\.", "ar_predict_layer."),
     (r"^nar\.heads\.", "nar_predict_layers."),
 )
+# The published trainer stores its options beside the weights, and two of them are paths. A path is but text; what its
+# class is called depends on the version of Python that wrote it.
+PATHS = [(PosixPath, "pathlib.PosixPath"), (PosixPath, "pathlib._local.PosixPath")]
 STAGES = "nar.stage_embeddings.weight"  # one table of ours, an entry for each row in the file
 
 
@@ -34,16 +37,17 @@ class CheckpointError(ValueError):
 
 
 def read_pickle(path: str | Path) -> dict:
-    """The dictionary that `torch.save` wrote to `path`, mapped, not read; tensors and plain values only.
+    """The dictionary that `torch.save` wrote to `path`, mapped, not read; tensors, plain values and paths only.
 
     Raises:
-        CheckpointError: no such file, no such format, or other objects in it than tensors and plain values.
+        CheckpointError: no such file, no such format, or other objects in it than these.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(PATHS):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise CheckpointError(f"{path}: not a file of torch.save") from error
