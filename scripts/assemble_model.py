@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import EncodecFeatureExtractor
+from transformers import EncodecFeatureExtractor, GenerationConfig
 from transformers.utils import logging
 
 from modeling_midivalle import MidiValleForConditionalGeneration
@@ -29,6 +29,7 @@ from modeling_midivalle.configuration_midivalle import COLOURS
 from processing import MidiValleProcessor
 from scripts.models.model_folder import LISTENER, load_listener, model_type, reason
 from scripts.models.trained_parts import WHOLE, load_part
+from scripts.published.weights import SAMPLING
 from scripts.training.model_card import CARD, add_licence, base_of, base_of_listener, is_edited, whole_card
 from scripts.unfinished import check_output_folder, set_usual_mode, unfinished_folder
 from tokenization import MidiValleTokenizer
@@ -71,7 +72,7 @@ def round_weights(model: MidiValleForConditionalGeneration, dtype: torch.dtype) 
         if name.startswith("codec.") and "codebook" not in name and not torch.equal(stored.float(), value):
             raise AssembleError(
                 f"{name}: the codec is not rounded to fp16, so the decoders learned other codes than it would make; "
-                "export it by scripts.train_codec before the data are encoded"
+                "export it by scripts.train_codec before the data are encoded, or give --dtype float32"
             )
     return rounded
 
@@ -140,6 +141,8 @@ def assemble(
         model = MidiValleForConditionalGeneration.from_sub_models(**parts, **playing)
     except StrictDataclassError as error:
         raise AssembleError(f"the parts do not fit together: {reason(error)}") from error
+    if model.config.ar_config.objective == "published_sum":  # an AR that knows the truth alone, as published
+        model.generation_config = GenerationConfig(**SAMPLING)
     rounded = round_weights(model, dtype)
     heard = None if listener is None else load_listener(listener)
     if quantize_listener and listener is None:
@@ -199,7 +202,9 @@ def move_in(source: Path, output: Path, max_mib: float) -> None:
     stale = {p for p in old - new if WEIGHT_FILE.fullmatch(str(p)) or p.parts[0] == LISTENER}
     size = sum((source / p).stat().st_size for p in new) + sum((output / p).stat().st_size for p in old - new - stale)
     if size > max_mib * 2**20:
-        raise AssembleError(f"{output}: {size / 2**20:.1f} MiB would be more than {max_mib} MiB; take smaller parts")
+        raise AssembleError(
+            f"{output}: {size / 2**20:.1f} MiB would be more than {max_mib} MiB; take smaller parts, or raise --max-mib"
+        )
     output.mkdir(parents=True, exist_ok=True)
     for path in sorted(new, key=lambda p: (p.suffix != ".safetensors", p)):  # the index only after its shards
         (output / path).parent.mkdir(parents=True, exist_ok=True)

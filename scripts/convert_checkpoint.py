@@ -31,6 +31,7 @@ from scripts.models.trained_parts import load_part
 from scripts.published.check import Check, compare
 from scripts.published.codec import read_codec_export
 from scripts.published.weights import (
+    SAMPLING,
     CheckpointError,
     published_names,
     read_configs,
@@ -42,8 +43,6 @@ from scripts.wording import counted
 from tokenization import MidiValleTokenizer
 
 CARD = Path(__file__).parents[1] / "model_cards" / "midivalle_published.md"
-# Our choice. Published, any code may be drawn; always the likeliest one makes VALL-E and its kin repeat themselves.
-SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 SHARD_SIZE = "500MB"  # saving and loading hold one shard beside the model
 
 

@@ -18,6 +18,7 @@ from scripts import assemble_model
 from scripts.codec.parts import trained_listener
 from scripts.models.model_folder import load_listener
 from scripts.models.trained_parts import codec_hash
+from scripts.published.weights import SAMPLING
 from tokenization import MidiValleTokenizer
 
 IS_REMOTE = """
@@ -109,11 +110,23 @@ def test_notes_are_read_as_the_decoders_have_learned_them(parts, tmp_path, capsy
     assert (processor.max_prompt_seconds, processor.max_window_seconds) == (3.0, 20.0)
 
 
-def test_a_codec_that_is_not_rounded_is_stored_as_it_is(parts, tmp_path):
+def test_decoders_of_the_published_objective_are_sampled_as_the_converted_ones(make_model, parts, tmp_path):
+    """Their AR learned from the truth alone: always the likeliest code, it would repeat itself."""
+    assert assemble(tmp_path) == 0
+    assert not AutoModel.from_pretrained(tmp_path / "out").generation_config.do_sample
+    make_model("published").ar.save_pretrained(tmp_path / "ar")
+    make_model("published").nar.save_pretrained(tmp_path / "nar")
+    assert assemble(tmp_path) == 0
+    config = AutoModel.from_pretrained(tmp_path / "out").generation_config
+    assert {name: getattr(config, name) for name in SAMPLING} == SAMPLING
+
+
+def test_a_codec_that_is_not_rounded_is_stored_as_it_is(parts, tmp_path, capsys):
     with torch.no_grad():
         parts.codec.encoder.layers[0].conv.bias += 1e-5
     parts.codec.save_pretrained(tmp_path / "codec")
-    assert assemble(tmp_path) == 2 and assemble(tmp_path, "--dtype", "float32") == 0
+    assert assemble(tmp_path) == 2 and "or give --dtype float32" in capsys.readouterr().err
+    assert assemble(tmp_path, "--dtype", "float32") == 0
     loaded = AutoModel.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in parts.state_dict().items())
 
@@ -220,7 +233,10 @@ def test_how_large_the_folder_may_be(parts, tmp_path, monkeypatch, capsys):
     assert assemble(tmp_path, "--max-mib", limit) == 0
     (tmp_path / "out" / "README.md").write_bytes(bytes(2**16))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    assert assemble(tmp_path, "--max-mib", limit) == 2 and "MiB; take smaller parts" in capsys.readouterr().err
+    assert (
+        assemble(tmp_path, "--max-mib", limit) == 2
+        and "MiB; take smaller parts, or raise --max-mib" in capsys.readouterr().err
+    )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 

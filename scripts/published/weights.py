@@ -29,6 +29,9 @@ NAMES = (  # ours -> published, applied one after the other
 # The published trainer stores its options beside the weights, and two of them are paths. A path is but text; what its
 # class is called depends on the version of Python that wrote it.
 PATHS = [(PosixPath, "pathlib.PosixPath"), (PosixPath, "pathlib._local.PosixPath")]
+# What generation chooses from, by our rules. Published, any code may be drawn; always the likeliest one makes VALL-E
+# and its kin repeat themselves.
+SAMPLING = {"do_sample": True, "top_k": 50, "top_p": 0.95}
 STAGES = "nar.stage_embeddings.weight"  # one table of ours, an entry for each row in the file
 
 
