@@ -31,7 +31,7 @@ from modeling_midivalle import (
 )
 from scripts.dataset.shards import DEFAULT_SUSTAIN
 from scripts.decoders.data import DataError, TrainingStream, dataset_info, shard_files
-from scripts.decoders.objectives import start_from_codebooks
+from scripts.decoders.objectives import start_as_published, start_from_codebooks
 from scripts.decoders.recipe import TrainRecipe
 from scripts.decoders.run import BadLossError, Run
 from scripts.models.model_folder import model_folder
@@ -73,6 +73,8 @@ def start_model(recipe: TrainRecipe, part: str, codebooks: torch.Tensor):
     check_can_learn(part, model.config, codebooks)
     if recipe.init_from is None and recipe.codebook_start:
         start_from_codebooks(model, codebooks)
+    elif recipe.init_from is None and recipe.preset == "published":
+        start_as_published(model)
     return model
 
 

@@ -14,6 +14,7 @@ from scripts.decoders.objectives import (
     nar_frame_loss,
     nar_loss,
     published_loss,
+    start_as_published,
     start_from_codebooks,
     sum_of,
 )
@@ -70,6 +71,29 @@ def test_a_started_nar_adds_the_latent_up(codebooks, batch):
 def test_a_start_needs_room(codebooks):
     with pytest.raises(ValueError, match="do not fit"):
         start_from_codebooks(make("ar"), codebooks.repeat(1, 1, 2))
+
+
+@pytest.mark.parametrize("part", ["ar", "nar"])
+def test_the_published_start_is_torchs_own_with_all_layers_alike(part):
+    size = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 64}
+    config, model = {"ar": (MidiValleARConfig, MidiValleARModel), "nar": (MidiValleNARConfig, MidiValleNARModel)}[part]
+    core = model(config.from_preset("published", **size))
+    start_as_published(core)
+    tables = [module.weight for module in core.modules() if isinstance(module, torch.nn.Embedding)]
+    assert len(tables) == {"ar": 7, "nar": 11}[part]
+    assert all(0.8 < float(table.std()) < 1.2 for table in tables)
+    if part == "nar":
+        assert core.heads[0].weight is core.audio_embeddings[2].weight
+    layer, *others = (core.model if part == "ar" else core).layers
+    attention = layer.self_attn
+    assert not attention.in_proj.bias.any() and not attention.out_proj.bias.any()
+    bounds = {layer.linear1: 32**-0.5, layer.linear2: 64**-0.5, attention.out_proj: 32**-0.5}
+    bounds |= {core.embeddings.midi_projection: 544**-0.5} if part == "nar" else {core.lm_head: 32**-0.5}
+    bounds |= {layer.norm1.project_layer: 32**-0.5} if part == "nar" else {}
+    for linear, bound in (bounds | {attention.in_proj: (6 / (32 + 96)) ** 0.5}).items():  # uniform up to there
+        assert 0.95 * bound < float(linear.weight.abs().max()) <= bound
+    for other in others:
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in layer.state_dict().items())
 
 
 def test_the_ar_never_sees_the_truth(codebooks, batch):

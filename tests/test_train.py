@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -870,3 +871,14 @@ def test_recipes_can_be_read_and_have_an_optimiser(name):
     optimizer = make_optimizer(recipe.optimizer, torch.nn.Linear(2, 2), *settings)
     assert optimizer.param_groups[0]["lr"] == recipe.learning_rate and recipe.save_steps <= recipe.steps
     assert (type(optimizer).__name__ == "ScaledAdam") == (name == "paper")
+
+
+def test_the_paper_begins_with_the_initial_values_of_its_program():
+    recipe = train.TrainRecipe.from_yaml(f"{Path(__file__).parents[1]}/recipes/paper.yaml")
+    size = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+    books = torch.zeros(4, 2048, 1)
+    tables = [
+        train.start_model(replace(recipe, ar=size), "ar", books).model.audio_embedding,
+        train.start_model(replace(recipe, nar=size), "nar", books).audio_embeddings[0],
+    ]
+    assert all(0.95 < float(table.weight.std()) < 1.05 for table in tables)

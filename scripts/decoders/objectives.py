@@ -60,6 +60,21 @@ def start_from_codebooks(core, codebooks: torch.Tensor) -> None:
         norm.table[:, D], norm.table[:, width + D] = 0.0, 1.0
 
 
+@torch.no_grad()
+def start_as_published(core) -> None:
+    """Give an AR or NAR the initial values of the published program: torch's own, and all layers begin as the first."""
+    for kind in (torch.nn.Linear, torch.nn.Embedding):  # tables last: tied heads are tables
+        for module in core.modules():
+            if isinstance(module, kind):
+                module.reset_parameters()
+    first, *others = getattr(core, "model", core).layers
+    torch.nn.init.xavier_uniform_(first.self_attn.in_proj.weight)
+    for linear in (first.self_attn.in_proj, first.self_attn.out_proj):
+        linear.bias.zero_()
+    for layer in others:
+        layer.load_state_dict(first.state_dict())
+
+
 class DecoderLosses(torch.nn.Module):
     """A decoder with what it is trained for, in one forward pass: that is what DDP and FSDP have to see.
 
