@@ -823,6 +823,8 @@ def music(tmp_path):
         save_midi(tmp_path / "music" / f"{name}.mid", *[(t / 3, 0.3, 60 + t) for t in range(notes)])
     (tmp_path / "music" / "bad.mid").write_text("no music")
     (tmp_path / "music" / "._a.mid").write_text("as some systems put beside each file")
+    (tmp_path / "music" / ".versions").mkdir()
+    (tmp_path / "music" / ".versions" / "a.mid").write_text("as some systems keep what was there before")
     (tmp_path / "music" / "folder.mid").mkdir()
     (tmp_path / "out").mkdir()
     return tmp_path
