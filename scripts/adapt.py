@@ -254,9 +254,18 @@ def table(before: dict[str, float], after: dict[str, float], codec: dict[str, fl
     return "\n".join(rows)
 
 
-def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcriber, listen: bool, output: Path) -> dict:
-    """Add an adapter to `model`, train it and write it to the folder `output`; returns steps and the figures `before`,
-    `after` and of the `codec`.
+def write_adapter(model, output: Path, base: str) -> None:
+    """The adapter of `model` to `output`, with the name of its `base`: peft writes a path on this machine."""
+    export(model, output)
+    file = output / ADAPTER_FILES[0]
+    write_json(file, json.loads(file.read_text()) | {"base_model_name_or_path": base})
+
+
+def adapt(
+    model, processor, recording: Recording, recipe: AdaptRecipe, transcriber, listen: bool, output: Path, base: str
+) -> dict:
+    """Add an adapter to `model`, whose name is `base`, train it and write it to the folder `output`; returns steps and
+    the figures `before`, `after` and of the `codec`.
 
     Raises:
         AdaptError: peft is missing, or the held part is shorter than a target or, if listened to, without notes.
@@ -285,9 +294,9 @@ def adapt(model, processor, recording: Recording, recipe: AdaptRecipe, transcrib
     before = figures()  # a new adapter changes nothing: its second matrix is zero
     learning = {name: part for name, part in losses.items() if recipe.part in (name, "both")}
     steps = learn(learning, trained, recording, recipe, end)
-    export(model, output)  # now: whatever becomes of what follows
+    write_adapter(model, output, base)  # now: whatever becomes of what follows
     learn_colour(model, processor, recording, recipe, end)
-    export(model, output)
+    write_adapter(model, output, base)
     after, codec = figures(), {}
     if listen:
         codec = heard(recording, reconstruct(model, recording, recipe, end, seconds), end, seconds, transcriber)
@@ -310,13 +319,12 @@ def adapt_files(args: argparse.Namespace, output: Path) -> dict:
     recording, remark = read_recording(args.audio, args.midi, model, processor)
     print(f"{recording.seconds:.0f} s, {counted(len(recording.notes), 'note')}. {remark}", flush=True)
     transcriber = None if args.losses_only else find_transcriber()
-    report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output)
+    base = base_of(args.model, folder).name
+    report = adapt(model, processor, recording, recipe, transcriber, not args.losses_only, output, base)
     write_json(output / "report.json", report)
     figures = table(report["before"], report["after"], report["codec"])
     about = (recipe, recording.seconds, len(recording.notes), report["steps"])
     write_text(output / CARD, adapter_card(output.name, args.model, folder, *about, figures))
-    config = json.loads((output / ADAPTER_FILES[0]).read_text())  # peft names the base by its path on this machine
-    write_json(output / ADAPTER_FILES[0], config | {"base_model_name_or_path": base_of(args.model, folder).name})
     return report
 
 
@@ -339,8 +347,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = (output / "adapter_config.json").is_file()
-        print(f"interrupted; {f'the adapter is in {output}' if kept else 'no adapter was written'}", file=sys.stderr)
+        kept = f"the adapter is in {output}, without card and figures"
+        is_kept = (output / ADAPTER_FILES[0]).is_file()
+        print(f"interrupted; {kept if is_kept else 'no adapter was written'}", file=sys.stderr)
         return 130
     print(table(report["before"], report["after"], report["codec"]))
     folder = str(args.output_dir)

@@ -186,7 +186,7 @@ def test_a_held_part_without_notes_is_refused_before_anything_is_learned(folder,
     recording = Recording(wave, notes, codes, codes, processor.tokenizer)
     recipe = adapt.AdaptRecipe(prompt_seconds=(1.0, 2.0), target_seconds=2.0)
     with pytest.raises(adapt.AdaptError, match="no note is struck from 16 to 20 s, .*: change held_share, or give"):
-        adapt.adapt(model, processor, recording, recipe, None, True, tmp_path / "out")
+        adapt.adapt(model, processor, recording, recipe, None, True, tmp_path / "out", "base")
     assert not (tmp_path / "out").exists()
 
 
@@ -390,7 +390,7 @@ def test_a_recording_with_no_room_for_a_target_is_refused(prompt, share, tmp_pat
     recording = Recording(np.zeros(20 * RATE), np.zeros(0, NOTE_DTYPE), codes, codes, MidiValleTokenizer())
     recipe = adapt.AdaptRecipe(prompt_seconds=(1.0, prompt), target_seconds=3.5, held_share=share)
     with pytest.raises(adapt.AdaptError, match="the held part or the rest is shorter than a target: change held_share"):
-        adapt.adapt(None, None, recording, recipe, None, False, tmp_path / "out")
+        adapt.adapt(None, None, recording, recipe, None, False, tmp_path / "out", "base")
 
 
 def test_an_adapter_begins_as_its_recipe_says(make_model):
@@ -485,6 +485,21 @@ def test_interrupted_before_there_is_an_adapter(run, tmp_path, monkeypatch, caps
     monkeypatch.setattr(adapt, "read_recording", interrupted)
     assert run(5) == 130 and capsys.readouterr().err == "interrupted; no adapter was written\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_once_there_is_an_adapter(run, tmp_path, monkeypatch, capsys):
+    """It may go to the Hub too: no path of this machine is in it."""
+    pytest.importorskip("peft", reason="make install-peft")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt, "learn_colour", interrupted)
+    assert run(61, "--losses-only") == 130
+    said = f"interrupted; the adapter is in {tmp_path / 'out'}, without card and figures\n"
+    assert capsys.readouterr().err.endswith(said)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "model" and not (tmp_path / "out" / "README.md").exists()
 
 
 @pytest.mark.parametrize("seconds", [31.0, 62.31])
