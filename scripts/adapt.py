@@ -87,6 +87,8 @@ class AdaptRecipe:
             raise ValueError(f"held_share must be between 0 and 1, got {self.held_share}")
         if any(seconds % GRID_S for seconds in (*self.prompt_seconds, self.target_seconds)):
             raise ValueError(f"prompt_seconds and target_seconds must be multiples of {GRID_S}")
+        if not self.dropout < 1:  # with 1 nothing is learned
+            raise ValueError(f"dropout must be below 1, got {self.dropout}")
         if self.part not in PARTS:
             raise ValueError(f"part must be one of {', '.join(PARTS)}, got {self.part!r}")
 
